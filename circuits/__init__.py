@@ -1,0 +1,40 @@
+"""The pruned causal graph and the evidence for it."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .circuit import Circuit, CircuitEdge, CircuitNode, Faithfulness
+    from .discovery import discover
+    from .faithfulness import evaluate
+    from .tasks import TASKS, load_task
+    from .verification import VerifiedEdge, verify
+
+__all__ = [
+    "TASKS",
+    "Circuit",
+    "CircuitEdge",
+    "CircuitNode",
+    "Faithfulness",
+    "VerifiedEdge",
+    "discover",
+    "evaluate",
+    "load_task",
+    "verify",
+]
+
+# Where each name lives: imported when first used, because torch takes a second.
+_MODULES = {
+    "circuit": ("Circuit", "CircuitEdge", "CircuitNode", "Faithfulness"),
+    "discovery": ("discover",),
+    "faithfulness": ("evaluate",),
+    "tasks": ("TASKS", "load_task"),
+    "verification": ("VerifiedEdge", "verify"),
+}
+
+
+def __getattr__(name: str) -> object:
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(import_module(f".{module}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

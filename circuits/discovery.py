@@ -1,0 +1,296 @@
+"""The main job: from a model and prompt pairs to a verified circuit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..edges.attribution import (
+    EdgeScores,
+    NodeScores,
+    check_gradient,
+    score_edges,
+    score_nodes,
+)
+from ..edges.errors import InputError
+from ..edges.graph import SLOTS
+from ..edges.masking import run_edges
+from ..edges.model import Model
+from ..edges.prompts import PromptPairs
+from .circuit import Circuit, CircuitEdge
+from .document import dumps, to_document
+from .faithfulness import evaluate
+from .pruning import connected, keep_by_size, keep_by_threshold
+from .runs import RunDirectory, read_scores, write_scores
+from .tasks import find_task
+from .verification import VerifiedEdge, verify
+
+SCORES_FILE = "scores.safetensors"
+EFFECTS_FILE = "effects.jsonl"
+
+DEFAULT_BUDGET = 200
+DEFAULT_THRESHOLD = 0.01
+"""Default threshold on verified effects, as a share of the metric gap."""
+
+Progress = Callable[[str, int, int], Any]
+"""Called with (stage, steps finished since the last call, steps in all)."""
+
+
+@dataclass(frozen=True)
+class MetricGap:
+    """What the model does on clean and on corrupted prompts; means over pairs.
+
+    Attributes:
+        standard_error: of the gap; nan for a single pair.
+    """
+
+    clean: float
+    corrupted: float
+    standard_error: float
+
+    @property
+    def gap(self) -> float:
+        return self.clean - self.corrupted
+
+    @property
+    def weakness(self) -> str | None:
+        """Why this is no behaviour worth explaining; None if it is one."""
+        if self.gap <= 0:
+            return "the model does it no better on the clean prompts than on the corrupted ones"
+        if self.gap < 2 * self.standard_error:
+            return "the difference is within two standard errors of zero"
+        return None
+
+
+def measure_gap(
+    model: Model,
+    pairs: PromptPairs,
+    metric: str,
+    allow_weak: bool = False,
+    batch_size: int | None = None,
+) -> MetricGap:
+    """The metric on clean and on corrupted prompts.
+
+    Raises:
+        InputError: there is no behaviour to explain (see ``MetricGap.weakness``), unless
+            ``allow_weak``.
+    """
+    values = run_edges(model, pairs, [], metric, batch_size)
+    difference = (values.full - values.empty).double()
+    n_pairs = len(pairs)
+    found = MetricGap(
+        values.full.double().mean().item(),
+        values.empty.double().mean().item(),
+        difference.std().item() / math.sqrt(n_pairs) if n_pairs > 1 else math.nan,
+    )
+    if found.weakness and not allow_weak:
+        raise InputError(
+            f"expected model {model.name} to do the task; its mean {metric} is {found.clean:.4g} on "
+            f"the clean prompts and {found.corrupted:.4g} on the corrupted ones (gap "
+            f"{found.gap:.4g} +- {found.standard_error:.2g}): {found.weakness}. Use prompts it can "
+            "answer, or go on anyway with --allow-weak (allow_weak=True)"
+        )
+    return found
+
+
+def discover(
+    model: Model,
+    pairs: PromptPairs,
+    out: str | Path | None = None,
+    *,
+    metric: str | None = None,
+    direction: str = "noising",
+    gradient: str | None = None,
+    budget: int = DEFAULT_BUDGET,
+    threshold: float | None = None,
+    size: int | None = None,
+    allow_weak: bool = False,
+    batch_size: int | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> Circuit:
+    """Finds the circuit of a behaviour and proves its edges.
+
+    Scores all nodes and edges, measures the best ``budget`` edges by path patching, keeps those
+    worth keeping that lie on a path from input to logits, and evaluates what the circuit carries
+    by itself.
+
+    Args:
+        out: a run directory: every result is written there as it comes.
+        metric: a name in ``METRICS``; None takes the one usual for the pairs' task.
+        direction: ``noising`` or ``denoising``; see ``patch_edges``.
+        gradient: the run at which scores take the gradient; see ``score_edges``.
+        budget: how many edges to verify, best score first.
+        threshold: keep verified edges of at least this magnitude, in units of the metric; None is
+            1 % of the metric gap.
+        size: keep this many edges instead; may reach beyond the verified ones.
+        allow_weak: go on although the model hardly does the task.
+        batch_size: rows at once; None takes what fits into memory.
+        resume: finish the run that ``out`` holds.
+
+    Raises:
+        InputError: options, pairs or a directory that cannot be used, or no behaviour to explain.
+        WiremapError: results that are not finite.
+    """
+    if threshold is not None and size is not None:
+        raise InputError("expected a threshold or a size, got both; they choose edges differently")
+    if budget < 1:
+        raise InputError(f"expected a budget of at least 1 edge, got {budget}")
+    metric = metric or usual_metric(pairs)
+    question: dict[str, Any] = {
+        "model": describe_model(model),
+        "task": describe_task(pairs),
+        "method": {
+            "metric": metric,
+            "direction": direction,
+            "patch_with": "corrupted",
+            "gradient": check_gradient(gradient, direction),
+            "reader": "linear",
+            "budget": budget,
+            "threshold": threshold,
+            "size": size,
+            "batch_size": batch_size,
+        },
+    }
+    report = progress or (lambda stage, done, total: None)
+    gap = measure_gap(model, pairs, metric, allow_weak, batch_size).gap
+    run = None if out is None else RunDirectory(Path(out), question, model.device, resume)
+    nodes, edges = _score(model, pairs, question, run, report)
+    ranked = edges.top()
+    verified = _verify(model, pairs, [name for name, _ in ranked[:budget]], question, run, report)
+    candidates = _candidates(model, ranked, verified)
+    if size is not None:
+        chosen = keep_by_size(candidates, size)
+    else:
+        threshold = DEFAULT_THRESHOLD * abs(gap) if threshold is None else threshold
+        chosen = keep_by_threshold(candidates, threshold)
+    kept = connected(model.graph, chosen)
+    with _stage(run, "evaluate"):
+        faithfulness = evaluate(
+            model,
+            pairs,
+            [edge.name for edge in kept],
+            metric,
+            batch_size,
+            lambda done: report("evaluate the circuit", done, len(pairs)),
+        )
+    circuit = Circuit.build(
+        model.graph,
+        kept,
+        dict(nodes.top()),
+        model=question["model"],
+        task=question["task"],
+        method={
+            **question["method"],
+            "threshold": threshold,
+            "edges_in_model": model.graph.n_edges,
+            "edges_verified": len(verified),
+            "edges_chosen": len(chosen),
+            "edges_disconnected": len(chosen) - len(kept),
+        },
+        faithfulness=faithfulness,
+    )
+    if run is not None:
+        document = to_document(circuit)
+        run.write("circuit.json", dumps(document))
+        run.write("faithfulness.json", dumps(document["faithfulness"]))
+    return circuit
+
+
+def usual_metric(pairs: PromptPairs) -> str:
+    """The metric usual for the pairs' task; ``logit_diff`` for pairs of no built-in task."""
+    task = pairs.source.get("task")
+    return find_task(str(task)).metric if task else "logit_diff"
+
+
+def describe_model(model: Model) -> dict[str, Any]:
+    """What a result says of the model it belongs to; enough to load it again and to recognize it."""
+    return {
+        "name": model.name,
+        "architecture": model.architecture,
+        "sha256": model.fingerprint(),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": model.device.type,
+        "bos": model.tokenizer.bos if model.tokenizer else None,
+    }
+
+
+def describe_task(pairs: PromptPairs) -> dict[str, Any]:
+    """What a result says of the pairs it belongs to."""
+    return {**pairs.source, "n_pairs": len(pairs), "sha256": pairs.fingerprint()}
+
+
+def _stage(run: RunDirectory | None, name: str) -> AbstractContextManager[None]:
+    return nullcontext() if run is None else run.stage(name)
+
+
+def _score(
+    model: Model,
+    pairs: PromptPairs,
+    question: Mapping[str, Any],
+    run: RunDirectory | None,
+    report: Progress,
+) -> tuple[NodeScores, EdgeScores]:
+    """Scores of all nodes and edges, from the run directory if they are there."""
+    if run is not None and (run.path / SCORES_FILE).exists():
+        nodes, edges, _ = read_scores(run.path / SCORES_FILE)
+        if nodes is not None and edges is not None:
+            report("score all edges", len(pairs), len(pairs))
+            return nodes, edges
+    options = {key: question["method"][key] for key in ("metric", "gradient", "direction", "batch_size")}
+    with _stage(run, "score"):
+        nodes = score_nodes(model, pairs, **options)
+        edges = score_edges(
+            model, pairs, **options, progress=lambda done: report("score all edges", done, len(pairs))
+        )
+        if run is not None:
+            write_scores(run.path / SCORES_FILE, nodes, edges, question)
+    return nodes, edges
+
+
+def _verify(
+    model: Model,
+    pairs: PromptPairs,
+    edges: Sequence[str],
+    question: Mapping[str, Any],
+    run: RunDirectory | None,
+    report: Progress,
+) -> list[VerifiedEdge]:
+    options = {key: question["method"][key] for key in ("metric", "direction", "batch_size")}
+    with _stage(run, "verify"):
+        return verify(
+            model,
+            pairs,
+            edges,
+            **options,
+            effects_file=run.path / EFFECTS_FILE if run else None,
+            progress=lambda done: report("verify edges", done, len(edges)),
+        )
+
+
+def _candidates(
+    model: Model, ranked: Sequence[tuple[str, float]], verified: Sequence[VerifiedEdge]
+) -> list[CircuitEdge]:
+    """All edges, best score first, with what is known of each."""
+    measured = {edge.name: edge for edge in verified}
+    candidates: list[CircuitEdge] = []
+    for name, score in ranked:
+        edge = model.graph.edge(name)
+        reader = model.graph.readers[edge.reader]
+        found = measured.get(name)
+        candidates.append(
+            CircuitEdge(
+                source=model.graph.writers[edge.writer].name,
+                target=reader.node,
+                slot=reader.kind if reader.kind in SLOTS else None,
+                score=score,
+                effect=found and found.effect,
+                standard_error=found and found.standard_error,
+                n_pairs=found and len(found.effects),
+            )
+        )
+    return candidates

@@ -1,0 +1,204 @@
+"""A run directory: what was asked, and every result as soon as it is there.
+
+Files are written under another name and then renamed, so none is ever seen half written;
+``effects.jsonl`` alone grows by whole chunks, and what a kill left of one is dropped on resuming.
+Times stand in ``run.json`` and nowhere else: all other files of a resumed run are those of an
+unbroken one, byte for byte.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, cast
+
+import safetensors
+import safetensors.torch
+import torch
+
+from ..edges.attribution import EdgeScores, NodeScores
+from ..edges.errors import InputError
+from ..edges.graph import ModelGraph
+from .document import loads
+from ..edges.files import read_text, write_atomically
+
+_RUN_FORMAT = "wiremap-run"
+_SCORES_FORMAT = "wiremap-scores"
+VERSION = "1.0"
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Versions and device of this process."""
+    packages = ("wiremap", "torch", "transformer_lens", "transformers")
+    return {
+        "python": platform.python_version(),
+        **{package: version(package) for package in packages},
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+    }
+
+
+class RunDirectory:
+    """A directory that belongs to one question.
+
+    Args:
+        question: all that determines the results, as plain JSON data.
+        resume: go on with a run of the same question, if there is one.
+
+    Raises:
+        InputError: the directory holds something already, and ``resume`` is not set; it holds
+            another question (the differences are named); it cannot be written.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        question: Mapping[str, Any],
+        device: torch.device,
+        resume: bool = False,
+    ) -> None:
+        self.path = path
+        self._run_file = path / "run.json"
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            occupied = any(path.iterdir())
+        except OSError as error:
+            raise InputError(
+                f"cannot make run directory {path}: {error.strerror}; choose another (-o)"
+            ) from error
+        self.record: dict[str, Any] = {
+            "format": _RUN_FORMAT,
+            "schema_version": VERSION,
+            "question": json.loads(json.dumps(question)),
+            "environment": environment(device),
+            "started": time.time(),
+            "stages": {},
+        }
+        if occupied:
+            self._take_over(resume)
+        self._write()
+
+    def _take_over(self, resume: bool) -> None:
+        if not self._run_file.is_file():
+            raise InputError(
+                f"{self.path} is not empty and holds no wiremap run; choose another directory (-o)"
+            )
+        if not resume:
+            raise InputError(
+                f"{self.path} already holds a run; go on with it (--resume), or choose another "
+                "directory (-o)"
+            )
+        found = read_run(self._run_file)
+        wanted, there = self.record["question"], found["question"]
+        changed = list(_differences(there, wanted))
+        if changed:
+            raise InputError(
+                f"{self.path} holds the run of another question: {'; '.join(changed[:6])}. "
+                "Ask the same again, or choose another directory (-o)"
+            )
+        self.record["started"] = found["started"]
+        self.record["stages"] = found["stages"]
+        for leftover in self.path.glob(".*.tmp"):
+            leftover.unlink()
+
+    def _write(self) -> None:
+        write_atomically(self._run_file, json.dumps(self.record, indent=2, allow_nan=False) + "\n")
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Notes in run.json that a stage was finished, and how long it took."""
+        start = time.perf_counter()
+        yield
+        self.record["stages"][name] = {"seconds": round(time.perf_counter() - start, 3)}
+        self._write()
+
+    def write(self, name: str, content: str | bytes) -> None:
+        write_atomically(self.path / name, content)
+
+
+def read_run(path: Path) -> dict[str, Any]:
+    """The content of a run.json. Raises InputError if it is none."""
+    try:
+        found = loads(read_text(path))
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    if not isinstance(found, dict) or cast("dict[str, Any]", found).get("format") != _RUN_FORMAT:
+        raise InputError(f"{path}: expected the run.json of a wiremap run, got something else")
+    record = cast("dict[str, Any]", found)
+    for key, kind in (("question", dict), ("stages", dict), ("started", float)):
+        if not isinstance(record.get(key), kind):
+            raise InputError(f"{path}: expected {key}, but it is missing or damaged")
+    return record
+
+
+def _differences(there: Any, wanted: Any, where: str = "") -> Iterator[str]:
+    """``model.name was 'a', now 'b'`` for every leaf that differs."""
+    if isinstance(there, dict) and isinstance(wanted, dict):
+        one, other = cast("dict[str, Any]", there), cast("dict[str, Any]", wanted)
+        for key in sorted({*one, *other}):
+            yield from _differences(one.get(key), other.get(key), f"{where}.{key}".lstrip("."))
+    elif there != wanted:
+        yield f"{where} was {there!r:.60}, now {wanted!r:.60}"
+
+
+# ---- scores.safetensors
+
+
+def write_scores(
+    path: Path,
+    nodes: NodeScores | None,
+    edges: EdgeScores | None,
+    question: Mapping[str, Any],
+) -> None:
+    """Scores with the names of their axes and the question they answer."""
+    graph = (nodes or cast(EdgeScores, edges)).graph
+    described = {
+        "format": _SCORES_FORMAT,
+        "schema_version": VERSION,
+        "shape": graph.as_dict(),
+        "writers": [writer.name for writer in graph.writers],
+        "readers": [reader.name for reader in graph.readers],
+        "question": question,
+    }
+    tensors: dict[str, torch.Tensor] = {}
+    if nodes is not None:
+        tensors["node_scores"] = nodes.scores
+    if edges is not None:
+        tensors["edge_scores"] = edges.scores
+    # One entry only: safetensors does not keep the order of several.
+    metadata = {"wiremap": json.dumps(described, allow_nan=False)}
+    write_atomically(path, safetensors.torch.save(tensors, metadata))
+
+
+def read_scores(path: Path) -> tuple[NodeScores | None, EdgeScores | None, dict[str, Any]]:
+    """What ``write_scores`` wrote. Raises InputError if it is something else."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+            metadata: dict[str, str] = file.metadata() or {}
+            tensors: dict[str, torch.Tensor] = {name: file.get_tensor(name) for name in file.keys()}
+    except (OSError, safetensors.SafetensorError) as error:  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
+        raise InputError(f"{path}: cannot be read as scores: {error}") from None
+    try:
+        described = loads(metadata.get("wiremap", "null"))
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    if not isinstance(described, dict) or described.get("format") != _SCORES_FORMAT:
+        raise InputError(f"{path}: expected scores written by wiremap, got another safetensors file")
+    graph = ModelGraph(**described["shape"])
+    expected = {
+        "node_scores": (len(graph.writers),),
+        "edge_scores": (len(graph.writers), len(graph.readers)),
+    }
+    for name, tensor in tensors.items():
+        if tuple(tensor.shape) != expected.get(name):
+            raise InputError(
+                f"{path}: expected {name} of shape {expected.get(name)}, got {tuple(tensor.shape)}"
+            )
+    nodes = NodeScores(graph, tensors["node_scores"]) if "node_scores" in tensors else None
+    edges = EdgeScores(graph, tensors["edge_scores"]) if "edge_scores" in tensors else None
+    return nodes, edges, cast("dict[str, Any]", described["question"])
+

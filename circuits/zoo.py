@@ -1,0 +1,283 @@
+"""The bundled models: what they are, and how they were trained.
+
+    python -m wiremap.circuits.zoo train NAME [--out DIR]
+
+trains one on synthetic sentences of the built-in tasks and writes it in Hugging Face format, with
+``training.json`` (the final numbers of its training) beside the weights. They are small enough to
+run anywhere and good enough at their tasks to have a circuit worth finding.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+import transformers
+from jaxtyping import Bool, Int64
+from tokenizers import Regex, pre_tokenizers
+from tokenizers import Tokenizer as TokenizerCore
+from tokenizers.models import WordLevel
+from torch import Tensor
+
+from ..edges.errors import InputError
+from ..edges.prompts import PromptPairs
+from .tasks import Record, Task, find_task
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one bundled model is made. ``weights`` says how often each task's sentences come."""
+
+    name: str
+    weights: Mapping[str, float]
+    config: Mapping[str, Any]
+    steps: int
+    batch_size: int = 256
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.1
+    seed: int = 0
+
+    @property
+    def tasks(self) -> list[Task]:
+        return [find_task(name) for name in self.weights]
+
+
+RECIPES: Mapping[str, Recipe] = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe(
+            name="ioi-mini",
+            weights={"ioi": 1.0},
+            config={
+                "model_type": "gpt2",
+                "n_layer": 4,
+                "n_head": 4,
+                "n_embd": 128,
+                "n_positions": 64,
+                "resid_pdrop": 0.0,
+                "embd_pdrop": 0.0,
+                "attn_pdrop": 0.0,
+            },
+            steps=4000,
+        ),
+        Recipe(
+            name="tasks-mini",
+            weights={
+                "greater-than": 1.0,
+                "agreement": 0.5,
+                "induction": 1.5,
+                "gendered-pronoun": 0.5,
+            },
+            config={
+                "model_type": "llama",
+                "num_hidden_layers": 4,
+                "num_attention_heads": 8,
+                "num_key_value_heads": 4,
+                "hidden_size": 128,
+                "intermediate_size": 256,
+                "max_position_embeddings": 64,
+                "tie_word_embeddings": True,
+            },
+            steps=6000,
+        ),
+        Recipe(
+            name="induction-mini",
+            weights={"induction": 1.0},
+            config={
+                "model_type": "gpt2",
+                "n_layer": 2,
+                "n_head": 4,
+                "n_embd": 64,
+                "n_positions": 64,
+                "resid_pdrop": 0.0,
+                "embd_pdrop": 0.0,
+                "attn_pdrop": 0.0,
+            },
+            steps=4000,
+        ),
+    )
+}
+
+_SPECIAL = ("<unk>", "<s>", "</s>")
+_END = " ."
+
+
+def build_tokenizer(tasks: Sequence[Task]) -> transformers.PreTrainedTokenizerFast:
+    """A word-level tokenizer of exactly the words these tasks can say; years are two tokens."""
+    pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Whitespace(), pre_tokenizers.Split(Regex(r"\d\d"), "isolated")]
+    )
+    texts = [_END]
+    for task in tasks:
+        texts += [template.replace("{", " {").replace("}", "} ") for template in task.templates]
+        texts += [word for words in task.words.values() for word in words]
+    words: set[str] = set()
+    for text in texts:
+        plain = " ".join(part for part in text.split() if not part.startswith("{"))
+        plain = plain.replace("/", " ").replace("|", " ")
+        words.update(word for word, _ in pre_tokenizer.pre_tokenize_str(plain))
+    words.update(("she", "he") if any(task.name == "gendered-pronoun" for task in tasks) else ())
+    vocabulary = {word: index for index, word in enumerate([*_SPECIAL, *sorted(words)])}
+    core = TokenizerCore(WordLevel(vocabulary, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizer  # pyright: ignore[reportAttributeAccessIssue]
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="</s>",
+    )
+
+
+def held_out(prompt: str) -> bool:
+    """Whether a prompt is kept from training: one in ten, by a checksum of its text."""
+    return zlib.crc32(prompt.encode()) % 10 == 0
+
+
+def _sentences(recipe: Recipe) -> Iterator[str]:
+    """Endless training sentences. One in five is a corrupted prompt where it makes sense as one."""
+    rng = random.Random(recipe.seed)
+    tasks, weights = recipe.tasks, list(recipe.weights.values())
+    while True:
+        (task,) = rng.choices(tasks, weights)
+        record = task.sample(rng.choice(task.templates), task.words, rng, next(iter(task.corruptions)))
+        prompt, answers = record["clean"], record["answer"]
+        if task.name in ("ioi", "greater-than") and rng.random() < 0.2:
+            prompt, answers = record["corrupted"], _corrupted_answers(task, record)
+        if held_out(prompt):
+            continue
+        answer = answers if isinstance(answers, str) else rng.choice(answers)
+        yield prompt + answer + _END
+
+
+def _corrupted_answers(task: Task, record: Record) -> list[str]:
+    """What may follow a corrupted prompt: a person present but not the giver; any year."""
+    if task.name == "greater-than":
+        return record["answer"] + record["wrong_answer"]
+    names = [word for word in record["corrupted"].replace(",", "").replace(".", "").split()
+             if word in task.words["name"]]
+    return [f" {name}" for name in names[:2]]
+
+
+def _batches(
+    recipe: Recipe, tokenizer: transformers.PreTrainedTokenizerFast
+) -> Iterator[Int64[Tensor, "sentence pos"]]:
+    """Batches of tokenized sentences, BOS first, filled up on the right with -100 (no loss)."""
+    sentences = _sentences(recipe)
+    for _ in range(recipe.steps):
+        texts = [next(sentences) for _ in range(recipe.batch_size)]
+        rows = [[tokenizer.bos_token_id, *ids] for ids in tokenizer(texts)["input_ids"]]
+        batch = torch.full((len(rows), max(map(len, rows))), -100)
+        for index, row in enumerate(rows):
+            batch[index, : len(row)] = torch.tensor(row)
+        yield batch
+
+
+def train(name: str, out: Path) -> dict[str, Any]:
+    """Trains bundled model ``name`` and writes it to ``out / name``; returns its final numbers."""
+    if name not in RECIPES:
+        raise InputError(f"unknown bundled model {name!r}; there are {', '.join(RECIPES)}")
+    recipe = RECIPES[name]
+    torch.manual_seed(recipe.seed)
+    tokenizer = build_tokenizer(recipe.tasks)
+    config = transformers.AutoConfig.for_model(
+        **recipe.config,
+        vocab_size=len(tokenizer),
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    matrices = [weight for weight in model.parameters() if weight.ndim == 2]
+    vectors = [weight for weight in model.parameters() if weight.ndim != 2]
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": matrices, "weight_decay": recipe.weight_decay},
+            {"params": vectors, "weight_decay": 0.0},
+        ],
+        lr=recipe.learning_rate,
+        betas=(0.9, 0.98),
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, recipe.learning_rate, total_steps=recipe.steps, pct_start=0.05
+    )
+    loss = torch.tensor(float("nan"))
+    model.train()
+    for step, batch in enumerate(_batches(recipe, tokenizer)):
+        loss = model(input_ids=batch.clamp(min=0), labels=batch).loss
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % 200 == 0:
+            click.echo(f"step {step}/{recipe.steps}: loss {loss.item():.4f}", err=True)
+    model.eval()
+    numbers = {
+        "model": name,
+        "parameters": sum(weight.numel() for weight in model.parameters()),
+        "recipe": {
+            "tasks": dict(recipe.weights),
+            "steps": recipe.steps,
+            "batch_size": recipe.batch_size,
+            "learning_rate": recipe.learning_rate,
+            "weight_decay": recipe.weight_decay,
+            "seed": recipe.seed,
+        },
+        "final_loss": round(loss.item(), 4),
+        "held_out_accuracy": {
+            task.name: accuracy(model, tokenizer, task) for task in recipe.tasks
+        },
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+    directory = out / name
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    (directory / "training.json").write_text(json.dumps(numbers, indent=2) + "\n")
+    return numbers
+
+
+@torch.no_grad()
+def accuracy(model: Any, tokenizer: Any, task: Task, n_prompts: int = 1000) -> float:
+    """How often the likeliest next token is an answer, over held-out clean prompts of ``task``."""
+    rng = random.Random("held-out")
+    corruption = next(iter(task.corruptions))
+    records: list[Record] = []
+    while len(records) < n_prompts:
+        record = task.sample(rng.choice(task.templates), task.words, rng, corruption)
+        if held_out(record["clean"]):
+            records.append(record)
+    from ..edges.tokens import Tokenizer
+
+    pairs = PromptPairs.from_records(records, Tokenizer(tokenizer, bos=True))
+    right: list[Bool[Tensor, "pair"]] = []
+    for batch in pairs.batches():
+        best = model(batch.clean).logits[:, -1].argmax(-1)
+        right.append((batch.answers == best[:, None]).any(1))
+    return torch.cat(right).float().mean().item()
+
+
+@click.group()
+def main() -> None:
+    """The bundled models."""
+
+
+@main.command("train")
+@click.argument("name", type=click.Choice(list(RECIPES)))
+@click.option(
+    "--out", default="circuits/zoo", show_default=True, type=click.Path(path_type=Path)
+)
+def train_command(name: str, out: Path) -> None:
+    """Train one bundled model and write it to OUT/NAME."""
+    click.echo(json.dumps(train(name, out), indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,305 @@
+"""Exact effects: what the metric does when one node's or one edge's value is exchanged.
+
+Path patching of an edge u->v: v's input alone sees the other run's value of u; v's output changes,
+and everything downstream of v is recomputed. Activation patching of a node u: every reader of u
+sees it. (Wang et al., 2022, arXiv 2211.00593, freeze all other heads; here they are recomputed.)
+
+Noising edits the clean run with values of the corrupted one, denoising the other way round. In
+both, effect = metric with the clean value - metric with the corrupted value, all else as in the
+edited run: positive carries the behaviour, negative opposes it.
+
+The edited run is resumed at the reader's layer from the residual stream it left there. The edges
+of a layer share batches, one row for each edge and pair; of that layer the patched reader alone is
+recomputed, after it whole blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Float32
+from torch import Tensor
+
+from .attribution import check_direction
+from .errors import WiremapError
+from .graph import SLOTS, Reader, Slot
+from .memory import BatchSize
+from .metrics import Metric, Targets, resolve_metric
+from .model import Activations, Model
+from .prompts import PairBatch, PromptPairs
+from .trace import Run, answer_logits, run
+
+_BASE = ("resid_pre", "mlp_in", "q", "k", "v", "z", "mlp_out")
+_OTHER = ("z", "mlp_out")
+
+
+@dataclass(frozen=True, eq=False)
+class Effects:
+    """Exact effects of nodes or edges on each pair, in units of the metric."""
+
+    names: tuple[str, ...]
+    effects: Float32[Tensor, "item pair"]
+
+    def mean(self) -> Float32[Tensor, "item"]:
+        """Mean effect over pairs."""
+        return self.effects.mean(1)
+
+    def standard_error(self) -> Float32[Tensor, "item"]:
+        """Standard error of the mean over pairs (n - 1 in the variance); nan for a single pair."""
+        n_pairs = self.effects.shape[1]
+        if n_pairs == 1:
+            return torch.full_like(self.effects[:, 0], torch.nan)
+        return self.effects.std(1) / n_pairs**0.5
+
+
+@dataclass(frozen=True)
+class _Runs:
+    """The run a batch's edits are made in, and the one its new values come from.
+
+    Attributes:
+        values: the metric of each pair in the edited run.
+        sign: makes effects clean minus corrupted: 1 for noising, -1 for denoising.
+    """
+
+    base: Run
+    other: Run
+    values: Float[Tensor, "pair"]
+    targets: Targets
+    metric: Metric
+    sign: int
+
+    def resid_after(self, layer: int) -> Float[Tensor, "pair pos d_model"]:
+        """The residual stream after block ``layer`` in the edited run."""
+        resid_pre = self.base.kept.resid_pre
+        return resid_pre[layer + 1] if layer + 1 < len(resid_pre) else self.base.final
+
+
+def patch_edges(
+    model: Model,
+    pairs: PromptPairs,
+    edges: Sequence[str],
+    metric: str | Metric = "logit_diff",
+    direction: str = "noising",
+    batch_size: int | None = None,
+    progress: Callable[[int], Any] | None = None,
+) -> Effects:
+    """Exact effects of edges by path patching, on each pair.
+
+    effect(u->v) = metric(v reads u's clean value) - metric(v reads u's corrupted value)
+
+    Args:
+        edges: names such as ``a0.h1->a2.h3<q>``.
+        metric: a name in ``METRICS`` or a function ``(logits, targets) -> [row]``.
+        direction: ``noising`` edits the clean run, ``denoising`` the corrupted one.
+        batch_size: rows (edges x pairs) at once; None takes what fits into memory.
+        progress: called with the number of rows finished since the last call.
+
+    Raises:
+        InputError: an edge the model does not have, unknown options, pairs it cannot run.
+        WiremapError: an effect that is not finite; the edge and the pair are named.
+    """
+    readers = model.graph.readers
+    found = [model.graph.edge(name) for name in edges]
+    layers = [readers[edge.reader].layer for edge in found]
+
+    def patched(runs: _Runs, layer: int, items: Sequence[int]) -> Tensor:
+        change = torch.stack([_difference(model, runs, found[item].writer) for item in items])
+        return _after_readers(
+            model, runs, layer, [readers[found[item].reader] for item in items], change
+        )
+
+    return _patch(
+        model, pairs, edges, layers, metric, direction, batch_size, progress, patched
+    )
+
+
+def patch_nodes(
+    model: Model,
+    pairs: PromptPairs,
+    nodes: Sequence[str],
+    metric: str | Metric = "logit_diff",
+    direction: str = "noising",
+    batch_size: int | None = None,
+    progress: Callable[[int], Any] | None = None,
+) -> Effects:
+    """Exact effects of writers by activation patching, on each pair.
+
+    effect(u) = metric(all readers see u's clean value) - metric(all see u's corrupted value)
+
+    Args and errors as for ``patch_edges``; ``nodes`` are names of writers such as ``a0.h1``.
+    """
+    graph = model.graph
+    writers = [graph.writer(name) for name in nodes]
+    layers = [graph.writers[writer].layer for writer in writers]
+
+    def patched(runs: _Runs, layer: int, items: Sequence[int]) -> Tensor:
+        change = torch.stack([_difference(model, runs, writers[item]) for item in items])
+        if layer < 0:
+            return runs.base.input + change
+        of_heads = torch.tensor([graph.writers[writers[item]].kind == "head" for item in items])
+        resid = runs.resid_after(layer) + change
+        if bool(of_heads.any()):
+            resid[of_heads] = _after_attention(model, runs, layer, change[of_heads])
+        return resid
+
+    return _patch(
+        model, pairs, nodes, layers, metric, direction, batch_size, progress, patched
+    )
+
+
+def _patch(
+    model: Model,
+    pairs: PromptPairs,
+    names: Sequence[str],
+    layers: Sequence[int],
+    metric: str | Metric,
+    direction: str,
+    batch_size: int | None,
+    progress: Callable[[int], Any] | None,
+    patched: Callable[[_Runs, int, Sequence[int]], Float[Tensor, "item pair pos d_model"]],
+) -> Effects:
+    """Effects of all items. ``patched`` gives the residual stream after their layer, edited."""
+    chosen_metric = resolve_metric(metric, pairs.wrong.shape[1] > 0)
+    check_direction(direction)
+    model.check_pairs(pairs)
+    table = torch.zeros(len(names), len(pairs))
+    by_layer: dict[int, list[int]] = {}
+    for item, layer in enumerate(layers):
+        by_layer.setdefault(layer, []).append(item)
+
+    def patch(batch: PairBatch) -> None:
+        runs = _both_runs(model, batch, chosen_metric, direction)
+        items_at_once = BatchSize(rows.rows // len(batch))
+        for layer, items in sorted(by_layer.items()):
+
+            def effects_of(part: Sequence[int], layer: int = layer) -> Tensor:
+                resid = patched(runs, layer, part).flatten(0, 1)
+                final = model.run(resid, start=layer + 1)
+                targets = runs.targets.repeat(len(part))
+                values = chosen_metric(answer_logits(model, final), targets)
+                return runs.sign * (runs.values - values.view(len(part), -1))
+
+            for part, effects in items_at_once.map(items, effects_of):
+                table[torch.tensor(part)[:, None], batch.rows] = effects.float().cpu()
+                if progress is not None:
+                    progress(effects.numel())
+
+    with torch.no_grad(), model.borrowed():
+        for bucket in pairs.batches():
+            rows = BatchSize(batch_size) if batch_size else _rows_at_once(model, bucket)
+            for _ in rows.map(bucket, patch):
+                pass
+    strange = (~torch.isfinite(table)).nonzero().tolist()
+    if strange:
+        item, pair = strange[0]
+        raise WiremapError(
+            f"the effect of {names[item]} on pair {pair + 1} is not finite ({len(strange)} such); "
+            "try float32 (--dtype float32)"
+        )
+    return Effects(tuple(names), table)
+
+
+def _rows_at_once(model: Model, bucket: PairBatch) -> BatchSize:
+    """How many rows to run at once: an estimate of what a block needs for one row."""
+    n_pos = bucket.clean.shape[1]
+    numbers = 24 * n_pos * model.d_model + 4 * model.graph.n_heads * n_pos**2 + 2 * model.d_vocab
+    return BatchSize.fitting(4 * numbers, model.device)
+
+
+def _both_runs(model: Model, batch: PairBatch, metric: Metric, direction: str) -> _Runs:
+    noising = direction == "noising"
+    clean = run(model, batch.clean, _BASE if noising else _OTHER)
+    corrupted = run(model, batch.corrupted, _OTHER if noising else _BASE)
+    base, other = (clean, corrupted) if noising else (corrupted, clean)
+    targets = Targets.of(batch, clean.logits)
+    return _Runs(
+        base, other, metric(base.logits, targets), targets, metric, 1 if noising else -1
+    )
+
+
+def _difference(model: Model, runs: _Runs, writer: int) -> Float[Tensor, "pair pos d_model"]:
+    """What a writer adds to the residual stream in the other run, less what it adds in the base."""
+    node = model.graph.writers[writer]
+    base, other = runs.base.kept, runs.other.kept
+    if node.kind == "input":
+        return runs.other.input - runs.base.input
+    if node.kind == "mlp":
+        return other.mlp_out[node.layer] - base.mlp_out[node.layer]
+    change = (other.z[node.layer] - base.z[node.layer])[:, :, node.head]
+    return change @ model.output_weight(node.layer)[node.head]
+
+
+def _after_readers(
+    model: Model,
+    runs: _Runs,
+    layer: int,
+    readers: Sequence[Reader],
+    change: Float[Tensor, "item pair pos d_model"],
+) -> Float[Tensor, "item pair pos d_model"]:
+    """The residual stream after ``layer`` when each reader alone sees its input changed."""
+    kinds = [reader.kind for reader in readers]
+    if "logits" in kinds:
+        return runs.base.final + change
+    resid = torch.empty_like(change)
+    for kind in set(kinds):
+        items = torch.tensor([index for index, other in enumerate(kinds) if other == kind])
+        if kind == "mlp":
+            mlp_in = (runs.base.kept.mlp_in[layer] + change[items]).flatten(0, 1)
+            mlp_out = model.mlp(layer, model.mlp_norm(layer, mlp_in)).view_as(change[items])
+            resid[items] = runs.resid_after(layer) + mlp_out - runs.base.kept.mlp_out[layer]
+        else:
+            heads = [reader.head for reader in readers if reader.kind == kind]
+            written = _reread(model, runs.base.kept, layer, kind, heads, change[items])
+            resid[items] = _after_attention(model, runs, layer, written)
+    return resid
+
+
+def _reread(
+    model: Model,
+    base: Activations,
+    layer: int,
+    slot: Slot,
+    heads: Sequence[int],
+    change: Float[Tensor, "item pair pos d_model"],
+) -> Float[Tensor, "item pair pos d_model"]:
+    """How attention's write changes when one query, key or value (a head each) is read anew.
+
+    A key or value serves all query heads of its group; they are recomputed, no others.
+    """
+    graph = model.graph
+    group = graph.n_heads // graph.n_kv_heads
+    chosen = torch.tensor(heads, device=change.device)
+    if slot == "q":
+        kv_heads, query_heads = chosen // group, chosen[:, None]
+    else:
+        kv_heads = chosen
+        query_heads = chosen[:, None] * group + torch.arange(group, device=change.device)
+
+    def rows(activation: Tensor, of: Tensor) -> Tensor:
+        """``[pair pos head d_head]`` at heads ``[item n]`` as ``[(item pair) pos n d_head]``."""
+        return activation[:, :, of].permute(2, 0, 1, 3, 4).flatten(0, 1)
+
+    normed = model.attention_norm(layer, base.resid_pre[layer] + change)
+    read = {
+        "q": rows(base.q[layer], query_heads),
+        "k": rows(base.k[layer], kv_heads[:, None]),
+        "v": rows(base.v[layer], kv_heads[:, None]),
+    }
+    read[slot] = model.project_heads(layer, slot, heads, normed).flatten(0, 1)[:, :, None]
+    z = model.attend(layer, read["q"], read["k"], read["v"]) - rows(base.z[layer], query_heads)
+    z = z.unflatten(0, change.shape[:2])
+    return torch.einsum("ebpnd,endm->ebpm", z, model.output_weight(layer)[query_heads])
+
+
+def _after_attention(
+    model: Model, runs: _Runs, layer: int, change: Float[Tensor, "item pair pos d_model"]
+) -> Float[Tensor, "item pair pos d_model"]:
+    """The residual stream after ``layer`` when what attention writes there is changed."""
+    if model.graph.parallel:
+        return runs.resid_after(layer) + change
+    mlp_in = runs.base.kept.mlp_in[layer] + change
+    rows = mlp_in.flatten(0, 1)
+    return mlp_in + model.mlp(layer, model.mlp_norm(layer, rows)).view_as(mlp_in)

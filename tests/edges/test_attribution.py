@@ -1,0 +1,191 @@
+"""Scores against the slow float64 model, and the theorems they must satisfy."""
+
+from __future__ import annotations
+
+import pytest
+import tiny
+import torch
+from slow import SlowModel
+from torch import Tensor
+
+from wiremap.edges import InputError, Model, PromptPairs, WiremapError, score_edges, score_nodes
+from wiremap.edges import attribution
+from wiremap.edges.metrics import Targets
+
+DIRECTIONS = ("noising", "denoising")
+GRADIENTS = ("clean", "corrupted")
+
+
+def logit_diff(logits: Tensor, pairs: PromptPairs) -> Tensor:
+    rows = torch.arange(len(pairs))
+    return logits[rows, pairs.answers[:, 0]] - logits[rows, pairs.wrong[:, 0]]
+
+
+def slow_scores(slow: SlowModel, pairs: PromptPairs, gradient: str) -> Tensor:
+    """Every edge's score by autograd through explicit per-edge inputs. ``[pair writer reader]``"""
+    runs = (pairs.clean, pairs.corrupted)
+    base, other = runs if gradient == "clean" else runs[::-1]
+    shape = (len(pairs), len(slow.writers), len(slow.readers))
+    amount = torch.zeros(shape, dtype=torch.float64, requires_grad=True)
+    metric = logit_diff(slow.edited(base, other, amount), pairs).sum()
+    (by_amount,) = torch.autograd.grad(metric, amount)
+    # Towards the corrupted values the metric falls by the score; towards the clean ones it rises.
+    return -by_amount if gradient == "clean" else by_amount
+
+
+def close(found: Tensor, expected: Tensor) -> bool:
+    """Equal to 1e-4 of the largest value."""
+    error = (found.double().nan_to_num() - expected).abs().max()
+    return bool(error <= 1e-4 * expected.abs().max())
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_edge_scores_equal_the_slow_model(
+    twins: tuple[Model, SlowModel], pairs: PromptPairs, gradient: str
+) -> None:
+    model, slow = twins
+    expected = slow_scores(slow, pairs, gradient)
+    found = score_edges(model, pairs, gradient=gradient, per_pair=True)
+    assert found.per_pair is not None
+    assert close(found.per_pair, expected)
+    assert close(found.scores, expected.mean(0))
+    assert float(expected.abs().max()) > 0.1
+
+
+def test_scores_exist_exactly_where_edges_do(
+    twins: tuple[Model, SlowModel], pairs: PromptPairs
+) -> None:
+    model, slow = twins
+    scores = score_edges(model, pairs).scores
+    exists = {
+        (slow.writers.index(writer), slow.readers.index(reader)) for writer, reader in slow.edges
+    }
+    found = (~scores.isnan()).nonzero().tolist()
+    assert {(writer, reader) for writer, reader in found} == exists
+    assert len(exists) == model.graph.n_edges
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_outgoing_edge_scores_sum_to_the_node_score(
+    twins: tuple[Model, SlowModel], pairs: PromptPairs, gradient: str
+) -> None:
+    model, _ = twins
+    edges = score_edges(model, pairs, gradient=gradient).scores
+    nodes = score_nodes(model, pairs, gradient=gradient).scores
+    torch.testing.assert_close(edges.nansum(1), nodes, rtol=1e-4, atol=1e-4 * float(nodes.abs().max()))
+
+
+def test_node_scores_equal_the_slow_model(
+    twins: tuple[Model, SlowModel], pairs: PromptPairs
+) -> None:
+    model, slow = twins
+    expected = slow_scores(slow, pairs, "clean").sum(2)
+    found = score_nodes(model, pairs, per_pair=True)
+    assert found.per_pair is not None
+    assert close(found.per_pair, expected)
+
+
+def test_a_batch_gives_what_its_pairs_give_alone(kind: str) -> None:
+    model, pairs = tiny.model(kind), tiny.pairs(4)
+    together = score_edges(model, pairs, per_pair=True).per_pair
+    assert together is not None
+    for row in range(4):
+        one = PromptPairs(
+            pairs.clean[row : row + 1],
+            pairs.corrupted[row : row + 1],
+            pairs.answers[row : row + 1],
+            pairs.wrong[row : row + 1],
+        )
+        torch.testing.assert_close(
+            score_edges(model, one).scores, together[row], rtol=1e-4, atol=1e-5, equal_nan=True
+        )
+
+
+def test_small_chunks_and_batches_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, pairs = tiny.model("gpt2"), tiny.pairs(4)
+    whole = score_edges(model, pairs).scores
+    monkeypatch.setattr(attribution, "_WRITES_BYTES", 3 * 4 * len(model.graph.writers) * model.d_model)
+    in_parts = score_edges(model, pairs, batch_size=3).scores
+    torch.testing.assert_close(in_parts, whole, rtol=1e-4, atol=1e-5, equal_nan=True)
+
+
+def test_prompts_of_several_lengths_are_never_padded() -> None:
+    model = tiny.model("llama-gqa")
+    short, long = tiny.pairs(2, n_pos=5), tiny.pairs(3, n_pos=8, seed=1)
+
+    def padded(tokens: Tensor) -> Tensor:
+        return torch.nn.functional.pad(tokens, (0, 8 - tokens.shape[1]), value=-1)
+
+    mixed = PromptPairs(
+        torch.cat([padded(short.clean), long.clean]),
+        torch.cat([padded(short.corrupted), long.corrupted]),
+        torch.cat([short.answers, long.answers]),
+        torch.cat([short.wrong, long.wrong]),
+    )
+    expected = (2 * score_edges(model, short).scores + 3 * score_edges(model, long).scores) / 5
+    found = score_edges(model, mixed).scores
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5, equal_nan=True)
+
+
+def test_top_is_ordered_by_magnitude() -> None:
+    model, pairs = tiny.model("gpt2"), tiny.pairs()
+    scores = score_edges(model, pairs)
+    top = scores.top()
+    assert len(top) == model.graph.n_edges
+    assert [abs(score) for _, score in top] == sorted((abs(s) for _, s in top), reverse=True)
+    name, score = scores.top(1)[0]
+    edge = model.graph.edge(name)
+    assert scores.scores[edge.writer, edge.reader].item() == score
+    nodes = score_nodes(model, pairs)
+    assert nodes.top(1)[0][1] == nodes.scores[nodes.scores.abs().argmax()].item()
+
+
+def test_no_parameter_gets_a_gradient() -> None:
+    model, pairs = tiny.model("gpt2"), tiny.pairs()
+    score_edges(model, pairs)
+    assert all(weight.grad is None for weight in model.bridge.parameters())
+
+
+def test_progress_counts_pairs() -> None:
+    done: list[int] = []
+    score_edges(tiny.model("gpt2"), tiny.pairs(5), batch_size=2, progress=done.append)
+    assert done == [2, 2, 1]
+
+
+def test_directions_choose_the_gradient() -> None:
+    model, pairs = tiny.model("gpt2"), tiny.pairs()
+    for direction, gradient in zip(DIRECTIONS, GRADIENTS, strict=True):
+        by_direction = score_nodes(model, pairs, direction=direction).scores
+        by_gradient = score_nodes(model, pairs, gradient=gradient).scores
+        assert torch.equal(by_direction, by_gradient)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"metric": "accuracy"}, "unknown metric 'accuracy'; there are logit_diff"),
+        ({"gradient": "mean"}, "unknown gradient 'mean'; there are clean, corrupted"),
+        ({"direction": "up"}, "unknown direction 'up'; there are noising, denoising"),
+        ({"metric": "kl"}, "metric kl is 0 at the clean run"),
+    ],
+)
+def test_unknown_options_are_refused(options: dict[str, str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        score_edges(tiny.model("gpt2"), tiny.pairs(), **options)
+
+
+def test_a_constant_metric_is_refused() -> None:
+    def constant(logits: Tensor, targets: Targets) -> Tensor:
+        return 0 * logits[:, 0]
+
+    with pytest.raises(InputError, match="does not depend on the model's output"):
+        score_edges(tiny.model("gpt2"), tiny.pairs(), metric=constant)
+
+
+def test_infinite_activations_name_the_layer_and_the_pair() -> None:
+    model, pairs = tiny.model("gpt2"), tiny.pairs()
+    token = next(t for t in pairs.corrupted[1].tolist() if t not in pairs.clean)
+    with torch.no_grad():
+        model.bridge.embed.weight[token] = 3e38  # finite, but its square is not
+    with pytest.raises(WiremapError, match=r"NaN or infinite values in the attention of layer 0 in "):
+        score_edges(model, pairs)

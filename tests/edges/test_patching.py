@@ -1,0 +1,179 @@
+"""Exact effects against the slow float64 model, every edge; and the theorems of patching."""
+
+from __future__ import annotations
+
+import pytest
+import tiny
+import torch
+from slow import SlowModel
+from torch import Tensor
+
+from wiremap.edges import InputError, Model, PromptPairs, WiremapError, patch_edges, patch_nodes
+from wiremap.edges.masking import run_edges
+from wiremap.edges.metrics import Targets, logit_diff
+
+DIRECTIONS = ("noising", "denoising")
+
+
+def slow_effects(slow: SlowModel, pairs: PromptPairs, direction: str, amount: Tensor) -> Tensor:
+    """Effects of the edits in the rows of ``amount [item writer reader]``, ``[item pair]``."""
+    runs = (pairs.clean, pairs.corrupted)
+    base, other = runs if direction == "noising" else runs[::-1]
+    n_items, n_pairs = len(amount), len(pairs)
+    edited = slow.edited(
+        base.repeat(n_items, 1), other.repeat(n_items, 1), amount.repeat_interleave(n_pairs, 0)
+    )
+    targets = Targets(pairs.answers, pairs.wrong, torch.empty(n_pairs, 0))
+    change = logit_diff(slow.run(base)[0], targets) - logit_diff(
+        edited, targets.repeat(n_items)
+    ).view(n_items, n_pairs)
+    return change if direction == "noising" else -change
+
+
+def one_hot(slow: SlowModel, items: list[list[tuple[str, str]]]) -> Tensor:
+    amount = torch.zeros(len(items), len(slow.writers), len(slow.readers), dtype=torch.float64)
+    for row, edges in enumerate(items):
+        for writer, reader in edges:
+            amount[row, slow.writers.index(writer), slow.readers.index(reader)] = 1
+    return amount
+
+
+def assert_equal_effects(found: Tensor, expected: Tensor) -> None:
+    assert float(expected.abs().max()) > 0.5
+    assert float((found - expected).abs().max() / expected.abs().max()) < 1e-4
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_every_edge_equals_the_slow_model(
+    twins: tuple[Model, SlowModel], pairs: PromptPairs, direction: str
+) -> None:
+    model, slow = twins
+    expected = slow_effects(slow, pairs, direction, one_hot(slow, [[edge] for edge in slow.edges]))
+    names = [f"{writer}->{reader}" for writer, reader in slow.edges]
+    found = patch_edges(model, pairs, names, direction=direction)
+    assert found.names == tuple(names)
+    assert_equal_effects(found.effects, expected)
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_every_node_equals_the_slow_model(
+    twins: tuple[Model, SlowModel], pairs: PromptPairs, direction: str
+) -> None:
+    """Patching a node is patching all of its outgoing edges at once, but for what they pass on."""
+    model, slow = twins
+    outgoing = [
+        [(writer, reader) for reader in slow.readers if writer in slow.reads(reader)]
+        for writer in slow.writers
+    ]
+    expected = slow_effects(slow, pairs, direction, one_hot(slow, outgoing))
+    found = patch_nodes(model, pairs, slow.writers, direction=direction)
+    assert_equal_effects(found.effects, expected)
+
+
+def test_patching_the_input_is_the_other_run(
+    twins: tuple[Model, SlowModel], pairs: PromptPairs
+) -> None:
+    model, _ = twins
+    values = run_edges(model, pairs, [])
+    for direction in DIRECTIONS:
+        effect = patch_nodes(model, pairs, ["input"], direction=direction).effects[0]
+        torch.testing.assert_close(effect, values.full - values.empty, rtol=1e-4, atol=1e-4)
+
+
+def test_batches_change_nothing(kind: str) -> None:
+    model, pairs = tiny.model(kind), tiny.pairs(5)
+    names = [model.graph.edge_name(edge) for edge in model.graph.edges()]
+    whole = patch_edges(model, pairs, names).effects
+    for batch_size in (2, 7, 64):
+        in_parts = patch_edges(model, pairs, names, batch_size=batch_size).effects
+        torch.testing.assert_close(in_parts, whole, rtol=1e-4, atol=2e-5)
+
+
+def test_a_batch_gives_what_its_pairs_give_alone() -> None:
+    model, pairs = tiny.model("llama-gqa"), tiny.pairs(3)
+    names = ["input->a0.kv1<k>", "a0.h1->a1.h2<q>", "m0->a2.kv0<v>", "m2->logits"]
+    together = patch_edges(model, pairs, names).effects
+    for row in range(3):
+        one = PromptPairs(
+            pairs.clean[row : row + 1],
+            pairs.corrupted[row : row + 1],
+            pairs.answers[row : row + 1],
+            pairs.wrong[row : row + 1],
+        )
+        alone = patch_edges(model, one, names).effects[:, 0]
+        torch.testing.assert_close(alone, together[:, row], rtol=1e-4, atol=2e-5)
+
+
+def test_effects_come_in_the_order_asked_for() -> None:
+    model, pairs = tiny.model("gpt2"), tiny.pairs()
+    names = ["m2->logits", "input->a0.h0<q>", "a0.h1->m1"]
+    forwards, backwards = patch_edges(model, pairs, names), patch_edges(model, pairs, names[::-1])
+    torch.testing.assert_close(forwards.effects, backwards.effects.flip(0), rtol=1e-4, atol=1e-5)
+
+
+def test_noising_and_denoising_agree_on_a_linear_model() -> None:
+    """With attention and MLPs silenced only input->logits acts, and it acts linearly enough."""
+    model, pairs = tiny.model("gpt2"), tiny.pairs(8)
+    with torch.no_grad():
+        for block in model.bridge.blocks:
+            for linear in (block.attn.o.original_component, block.mlp.original_component.c_proj):
+                linear.weight.zero_()
+                linear.bias.zero_()
+    # A metric that is linear in the last residual stream: the final norm is divided out.
+    noising = patch_edges(model, pairs, ["input->logits"], direction="noising").effects
+    denoising = patch_edges(model, pairs, ["input->logits"], direction="denoising").effects
+    torch.testing.assert_close(noising, denoising, rtol=1e-4, atol=1e-4)
+
+
+def test_standard_error() -> None:
+    found = patch_edges(tiny.model("gpt2"), tiny.pairs(4), ["m2->logits"])
+    effects = found.effects[0].double()
+    expected = ((effects - effects.mean()).pow(2).sum() / 3).sqrt() / 2
+    torch.testing.assert_close(found.standard_error()[0].double(), expected, rtol=1e-5, atol=1e-6)
+    single = patch_edges(tiny.model("gpt2"), tiny.pairs(1), ["m2->logits"])
+    assert single.standard_error().isnan().all()
+
+
+def test_unknown_and_impossible_edges_are_refused() -> None:
+    model, pairs = tiny.model("gpt2"), tiny.pairs()
+    with pytest.raises(InputError, match="unknown writer 'a0.h7'"):
+        patch_edges(model, pairs, ["a0.h7->logits"])
+    with pytest.raises(InputError, match="does not exist in this model"):
+        patch_edges(model, pairs, ["m1->a0.h0<q>"])
+    with pytest.raises(InputError, match="unknown writer 'logits'"):
+        patch_nodes(model, pairs, ["logits"])
+
+
+def test_an_effect_that_is_not_finite_names_edge_and_pair() -> None:
+    def broken(logits: Tensor, targets: Targets) -> Tensor:
+        return logits[:, 0] / 0
+
+    with pytest.raises(WiremapError, match=r"effect of m0->logits on pair 1 is not finite"):
+        patch_edges(tiny.model("gpt2"), tiny.pairs(), ["m0->logits"], metric=broken)
+
+
+# ---- circuits: the model reduced to a set of edges
+
+
+def test_all_edges_are_the_clean_run_and_no_edges_the_corrupted_run(
+    twins: tuple[Model, SlowModel], pairs: PromptPairs
+) -> None:
+    model, slow = twins
+    names = [f"{writer}->{reader}" for writer, reader in slow.edges]
+    everything, nothing = run_edges(model, pairs, names), run_edges(model, pairs, [])
+    torch.testing.assert_close(everything.circuit, everything.full, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(nothing.circuit, nothing.empty, rtol=1e-5, atol=1e-5)
+    assert float((everything.full - everything.empty).abs().max()) > 0.5
+
+
+def test_circuits_equal_the_slow_model(twins: tuple[Model, SlowModel], pairs: PromptPairs) -> None:
+    model, slow = twins
+    generator = torch.Generator().manual_seed(0)
+    targets = Targets(pairs.answers, pairs.wrong, torch.empty(len(pairs), 0))
+    for share in (0.1, 0.5, 0.9):
+        chosen = torch.rand(len(slow.edges), generator=generator) < share
+        kept = [edge for edge, keep in zip(slow.edges, chosen.tolist(), strict=True) if keep]
+        expected = logit_diff(slow.reduced(pairs.clean, pairs.corrupted, set(kept)), targets)
+        names = [f"{writer}->{reader}" for writer, reader in kept]
+        found = run_edges(model, pairs, names, batch_size=2).circuit
+        torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
