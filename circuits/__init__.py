@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from .discovery import discover
     from .faithfulness import evaluate
     from .tasks import TASKS, load_task
-    from .verification import VerifiedEdge, verify
+    from .verification import Verified, verify
 
 __all__ = [
     "TASKS",
@@ -16,7 +16,7 @@ __all__ = [
     "CircuitEdge",
     "CircuitNode",
     "Faithfulness",
-    "VerifiedEdge",
+    "Verified",
     "discover",
     "evaluate",
     "load_task",
@@ -29,7 +29,7 @@ _MODULES = {
     "discovery": ("discover",),
     "faithfulness": ("evaluate",),
     "tasks": ("TASKS", "load_task"),
-    "verification": ("VerifiedEdge", "verify"),
+    "verification": ("Verified", "verify"),
 }
 
 

@@ -25,12 +25,9 @@ from .circuit import Circuit, CircuitEdge
 from .document import dumps, to_document
 from .faithfulness import evaluate
 from .pruning import connected, keep_by_size, keep_by_threshold
-from .runs import RunDirectory, read_scores, write_scores
+from .runs import EFFECTS_FILE, SCORES_FILE, RunDirectory, read_scores, write_scores
 from .tasks import find_task
-from .verification import VerifiedEdge, verify
-
-SCORES_FILE = "scores.safetensors"
-EFFECTS_FILE = "effects.jsonl"
+from .verification import Verified, verify
 
 DEFAULT_BUDGET = 200
 DEFAULT_THRESHOLD = 0.01
@@ -54,6 +51,7 @@ class MetricGap:
 
     @property
     def gap(self) -> float:
+        """Clean minus corrupted."""
         return self.clean - self.corrupted
 
     @property
@@ -141,21 +139,17 @@ def discover(
     if budget < 1:
         raise InputError(f"expected a budget of at least 1 edge, got {budget}")
     metric = metric or usual_metric(pairs)
-    question: dict[str, Any] = {
-        "model": describe_model(model),
-        "task": describe_task(pairs),
-        "method": {
-            "metric": metric,
-            "direction": direction,
-            "patch_with": "corrupted",
-            "gradient": check_gradient(gradient, direction),
-            "reader": "linear",
-            "budget": budget,
-            "threshold": threshold,
-            "size": size,
-            "batch_size": batch_size,
-        },
-    }
+    question = describe_question(
+        model,
+        pairs,
+        metric=metric,
+        direction=direction,
+        gradient=gradient,
+        budget=budget,
+        threshold=threshold,
+        size=size,
+        batch_size=batch_size,
+    )
     report = progress or (lambda stage, done, total: None)
     gap = measure_gap(model, pairs, metric, allow_weak, batch_size).gap
     run = None if out is None else RunDirectory(Path(out), question, model.device, resume)
@@ -207,6 +201,25 @@ def usual_metric(pairs: PromptPairs) -> str:
     return find_task(str(task)).metric if task else "logit_diff"
 
 
+def describe_question(
+    model: Model,
+    pairs: PromptPairs,
+    *,
+    direction: str,
+    gradient: str | None,
+    **options: Any,
+) -> dict[str, Any]:
+    """All that determines a result, as plain data: the model, the pairs and the method."""
+    method = {
+        "direction": direction,
+        "patch_with": "corrupted",
+        "gradient": check_gradient(gradient, direction),
+        "reader": "linear",
+        **options,
+    }
+    return {"model": describe_model(model), "task": describe_task(pairs), "method": method}
+
+
 def describe_model(model: Model) -> dict[str, Any]:
     """What a result says of the model it belongs to; enough to load it again and to recognize it."""
     return {
@@ -241,14 +254,19 @@ def _score(
         if nodes is not None and edges is not None:
             report("score all edges", len(pairs), len(pairs))
             return nodes, edges
-    options = {key: question["method"][key] for key in ("metric", "gradient", "direction", "batch_size")}
+    options = {
+        key: question["method"][key] for key in ("metric", "gradient", "direction", "batch_size")
+    }
     with _stage(run, "score"):
         nodes = score_nodes(model, pairs, **options)
         edges = score_edges(
-            model, pairs, **options, progress=lambda done: report("score all edges", done, len(pairs))
+            model,
+            pairs,
+            **options,
+            progress=lambda done: report("score all edges", done, len(pairs)),
         )
         if run is not None:
-            write_scores(run.path / SCORES_FILE, nodes, edges, question)
+            write_scores(run.path / SCORES_FILE, question, nodes, edges)
     return nodes, edges
 
 
@@ -259,7 +277,7 @@ def _verify(
     question: Mapping[str, Any],
     run: RunDirectory | None,
     report: Progress,
-) -> list[VerifiedEdge]:
+) -> list[Verified]:
     options = {key: question["method"][key] for key in ("metric", "direction", "batch_size")}
     with _stage(run, "verify"):
         return verify(
@@ -273,7 +291,7 @@ def _verify(
 
 
 def _candidates(
-    model: Model, ranked: Sequence[tuple[str, float]], verified: Sequence[VerifiedEdge]
+    model: Model, ranked: Sequence[tuple[str, float]], verified: Sequence[Verified]
 ) -> list[CircuitEdge]:
     """All edges, best score first, with what is known of each."""
     measured = {edge.name: edge for edge in verified}

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any, cast
 
@@ -24,7 +25,6 @@ SCHEMA_VERSION = "1.0"
 
 def to_document(circuit: Circuit) -> dict[str, Any]:
     """The circuit as plain JSON data."""
-    found = circuit.faithfulness
     return {
         "format": FORMAT,
         "schema_version": SCHEMA_VERSION,
@@ -33,14 +33,7 @@ def to_document(circuit: Circuit) -> dict[str, Any]:
         "model": dict(circuit.model),
         "task": dict(circuit.task),
         "method": dict(circuit.method),
-        "faithfulness": found
-        and {
-            "full": found.full,
-            "empty": found.empty,
-            "circuit": found.circuit,
-            "faithfulness": found.faithfulness,
-            "n_pairs": found.n_pairs,
-        },
+        "faithfulness": circuit.faithfulness and faithfulness_document(circuit.faithfulness),
         "nodes": [
             {
                 "id": node.name,
@@ -69,6 +62,11 @@ def to_document(circuit: Circuit) -> dict[str, Any]:
             for edge in circuit.edges
         ],
     }
+
+
+def faithfulness_document(found: Faithfulness) -> dict[str, Any]:
+    """What a circuit carries by itself, as plain JSON data."""
+    return {**asdict(found), "faithfulness": found.faithfulness}
 
 
 def dumps(document: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -23,13 +23,15 @@ import torch
 
 from ..edges.attribution import EdgeScores, NodeScores
 from ..edges.errors import InputError
+from ..edges.files import read_text, write_atomically
 from ..edges.graph import ModelGraph
 from .document import loads
-from ..edges.files import read_text, write_atomically
 
 _RUN_FORMAT = "wiremap-run"
 _SCORES_FORMAT = "wiremap-scores"
 VERSION = "1.0"
+SCORES_FILE = "scores.safetensors"
+EFFECTS_FILE = "effects.jsonl"
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -109,7 +111,7 @@ class RunDirectory:
         write_atomically(self._run_file, json.dumps(self.record, indent=2, allow_nan=False) + "\n")
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
+    def stage(self, name: str) -> Generator[None]:
         """Notes in run.json that a stage was finished, and how long it took."""
         start = time.perf_counter()
         yield
@@ -117,21 +119,26 @@ class RunDirectory:
         self._write()
 
     def write(self, name: str, content: str | bytes) -> None:
+        """Writes a file of the directory, whole or not at all."""
         write_atomically(self.path / name, content)
 
 
 def read_run(path: Path) -> dict[str, Any]:
     """The content of a run.json. Raises InputError if it is none."""
     try:
-        found = loads(read_text(path))
+        return check_run(loads(read_text(path)))
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
+
+
+def check_run(found: Any) -> dict[str, Any]:
+    """The data of a run.json, if it is that. Raises InputError if not."""
     if not isinstance(found, dict) or cast("dict[str, Any]", found).get("format") != _RUN_FORMAT:
-        raise InputError(f"{path}: expected the run.json of a wiremap run, got something else")
+        raise InputError(f"expected the run.json of a wiremap run (format {_RUN_FORMAT!r})")
     record = cast("dict[str, Any]", found)
     for key, kind in (("question", dict), ("stages", dict), ("started", float)):
         if not isinstance(record.get(key), kind):
-            raise InputError(f"{path}: expected {key}, but it is missing or damaged")
+            raise InputError(f"expected {key}, but it is missing or damaged")
     return record
 
 
@@ -148,14 +155,9 @@ def _differences(there: Any, wanted: Any, where: str = "") -> Iterator[str]:
 # ---- scores.safetensors
 
 
-def write_scores(
-    path: Path,
-    nodes: NodeScores | None,
-    edges: EdgeScores | None,
-    question: Mapping[str, Any],
-) -> None:
-    """Scores with the names of their axes and the question they answer."""
-    graph = (nodes or cast(EdgeScores, edges)).graph
+def write_scores(path: Path, question: Mapping[str, Any], *scores: NodeScores | EdgeScores) -> None:
+    """Scores of nodes, edges or both, with the names of their axes and the question they answer."""
+    graph = scores[0].graph
     described = {
         "format": _SCORES_FORMAT,
         "schema_version": VERSION,
@@ -164,11 +166,10 @@ def write_scores(
         "readers": [reader.name for reader in graph.readers],
         "question": question,
     }
-    tensors: dict[str, torch.Tensor] = {}
-    if nodes is not None:
-        tensors["node_scores"] = nodes.scores
-    if edges is not None:
-        tensors["edge_scores"] = edges.scores
+    tensors = {
+        "node_scores" if isinstance(table, NodeScores) else "edge_scores": table.scores
+        for table in scores
+    }
     # One entry only: safetensors does not keep the order of several.
     metadata = {"wiremap": json.dumps(described, allow_nan=False)}
     write_atomically(path, safetensors.torch.save(tensors, metadata))
@@ -179,7 +180,7 @@ def read_scores(path: Path) -> tuple[NodeScores | None, EdgeScores | None, dict[
     try:
         with safetensors.safe_open(path, framework="pt") as file:  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
             metadata: dict[str, str] = file.metadata() or {}
-            tensors: dict[str, torch.Tensor] = {name: file.get_tensor(name) for name in file.keys()}
+            tensors: dict[str, torch.Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no dict)
     except (OSError, safetensors.SafetensorError) as error:  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
         raise InputError(f"{path}: cannot be read as scores: {error}") from None
     try:
@@ -187,7 +188,9 @@ def read_scores(path: Path) -> tuple[NodeScores | None, EdgeScores | None, dict[
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     if not isinstance(described, dict) or described.get("format") != _SCORES_FORMAT:
-        raise InputError(f"{path}: expected scores written by wiremap, got another safetensors file")
+        raise InputError(
+            f"{path}: expected scores written by wiremap, got another safetensors file"
+        )
     graph = ModelGraph(**described["shape"])
     expected = {
         "node_scores": (len(graph.writers),),
@@ -201,4 +204,3 @@ def read_scores(path: Path) -> tuple[NodeScores | None, EdgeScores | None, dict[
     nodes = NodeScores(graph, tensors["node_scores"]) if "node_scores" in tensors else None
     edges = EdgeScores(graph, tensors["edge_scores"]) if "edge_scores" in tensors else None
     return nodes, edges, cast("dict[str, Any]", described["question"])
-

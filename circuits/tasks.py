@@ -46,28 +46,146 @@ class Task:
     sample: Callable[[str, Words, random.Random, str], Record]
 
 
-_FEMALE = (
-    "Mary Anna Emma Alice Sarah Laura Julia Kate Jane Lucy Rachel Susan Lisa Amy Helen Ruth Claire "
-    "Emily Grace Rose Linda Karen Nancy Carol Diane Maria Sophie Chloe Megan Molly Lily Ella"
-).split()
-_MALE = (
-    "John James David Paul Mark Peter Simon Tom Jack Henry Adam Robert Michael Thomas George Daniel "
-    "Kevin Brian Steven Andrew Martin Frank Oscar Max Ryan Scott Eric Jason Charlie Tim Sam Ben"
-).split()
-_PLACES = (
-    "station market garden school river harbour office library museum theatre hotel farm bakery "
-    "bridge beach church hospital factory"
-).split()
-_OBJECTS = (
-    "book ring letter ticket map coin bottle basket camera hammer ladder mirror pencil radio shirt "
-    "sword watch key flower guitar"
-).split()
+_FEMALE = [
+    "Mary",
+    "Anna",
+    "Emma",
+    "Alice",
+    "Sarah",
+    "Laura",
+    "Julia",
+    "Kate",
+    "Jane",
+    "Lucy",
+    "Rachel",
+    "Susan",
+    "Lisa",
+    "Amy",
+    "Helen",
+    "Ruth",
+    "Claire",
+    "Emily",
+    "Grace",
+    "Rose",
+    "Linda",
+    "Karen",
+    "Nancy",
+    "Carol",
+    "Diane",
+    "Maria",
+    "Sophie",
+    "Chloe",
+    "Megan",
+    "Molly",
+    "Lily",
+    "Ella",
+]
+_MALE = [
+    "John",
+    "James",
+    "David",
+    "Paul",
+    "Mark",
+    "Peter",
+    "Simon",
+    "Tom",
+    "Jack",
+    "Henry",
+    "Adam",
+    "Robert",
+    "Michael",
+    "Thomas",
+    "George",
+    "Daniel",
+    "Kevin",
+    "Brian",
+    "Steven",
+    "Andrew",
+    "Martin",
+    "Frank",
+    "Oscar",
+    "Max",
+    "Ryan",
+    "Scott",
+    "Eric",
+    "Jason",
+    "Charlie",
+    "Tim",
+    "Sam",
+    "Ben",
+]
+_PLACES = [
+    "station",
+    "market",
+    "garden",
+    "school",
+    "river",
+    "harbour",
+    "office",
+    "library",
+    "museum",
+    "theatre",
+    "hotel",
+    "farm",
+    "bakery",
+    "bridge",
+    "beach",
+    "church",
+    "hospital",
+    "factory",
+]
+_OBJECTS = [
+    "book",
+    "ring",
+    "letter",
+    "ticket",
+    "map",
+    "coin",
+    "bottle",
+    "basket",
+    "camera",
+    "hammer",
+    "ladder",
+    "mirror",
+    "pencil",
+    "radio",
+    "shirt",
+    "sword",
+    "watch",
+    "key",
+    "flower",
+    "guitar",
+]
+
+
+_OPENINGS = (
+    "",
+    "It was a cold day. ",
+    "Nobody knows how it came about, but it is true. ",
+    "We all remember {c}. ",
+    "Last year {c} moved to the city. ",
+    "Here is what {c} told us about it. ",
+)
+_SCENES = (
+    "After the lesson {a} and {b} walked to the {place}, and {s} gave a {object} to",
+    "One morning {a} met {b} near the {place}. Then {s} handed the {object} to",
+    "While {a} and {b} waited at the {place}, {s} showed a {object} to",
+    "When {a} and {b} reached the {place}, far from {c}, {s} passed the {object} to",
+    "At the {place} {a} sat with {b}. Later, with a smile, {s} brought a {object} to",
+    "Once {a} had helped {b} behind the {place}, {s} sold the old {object} to",
+    "People say that {a} and {b} own the {place}. Without a word to {c}, {s} sent a {object} to",
+    "Because {a} had missed {b} at the {place}, {s} offered the {object} to",
+)
 
 
 def _sample_ioi(template: str, words: Words, rng: random.Random, corruption: str) -> Record:
-    first, second, *others = rng.sample(words["name"], 5)
+    first, second, bystander, *others = rng.sample(words["name"], 6)
     subject, receiver = rng.choice([(first, second), (second, first)])
-    scene = {"place": rng.choice(words["place"]), "object": rng.choice(words["object"])}
+    scene = {
+        "c": bystander,
+        "place": rng.choice(words["place"]),
+        "object": rng.choice(words["object"]),
+    }
     corrupted = {
         "abc": dict(zip("abs", others, strict=True)),
         "swap": {"a": second, "b": first, "s": receiver},
@@ -78,31 +196,30 @@ def _sample_ioi(template: str, words: Words, rng: random.Random, corruption: str
         "corrupted": template.format(**corrupted, **scene),
         "answer": f" {receiver}",
         "wrong_answer": f" {subject}",
+        "corrupted_answer": [f" {name}" for name in _receivers(corrupted)],
         "order": "BABA" if subject == first else "ABBA",
     }
 
 
+def _receivers(people: Mapping[str, str]) -> list[str]:
+    """Of the two people, those who do not give."""
+    return [people[role] for role in "ab" if people[role] != people["s"]]
+
+
 IOI = Task(
     name="ioi",
-    description="indirect object identification: the name that was said only once receives",
+    description="indirect object identification: of two people, the one who does not give receives",
     metric="logit_diff",
     corruptions={
-        "abc": "the three names become three other names",
-        "swap": "the two names change places everywhere",
-        "s2-flip": "the giver becomes the other name",
+        "abc": "the two people and the giver become three other people",
+        "swap": "the two people change places everywhere",
+        "s2-flip": "the giver becomes the other of the two",
     },
-    templates=(
-        "After the lesson {a} and {b} walked to the {place}, and {s} gave a {object} to",
-        "One morning {a} met {b} near the {place}. Then {s} handed the {object} to",
-        "While {a} and {b} waited at the {place}, {s} showed a {object} to",
-        "It was a cold day. When {a} and {b} reached the {place}, {s} passed the {object} to",
-        "At the {place} {a} sat with {b}. Later, with a smile, {s} brought a {object} to",
-        "Once {a} had helped {b} behind the {place}, {s} sold the old {object} to",
-        "People say that {a} and {b} own the {place}. Last week {s} sent a new {object} to",
-        "Because {a} had missed {b} at the {place}, {s} offered the {object} to",
-    ),
+    # Openings of different lengths, some with a bystander, so that neither the position of a name
+    # nor how often it was said tells who receives.
+    templates=tuple(opening + scene for opening in _OPENINGS for scene in _SCENES),
     words={"name": _FEMALE + _MALE, "place": _PLACES, "object": _OBJECTS},
-    needs={"name": 5, "place": 1, "object": 1},
+    needs={"name": 6, "place": 1, "object": 1},
     sample=_sample_ioi,
 )
 
@@ -123,6 +240,7 @@ def _sample_greater_than(
         "corrupted": template.format(year="01", **scene),
         "answer": [year for year in years if year > start],
         "wrong_answer": [year for year in years if year <= start],
+        "corrupted_answer": years,
     }
 
 
@@ -137,10 +255,23 @@ GREATER_THAN = Task(
         "In this land the {event} started in {century}{year} and stopped in {century}",
     ),
     words={
-        "event": (
-            "war famine siege drought strike voyage trial project treaty plague revolt reign "
-            "festival journey battle"
-        ).split(),
+        "event": [
+            "war",
+            "famine",
+            "siege",
+            "drought",
+            "strike",
+            "voyage",
+            "trial",
+            "project",
+            "treaty",
+            "plague",
+            "revolt",
+            "reign",
+            "festival",
+            "journey",
+            "battle",
+        ],
         "year": [f"{century}|{year:02d}" for century in range(11, 19) for year in range(1, 99)],
     },
     needs={"event": 1, "year": 10},
@@ -174,14 +305,30 @@ AGREEMENT = Task(
         "Every day the {noun} {preposition} the old {other}",
     ),
     words={
-        "noun": (
-            "key/keys book/books car/cars dog/dogs boy/boys girl/girls teacher/teachers "
-            "doctor/doctors house/houses letter/letters picture/pictures student/students "
-            "farmer/farmers horse/horses friend/friends brother/brothers ship/ships tree/trees "
-            "table/tables player/players"
-        ).split(),
-        "preposition": "near behind beside under above".split(),
-        "verb": "is/are was/were has/have does/do".split(),
+        "noun": [
+            "key/keys",
+            "book/books",
+            "car/cars",
+            "dog/dogs",
+            "boy/boys",
+            "girl/girls",
+            "teacher/teachers",
+            "doctor/doctors",
+            "house/houses",
+            "letter/letters",
+            "picture/pictures",
+            "student/students",
+            "farmer/farmers",
+            "horse/horses",
+            "friend/friends",
+            "brother/brothers",
+            "ship/ships",
+            "tree/trees",
+            "table/tables",
+            "player/players",
+        ],
+        "preposition": ["near", "behind", "beside", "under", "above"],
+        "verb": ["is/are", "was/were", "has/have", "does/do"],
     },
     needs={"noun": 2, "preposition": 1, "verb": 1},
     sample=_sample_agreement,
@@ -189,24 +336,27 @@ AGREEMENT = Task(
 
 
 def _sample_induction(template: str, words: Words, rng: random.Random, corruption: str) -> Record:
-    drawn = rng.sample(words["word"], 18)
-    first, others = drawn[:9], drawn[9:]
-    n_repeated = rng.randrange(3, 9)
-    answer, wrong = first[n_repeated], others[n_repeated]
+    n_words = rng.randrange(6, 11)
+    drawn = rng.sample(words["word"], 2 * n_words)
+    first, others = drawn[:n_words], drawn[n_words:]
+    start = rng.randrange(n_words - 2)
+    end = rng.randrange(start + 2, n_words)
+    answer, wrong = first[end], others[end]
     if corruption == "target":
-        others = [*first[:n_repeated], wrong, *first[n_repeated + 1 :]]
-    repeated = " ".join(first[:n_repeated])
+        others = [*first[:end], wrong, *first[end + 1 :]]
+    repeated = " ".join(first[start:end])
     return {
         "clean": template.format(list=" ".join(first), repeated=repeated),
         "corrupted": template.format(list=" ".join(others), repeated=repeated),
         "answer": f" {answer}",
         "wrong_answer": f" {wrong}",
+        "rest": "".join(f" {word}" for word in first[end + 1 :]),
     }
 
 
 INDUCTION = Task(
     name="induction",
-    description="a list of unrelated words, repeated, goes on as it did the first time",
+    description="part of a list of unrelated words, repeated, goes on as it did the first time",
     metric="logit_diff",
     corruptions={
         "target": "the word that comes next was another one the first time",
@@ -214,14 +364,54 @@ INDUCTION = Task(
     },
     templates=("The words are {list}. And again: {repeated}",),
     words={
-        "word": (
-            "apple river stone cloud tiger paper glass chair bread green seven music light ocean "
-            "winter silver dragon pocket garden window butter candle forest hammer island jacket "
-            "kitchen lemon magic night orange pepper queen rabbit summer table uncle valley water "
-            "yellow zero angel button copper"
-        ).split()
+        "word": [
+            "apple",
+            "river",
+            "stone",
+            "cloud",
+            "tiger",
+            "paper",
+            "glass",
+            "chair",
+            "bread",
+            "green",
+            "seven",
+            "music",
+            "light",
+            "ocean",
+            "winter",
+            "silver",
+            "dragon",
+            "pocket",
+            "garden",
+            "window",
+            "butter",
+            "candle",
+            "forest",
+            "hammer",
+            "island",
+            "jacket",
+            "kitchen",
+            "lemon",
+            "magic",
+            "night",
+            "orange",
+            "pepper",
+            "queen",
+            "rabbit",
+            "summer",
+            "table",
+            "uncle",
+            "valley",
+            "water",
+            "yellow",
+            "zero",
+            "angel",
+            "button",
+            "copper",
+        ]
     },
-    needs={"word": 18},
+    needs={"word": 20},
     sample=_sample_induction,
 )
 
@@ -314,12 +504,18 @@ def load_task(
         "task": name,
         "corruption": corruption,
         "seed": seed,
-        "words": {
-            kind: {"used": len(words[kind]), "rejected": len(task.words[kind]) - len(words[kind])}
-            for kind in task.words
-        },
+        "words": count_words(task, tokenizer),
     }
     return PromptPairs.from_records(records, tokenizer, source=source)
+
+
+def count_words(task: Task, tokenizer: Tokenizer) -> dict[str, dict[str, int]]:
+    """Of each kind of words, how many the tokenizer spells as the task wants, and how many not."""
+    counts: dict[str, dict[str, int]] = {}
+    for kind, words in task.words.items():
+        used = len(_single_tokens(words, tokenizer))
+        counts[kind] = {"used": used, "rejected": len(words) - used}
+    return counts
 
 
 def sample_records(

@@ -1,4 +1,4 @@
-"""Measuring edges in rank order, every result on disk as soon as it is there."""
+"""Measuring edges (or nodes) in rank order, every result on disk as soon as it is there."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy
 
 from ..edges.errors import InputError
 from ..edges.metrics import Metric
 from ..edges.model import Model
-from ..edges.patching import patch_edges
+from ..edges.patching import patch_edges, patch_nodes
 from ..edges.prompts import PromptPairs
 from .document import loads
 
 CHUNK = 64
-"""Edges measured and written together. Part of what makes a resumed run give the same bytes."""
+"""Items measured and written together. Part of what makes a resumed run give the same bytes."""
 
 
 @dataclass(frozen=True)
-class VerifiedEdge:
-    """An edge's exact effect on each pair (float32 numbers), in units of the metric."""
+class Verified:
+    """The exact effect of an edge or node on each pair (float32 numbers), in units of the metric."""
 
     name: str
     effects: tuple[float, ...]
@@ -45,9 +45,9 @@ class VerifiedEdge:
         return math.sqrt(squares / (n_pairs - 1) / n_pairs)
 
     def line(self) -> str:
-        """The edge as a line of ``effects.jsonl``."""
+        """This as a line of ``effects.jsonl``."""
         record = {
-            "edge": self.name,
+            "name": self.name,
             "effect": self.effect,
             "standard_error": self.standard_error,
             "effects": self.effects,
@@ -58,48 +58,51 @@ class VerifiedEdge:
 def verify(
     model: Model,
     pairs: PromptPairs,
-    edges: Sequence[str],
+    names: Sequence[str],
     metric: str | Metric = "logit_diff",
     direction: str = "noising",
     batch_size: int | None = None,
     effects_file: Path | None = None,
+    nodes: bool = False,
     progress: Callable[[int], Any] | None = None,
-) -> list[VerifiedEdge]:
-    """Exact effects of ``edges``, in their order, a chunk at a time.
+) -> list[Verified]:
+    """Exact effects of edges, in the order of ``names``, a chunk at a time.
 
     Args:
+        nodes: the names are nodes, and activation patching takes the place of path patching.
         effects_file: a JSON Lines file that grows by whole chunks. Chunks it holds already are
             taken from it; what a killed run left of a chunk is dropped and measured again.
-        progress: called with the number of edges finished since the last call.
+        progress: called with the number of names finished since the last call.
 
     Raises:
-        InputError: the file holds effects of other edges or pairs. Else as ``patch_edges``.
+        InputError: the file holds effects of other names or pairs. Else as ``patch_edges``.
     """
-    verified = [] if effects_file is None else _resume(effects_file, edges, len(pairs))
+    patch = patch_nodes if nodes else patch_edges
+    verified = [] if effects_file is None else _resume(effects_file, names, len(pairs))
     if progress is not None and verified:
         progress(len(verified))
-    for start in range(len(verified), len(edges), CHUNK):
-        chunk = edges[start : start + CHUNK]
-        measured = patch_edges(model, pairs, chunk, metric, direction, batch_size)
+    for start in range(len(verified), len(names), CHUNK):
+        chunk = names[start : start + CHUNK]
+        measured = patch(model, pairs, chunk, metric, direction, batch_size)
         new = [
-            VerifiedEdge(name, _shortest(row))
+            Verified(name, _shortest(row))
             for name, row in zip(chunk, measured.effects.numpy(), strict=True)
         ]
         if effects_file is not None:
-            _append(effects_file, "".join(edge.line() for edge in new))
+            _append(effects_file, "".join(item.line() for item in new))
         verified += new
         if progress is not None:
             progress(len(new))
     return verified
 
 
-def read_effects(path: Path) -> list[VerifiedEdge]:
+def read_effects(path: Path) -> list[Verified]:
     """All complete lines of an effects file; a last line that a kill cut short is left out.
 
     Raises:
         InputError: a line that is damaged otherwise.
     """
-    return [edge for edge, _ in _complete_lines(path)]
+    return [item for item, _ in _complete_lines(path)]
 
 
 def _shortest(row: Any) -> tuple[float, ...]:
@@ -119,33 +122,32 @@ def _append(path: Path, text: str) -> None:
         ) from error
 
 
-def _resume(path: Path, edges: Sequence[str], n_pairs: int) -> list[VerifiedEdge]:
-    """What the file already holds of ``edges``, in whole chunks; the rest of it is cut off."""
+def _resume(path: Path, names: Sequence[str], n_pairs: int) -> list[Verified]:
+    """What the file already holds of ``names``, in whole chunks; the rest of it is cut off."""
     if not path.exists():
         return []
     lines = _complete_lines(path)
-    n_kept = len(lines) if len(lines) >= len(edges) else len(lines) // CHUNK * CHUNK
-    kept = lines[: min(n_kept, len(edges))]
-    for (edge, _), name in zip(kept, edges, strict=False):
-        if edge.name != name or len(edge.effects) != n_pairs:
+    whole = len(names) if len(lines) >= len(names) else len(lines) // CHUNK * CHUNK
+    kept = lines[:whole]
+    for (item, _), name in zip(kept, names, strict=False):
+        if item.name != name or len(item.effects) != n_pairs:
             raise InputError(
-                f"{path}: expected the effect of {name} on {n_pairs} pairs, got {edge.name} on "
-                f"{len(edge.effects)}; the file belongs to another question: choose another "
-                "directory (-o)"
+                f"{path}: expected the effect of {name} on {n_pairs} pairs, got {item.name} on "
+                f"{len(item.effects)}; the file belongs to another question: choose another place "
+                "(-o)"
             )
-    end = kept[-1][1] if kept else 0
     with path.open("r+b") as file:
-        file.truncate(end)
-    return [edge for edge, _ in kept]
+        file.truncate(kept[-1][1] if kept else 0)
+    return [item for item, _ in kept]
 
 
-def _complete_lines(path: Path) -> list[tuple[VerifiedEdge, int]]:
-    """The edges of an effects file, each with the place in the file where its line ends."""
+def _complete_lines(path: Path) -> list[tuple[Verified, int]]:
+    """The items of an effects file, each with the place in the file where its line ends."""
     try:
         content = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    found: list[tuple[VerifiedEdge, int]] = []
+    found: list[tuple[Verified, int]] = []
     end = 0
     for number, raw in enumerate(content.splitlines(keepends=True), start=1):
         end += len(raw)
@@ -156,9 +158,9 @@ def _complete_lines(path: Path) -> list[tuple[VerifiedEdge, int]]:
             effects = tuple(float(value) for value in record["effects"])
             if not effects:
                 raise InputError("expected effects of at least one pair, got none")
-            found.append((VerifiedEdge(str(record["edge"]), effects), end))
+            found.append((Verified(str(record["name"]), effects), end))
         except (InputError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
             raise InputError(
-                f"{path}, line {number}: expected a verified edge, the line is damaged ({error!r})"
+                f"{path}, line {number}: expected a verified effect, the line is damaged ({error!r})"
             ) from None
     return found

@@ -19,15 +19,13 @@ from typing import Any
 
 import click
 import torch
-import transformers
-from jaxtyping import Bool, Int64
-from tokenizers import Regex, pre_tokenizers
-from tokenizers import Tokenizer as TokenizerCore
-from tokenizers.models import WordLevel
+from jaxtyping import Int64
 from torch import Tensor
 
 from ..edges.errors import InputError
+from ..edges.loading import bundled_models, bundled_path
 from ..edges.prompts import PromptPairs
+from ..edges.tokens import Tokenizer
 from .tasks import Record, Task, find_task
 
 
@@ -46,6 +44,7 @@ class Recipe:
 
     @property
     def tasks(self) -> list[Task]:
+        """The tasks it learns."""
         return [find_task(name) for name in self.weights]
 
 
@@ -72,7 +71,7 @@ RECIPES: Mapping[str, Recipe] = {
             weights={
                 "greater-than": 1.0,
                 "agreement": 0.5,
-                "induction": 1.5,
+                "induction": 2.0,
                 "gendered-pronoun": 0.5,
             },
             config={
@@ -109,8 +108,28 @@ _SPECIAL = ("<unk>", "<s>", "</s>")
 _END = " ."
 
 
-def build_tokenizer(tasks: Sequence[Task]) -> transformers.PreTrainedTokenizerFast:
+def training_records() -> list[dict[str, Any]]:
+    """Of each bundled model, the final numbers of its training, and its architecture."""
+    records: list[dict[str, Any]] = []
+    for name in bundled_models():
+        config = json.loads((bundled_path(name) / "config.json").read_text())
+        record = json.loads((bundled_path(name) / "training.json").read_text())
+        records.append({**record, "architecture": config["architectures"][0]})
+    return records
+
+
+def bundled_tasks(model: str) -> list[str]:
+    """The tasks a bundled model was trained on; none for any other model."""
+    return list(RECIPES[model].weights) if model in RECIPES else []
+
+
+def build_tokenizer(tasks: Sequence[Task]) -> Any:
     """A word-level tokenizer of exactly the words these tasks can say; years are two tokens."""
+    import transformers
+    from tokenizers import Regex, pre_tokenizers
+    from tokenizers import Tokenizer as TokenizerCore
+    from tokenizers.models import WordLevel
+
     pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Whitespace(), pre_tokenizers.Split(Regex(r"\d\d"), "isolated")]
     )
@@ -142,33 +161,24 @@ def held_out(prompt: str) -> bool:
 
 
 def _sentences(recipe: Recipe) -> Iterator[str]:
-    """Endless training sentences. One in five is a corrupted prompt where it makes sense as one."""
+    """Endless training sentences. One in five is a corrupted prompt, where one knows how it goes on."""
     rng = random.Random(recipe.seed)
     tasks, weights = recipe.tasks, list(recipe.weights.values())
     while True:
         (task,) = rng.choices(tasks, weights)
-        record = task.sample(rng.choice(task.templates), task.words, rng, next(iter(task.corruptions)))
+        record = task.sample(
+            rng.choice(task.templates), task.words, rng, next(iter(task.corruptions))
+        )
         prompt, answers = record["clean"], record["answer"]
-        if task.name in ("ioi", "greater-than") and rng.random() < 0.2:
-            prompt, answers = record["corrupted"], _corrupted_answers(task, record)
+        if "corrupted_answer" in record and rng.random() < 0.2:
+            prompt, answers = record["corrupted"], record["corrupted_answer"]
         if held_out(prompt):
             continue
         answer = answers if isinstance(answers, str) else rng.choice(answers)
-        yield prompt + answer + _END
+        yield prompt + answer + record.get("rest", "") + _END
 
 
-def _corrupted_answers(task: Task, record: Record) -> list[str]:
-    """What may follow a corrupted prompt: a person present but not the giver; any year."""
-    if task.name == "greater-than":
-        return record["answer"] + record["wrong_answer"]
-    names = [word for word in record["corrupted"].replace(",", "").replace(".", "").split()
-             if word in task.words["name"]]
-    return [f" {name}" for name in names[:2]]
-
-
-def _batches(
-    recipe: Recipe, tokenizer: transformers.PreTrainedTokenizerFast
-) -> Iterator[Int64[Tensor, "sentence pos"]]:
+def _batches(recipe: Recipe, tokenizer: Any) -> Iterator[Int64[Tensor, "sentence pos"]]:
     """Batches of tokenized sentences, BOS first, filled up on the right with -100 (no loss)."""
     sentences = _sentences(recipe)
     for _ in range(recipe.steps):
@@ -182,6 +192,8 @@ def _batches(
 
 def train(name: str, out: Path) -> dict[str, Any]:
     """Trains bundled model ``name`` and writes it to ``out / name``; returns its final numbers."""
+    import transformers
+
     if name not in RECIPES:
         raise InputError(f"unknown bundled model {name!r}; there are {', '.join(RECIPES)}")
     recipe = RECIPES[name]
@@ -231,15 +243,15 @@ def train(name: str, out: Path) -> dict[str, Any]:
             "seed": recipe.seed,
         },
         "final_loss": round(loss.item(), 4),
-        "held_out_accuracy": {
-            task.name: accuracy(model, tokenizer, task) for task in recipe.tasks
-        },
+        "held_out_accuracy": {task.name: accuracy(model, tokenizer, task) for task in recipe.tasks},
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
     directory = out / name
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
+    for file in directory.iterdir():
+        file.chmod(0o644)
     (directory / "training.json").write_text(json.dumps(numbers, indent=2) + "\n")
     return numbers
 
@@ -254,14 +266,12 @@ def accuracy(model: Any, tokenizer: Any, task: Task, n_prompts: int = 1000) -> f
         record = task.sample(rng.choice(task.templates), task.words, rng, corruption)
         if held_out(record["clean"]):
             records.append(record)
-    from ..edges.tokens import Tokenizer
-
     pairs = PromptPairs.from_records(records, Tokenizer(tokenizer, bos=True))
-    right: list[Bool[Tensor, "pair"]] = []
+    n_right = 0
     for batch in pairs.batches():
         best = model(batch.clean).logits[:, -1].argmax(-1)
-        right.append((batch.answers == best[:, None]).any(1))
-    return torch.cat(right).float().mean().item()
+        n_right += int((batch.answers == best[:, None]).any(1).sum())
+    return n_right / n_prompts
 
 
 @click.group()
@@ -271,9 +281,7 @@ def main() -> None:
 
 @main.command("train")
 @click.argument("name", type=click.Choice(list(RECIPES)))
-@click.option(
-    "--out", default="circuits/zoo", show_default=True, type=click.Path(path_type=Path)
-)
+@click.option("--out", default="circuits/zoo", show_default=True, type=click.Path(path_type=Path))
 def train_command(name: str, out: Path) -> None:
     """Train one bundled model and write it to OUT/NAME."""
     click.echo(json.dumps(train(name, out), indent=2))

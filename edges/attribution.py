@@ -141,7 +141,15 @@ def score_edges(
         return torch.stack([_edges(model, found, group) for group in groups])
 
     scored = _scored(
-        model, pairs, metric, gradient, direction, batch_size, progress, (*SLOTS, "mlp_in"), contract
+        model,
+        pairs,
+        metric,
+        gradient,
+        direction,
+        batch_size,
+        progress,
+        (*SLOTS, "mlp_in"),
+        contract,
     )
     total = torch.zeros(shape, device=model.device)
     table = torch.zeros((len(pairs), *shape)) if per_pair else None

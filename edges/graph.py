@@ -40,14 +40,14 @@ class Reader:
 
     Attributes:
         node: the node of the circuit it belongs to: ``a2.h3``, ``a2.kv1``, ``m2``, ``logits``.
-        head: query head for ``q``, key-value head for ``k`` and ``v``, else None.
+        head: query head for ``q``, key-value head for ``k`` and ``v``; 0 for the others.
         n_writers: it reads the first ``n_writers`` writers of the graph, and no other.
     """
 
     name: str
     kind: Literal["q", "k", "v", "mlp", "logits"]
     layer: int
-    head: int | None
+    head: int
     node: str
     n_writers: int
 
@@ -107,9 +107,9 @@ class ModelGraph:
                         Reader(f"{node}<{slot}>", slot, layer, head, node, before_attention)
                     )
             before_mlp = before_attention if self.parallel else self.mlp_writer(layer)
-            readers.append(Reader(f"m{layer}", "mlp", layer, None, f"m{layer}", before_mlp))
+            readers.append(Reader(f"m{layer}", "mlp", layer, 0, f"m{layer}", before_mlp))
         n_writers = 1 + self.n_layers * (self.n_heads + 1)
-        readers.append(Reader("logits", "logits", self.n_layers, None, "logits", n_writers))
+        readers.append(Reader("logits", "logits", self.n_layers, 0, "logits", n_writers))
         return tuple(readers)
 
     def _reader_node(self, layer: int, slot: Slot, head: int) -> str:
@@ -142,6 +142,7 @@ class ModelGraph:
 
     @cached_property
     def n_edges(self) -> int:
+        """How many edges the model has."""
         return sum(reader.n_writers for reader in self.readers)
 
     def edges(self) -> Iterator[Edge]:
@@ -151,6 +152,7 @@ class ModelGraph:
                 yield Edge(writer, index)
 
     def edge_name(self, edge: Edge) -> str:
+        """Such as ``a0.h1->a2.h3<q>``."""
         return f"{self.writers[edge.writer].name}->{self.readers[edge.reader].name}"
 
     @cached_property

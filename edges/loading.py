@@ -6,7 +6,7 @@ import difflib
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,11 @@ _ZOO = Path(__file__).parent.parent / "circuits" / "zoo"
 def bundled_models() -> list[str]:
     """Names of the models that come with wiremap."""
     return sorted(path.parent.name for path in _ZOO.glob("*/config.json"))
+
+
+def bundled_path(name: str) -> Path:
+    """The directory of a bundled model."""
+    return _ZOO / name
 
 
 def choose_device(device: str) -> torch.device:
@@ -76,7 +81,7 @@ def _load_directory(path: Path, device: torch.device, dtype: torch.dtype) -> tup
         config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
         architecture = (config.architectures or [type(config).__name__])[0]
         refuse_unsupported(architecture)
-        weights, report = transformers.AutoModelForCausalLM.from_pretrained(
+        loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
             path,
             config=config,
             local_files_only=True,
@@ -85,6 +90,7 @@ def _load_directory(path: Path, device: torch.device, dtype: torch.dtype) -> tup
             attn_implementation="eager",
             output_loading_info=True,
         )
+        weights, report = loaded
     except InputError:
         raise
     except Exception as error:  # transformers raises nearly anything on damaged files
@@ -105,7 +111,9 @@ def _load_tokenizer(path: Path) -> Any:
     """The tokenizer beside a model, or None. Never the placeholder transformers makes up."""
     import transformers
 
-    if not any((path / file).is_file() for file in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+    if not any(
+        (path / file).is_file() for file in ("tokenizer.json", "tokenizer.model", "vocab.json")
+    ):
         return None
     try:
         return transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
@@ -138,7 +146,7 @@ def _load_from_hub(name: str, device: torch.device, dtype: torch.dtype) -> tuple
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> Generator[None]:
     """Keeps loading's progress bars and advice off the terminal; errors still come through."""
     import transformers
 

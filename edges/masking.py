@@ -101,7 +101,9 @@ def _masked_logits(
     changes[0] = clean.input - corrupted.input
     mask = kept.to(changes)
 
-    def change_of_input(readers: Tensor, n_writers: int) -> Float[Tensor, "reader pair pos d_model"]:
+    def change_of_input(
+        readers: Tensor, n_writers: int
+    ) -> Float[Tensor, "reader pair pos d_model"]:
         total = mask[readers, :n_writers] @ changes[:n_writers].flatten(1)
         return total.view(len(readers), *changes.shape[1:])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 
@@ -22,7 +22,7 @@ class Sliceable(Protocol):
     """Rows that can be counted and cut."""
 
     def __len__(self) -> int: ...
-    def __getitem__(self: Part, rows: slice, /) -> Part: ...
+    def __getitem__(self, rows: slice, /) -> Any: ...
 
 
 class RowTooLargeError(WiremapError):

@@ -32,6 +32,7 @@ class Targets:
 
     @classmethod
     def of(cls, batch: PairBatch, clean_logits: Float[Tensor, "pair d_vocab"]) -> Targets:
+        """The targets of a batch, on the device of its clean logits."""
         device = clean_logits.device
         return cls(batch.answers.to(device), batch.wrong_answers.to(device), clean_logits)
 

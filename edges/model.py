@@ -9,7 +9,7 @@ The bridge's own forward pass is used once per model, to check that the parts ad
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -173,10 +173,12 @@ class Model:
 
     @property
     def device(self) -> torch.device:
+        """Where the weights are."""
         return next(self.bridge.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
+        """The precision of the weights."""
         return next(self.bridge.parameters()).dtype
 
     def fingerprint(self) -> str:
@@ -341,7 +343,7 @@ class Model:
         return resid
 
     @contextmanager
-    def borrowed(self, with_hooks: bool = False) -> Iterator[None]:
+    def borrowed(self, with_hooks: bool = False) -> Generator[None]:
         """The bridge frozen, in evaluation mode and without hooks; then as it was, come what may."""
         modules = list(self.bridge.modules())
         training = [module for module in modules if module.training]

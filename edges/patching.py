@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Float32
@@ -32,6 +32,7 @@ from .model import Activations, Model
 from .prompts import PairBatch, PromptPairs
 from .trace import Run, answer_logits, run
 
+_KINDS: tuple[Literal["mlp"] | Slot, ...] = ("mlp", *SLOTS)
 _BASE = ("resid_pre", "mlp_in", "q", "k", "v", "z", "mlp_out")
 _OTHER = ("z", "mlp_out")
 
@@ -111,9 +112,7 @@ def patch_edges(
             model, runs, layer, [readers[found[item].reader] for item in items], change
         )
 
-    return _patch(
-        model, pairs, edges, layers, metric, direction, batch_size, progress, patched
-    )
+    return _patch(model, pairs, edges, layers, metric, direction, batch_size, progress, patched)
 
 
 def patch_nodes(
@@ -145,9 +144,7 @@ def patch_nodes(
             resid[of_heads] = _after_attention(model, runs, layer, change[of_heads])
         return resid
 
-    return _patch(
-        model, pairs, nodes, layers, metric, direction, batch_size, progress, patched
-    )
+    return _patch(model, pairs, nodes, layers, metric, direction, batch_size, progress, patched)
 
 
 def _patch(
@@ -215,9 +212,7 @@ def _both_runs(model: Model, batch: PairBatch, metric: Metric, direction: str) -
     corrupted = run(model, batch.corrupted, _OTHER if noising else _BASE)
     base, other = (clean, corrupted) if noising else (corrupted, clean)
     targets = Targets.of(batch, clean.logits)
-    return _Runs(
-        base, other, metric(base.logits, targets), targets, metric, 1 if noising else -1
-    )
+    return _Runs(base, other, metric(base.logits, targets), targets, metric, 1 if noising else -1)
 
 
 def _difference(model: Model, runs: _Runs, writer: int) -> Float[Tensor, "pair pos d_model"]:
@@ -240,18 +235,19 @@ def _after_readers(
     change: Float[Tensor, "item pair pos d_model"],
 ) -> Float[Tensor, "item pair pos d_model"]:
     """The residual stream after ``layer`` when each reader alone sees its input changed."""
-    kinds = [reader.kind for reader in readers]
-    if "logits" in kinds:
+    if readers[0].kind == "logits":
         return runs.base.final + change
     resid = torch.empty_like(change)
-    for kind in set(kinds):
-        items = torch.tensor([index for index, other in enumerate(kinds) if other == kind])
+    for kind in _KINDS:
+        items = torch.tensor([index for index, reader in enumerate(readers) if reader.kind == kind])
+        if not len(items):
+            continue
         if kind == "mlp":
             mlp_in = (runs.base.kept.mlp_in[layer] + change[items]).flatten(0, 1)
             mlp_out = model.mlp(layer, model.mlp_norm(layer, mlp_in)).view_as(change[items])
             resid[items] = runs.resid_after(layer) + mlp_out - runs.base.kept.mlp_out[layer]
         else:
-            heads = [reader.head for reader in readers if reader.kind == kind]
+            heads = [readers[index].head for index in items.tolist()]
             written = _reread(model, runs.base.kept, layer, kind, heads, change[items])
             resid[items] = _after_attention(model, runs, layer, written)
     return resid

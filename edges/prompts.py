@@ -67,8 +67,8 @@ class PromptPairs:
 
     clean: Int64[Tensor, "pair pos"]
     corrupted: Int64[Tensor, "pair pos"]
-    answers: Int64[Tensor, "pair *answer"]
-    wrong_answers: Int64[Tensor, "pair *wrong"] | None = None
+    answers: Int64[Tensor, "pair ..."]
+    wrong_answers: Int64[Tensor, "pair ..."] | None = None
     features: tuple[Mapping[str, Any], ...] = ()
     source: Mapping[str, Any] = field(default_factory=dict[str, Any])
 

@@ -8,7 +8,6 @@ Graphviz; pictures need its ``dot`` program.
 from __future__ import annotations
 
 import html
-import math
 import shutil
 import subprocess
 
@@ -58,27 +57,28 @@ def to_dot(circuit: Circuit) -> str:
     slots: dict[str, set[str]] = {}
     for edge in circuit.edges:
         slots.setdefault(edge.target, set()).update(edge.slot or "")
+    largest = max((abs(edge.worth or 0.0) for edge in circuit.edges), default=0.0)
     levels = rows(circuit)
     for height, nodes in enumerate(levels):
-        with graph.subgraph() as level:
-            level.attr(rank="same")
-            level.node(_anchor(height), _row_label(nodes[0]), fontcolor=_FAINT, fontsize="10")
-            for node in nodes:
-                level.node(
-                    _id(node.name),
-                    _node_label(node, sorted(slots.get(node.name, ()))),
-                    tooltip=_node_tooltip(node, circuit),
-                )
+        level = graphviz.Digraph(graph_attr={"rank": "same"})
+        level.node(_anchor(height), _row_label(nodes[0]), fontcolor=_FAINT, fontsize="10")
+        for node in nodes:
+            level.node(
+                _id(node.name),
+                _node_label(node, sorted(slots.get(node.name, ()))),
+                tooltip=_node_tooltip(node, circuit),
+            )
+        if height == 0:
+            level.node("legend", _legend(circuit, largest))
+        graph.subgraph(level)
     for height in range(1, len(levels)):
         graph.edge(_anchor(height - 1), _anchor(height), style="invis", weight="50")
-    largest = max((abs(edge.worth or 0.0) for edge in circuit.edges), default=0.0)
     for edge in circuit.edges:
         graph.edge(_id(edge.source), _id(edge.target), **_edge_attributes(edge, circuit, largest))
     for kv_head, head in circuit.groups:
         graph.edge(
             _id(kv_head), _id(head), color=_FAINT, style="dotted", dir="none", tooltip="serves"
         )
-    _add_legend(graph, circuit, largest)
     return graph.source
 
 
@@ -113,9 +113,12 @@ def render(dot: str, kind: str) -> bytes:
 def unit(circuit: Circuit) -> str:
     """The unit of the circuit's scores and effects."""
     metric = str(circuit.method.get("metric", ""))
-    return {"logit_diff": "logits", "prob_diff": "probability", "log_prob": "nats", "kl": "nats"}.get(
-        metric, metric or "metric"
-    )
+    return {
+        "logit_diff": "logits",
+        "prob_diff": "probability",
+        "log_prob": "nats",
+        "kl": "nats",
+    }.get(metric, metric or "metric")
 
 
 def _id(name: str) -> str:
@@ -138,11 +141,13 @@ def _caption(circuit: Circuit) -> str:
     details = [f"{len(circuit.edges)} of {circuit.shape.n_edges:,} edges"]
     if circuit.faithfulness is not None:
         details.append(f"faithfulness {circuit.faithfulness.faithfulness:.2f}")
-        details.append(f"{circuit.faithfulness.n_pairs} pairs")
+        details.append(
+            f"{circuit.method.get('metric', 'metric')} over {circuit.faithfulness.n_pairs} pairs"
+        )
     title = " on ".join(part for part in (model, task) if part)
     return (
         f'<<B>{_text(title)}</B><BR/><FONT POINT-SIZE="11" COLOR="#555555">'
-        f'{_text(", ".join(details))}</FONT><BR/> >'
+        f"{_text(', '.join(details))}</FONT><BR/> >"
     )
 
 
@@ -204,7 +209,8 @@ def _edge_attributes(edge: CircuitEdge, circuit: Circuit, largest: float) -> dic
     attributes = {
         **_style(edge.worth or 0.0, edge.verified, largest),
         "tooltip": tooltip,
-        "edgetooltip": tooltip,
+        "id": edge.name,
+        "class": "verified" if edge.verified else "scored",
         "tailport": "n",
         "headport": "s",
     }
@@ -213,24 +219,39 @@ def _edge_attributes(edge: CircuitEdge, circuit: Circuit, largest: float) -> dic
     return attributes
 
 
-def _add_legend(graph: graphviz.Digraph, circuit: Circuit, largest: float) -> None:
-    """A box that says what colour, dash, width and arrow mean."""
-    samples = [
-        ("carries the behaviour", _style(largest, True, largest)),
-        ("opposes it", _style(-largest / 2, True, largest)),
+def _legend(circuit: Circuit, largest: float) -> str:
+    """One node that says what colour, dash, width and arrows mean."""
+    verified = any(edge.verified for edge in circuit.edges)
+    lines = [
+        (_sample(POSITIVE, 3, dashed=False), "carries the behaviour"),
+        (_sample(NEGATIVE, 3, dashed=True), "opposes it"),
     ]
-    if any(not edge.verified for edge in circuit.edges):
-        samples.append(("scored only", _style(largest / 4, False, largest)))
-    if largest and not math.isinf(largest):
-        size = f"{largest:.2g} {unit(circuit)}"
-        samples.append((f"effect of {size}", _style(largest, True, largest)))
-    with graph.subgraph(name="cluster_legend") as legend:
-        legend.attr(label="", color="#cccccc", style="rounded", margin="6")
-        for index, (text, style) in enumerate(samples):
-            with legend.subgraph() as line:
-                line.attr(rank="same")
-                line.node(f"from{index}", "", shape="point", width="0.01", color="white")
-                line.node(f"to{index}", text, shape="plaintext", fontsize="10", fontcolor="#333333")
-                line.edge(f"from{index}", f"to{index}", minlen="2", **style)
-        for index in range(1, len(samples)):
-            legend.edge(f"to{index}", f"to{index - 1}", style="invis")
+    if largest:
+        what = "effect" if verified else "score"
+        lines.append(
+            (
+                _sample(POSITIVE, round(_WIDEST), dashed=False),
+                f"{what} {largest:.2g} {unit(circuit)}",
+            )
+        )
+    if not all(edge.verified for edge in circuit.edges):
+        lines.append(("\u25b7", "hollow arrow: scored, not verified"))
+    rows = "".join(
+        f'<TR><TD>{sample}</TD><TD ALIGN="LEFT"><FONT POINT-SIZE="10" COLOR="#444444">'
+        f"{_text(text)}</FONT></TD></TR>"
+        for sample, text in lines
+    )
+    return (
+        '<<TABLE BORDER="1" COLOR="#cccccc" CELLBORDER="0" CELLSPACING="2" CELLPADDING="1" '
+        f'STYLE="ROUNDED">{rows}</TABLE>>'
+    )
+
+
+def _sample(color: str, height: int, dashed: bool) -> str:
+    """A short piece of line, drawn as table cells."""
+    cell = f'<TD FIXEDSIZE="TRUE" WIDTH="{{}}" HEIGHT="{height}" BGCOLOR="{color}"></TD>'
+    gap = f'<TD FIXEDSIZE="TRUE" WIDTH="4" HEIGHT="{height}"></TD>'
+    cells = gap.join([cell.format(8)] * 3) if dashed else cell.format(32)
+    return (
+        f'<TABLE BORDER="0" CELLBORDER="0" CELLSPACING="0" CELLPADDING="0"><TR>{cells}</TR></TABLE>'
+    )

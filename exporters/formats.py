@@ -8,8 +8,8 @@ from pathlib import Path
 
 from ..circuits.circuit import Circuit
 from ..circuits.document import dumps, from_document, loads, to_document
-from ..edges.files import read_text, write_atomically
 from ..edges.errors import InputError
+from ..edges.files import read_text, write_atomically
 from .dot import render, to_dot
 from .graphml import to_graphml
 

@@ -85,7 +85,11 @@ class SlowModel:
         weight = self.weights[f"{prefix}.weight"]
         if self.kind == "llama":
             return x / (x.pow(2).mean(-1, keepdim=True) + self.config.rms_norm_eps).sqrt() * weight
-        eps = self.config.layer_norm_eps if self.kind == "gpt_neox" else self.config.layer_norm_epsilon
+        eps = (
+            self.config.layer_norm_eps
+            if self.kind == "gpt_neox"
+            else self.config.layer_norm_epsilon
+        )
         x = x - x.mean(-1, keepdim=True)
         x = x / (x.pow(2).mean(-1, keepdim=True) + eps).sqrt()
         return x * weight + self.weights[f"{prefix}.bias"]
@@ -97,7 +101,9 @@ class SlowModel:
             prefix = f"transformer.h.{layer}.attn.c_attn"
             offset = "qkv".index(slot) * self.config.hidden_size
             columns = slice(offset + columns.start, offset + columns.stop)
-            return self.weights[f"{prefix}.weight"][:, columns], self.weights[f"{prefix}.bias"][columns]
+            return self.weights[f"{prefix}.weight"][:, columns], self.weights[f"{prefix}.bias"][
+                columns
+            ]
         if self.kind == "gpt_neox":  # rows: head, then q k v, then d_head
             prefix = f"gpt_neox.layers.{layer}.attention.query_key_value"
             start = (3 * head + "qkv".index(slot)) * self.d_head
@@ -148,7 +154,10 @@ class SlowModel:
             hidden = x @ self.weights[f"{prefix}.c_fc.weight"] + self.weights[f"{prefix}.c_fc.bias"]
             cubic = math.sqrt(2 / math.pi) * (hidden + 0.044715 * hidden**3)
             hidden = hidden / 2 * (1 + cubic.tanh())
-            return hidden @ self.weights[f"{prefix}.c_proj.weight"] + self.weights[f"{prefix}.c_proj.bias"]
+            return (
+                hidden @ self.weights[f"{prefix}.c_proj.weight"]
+                + self.weights[f"{prefix}.c_proj.bias"]
+            )
         prefix = f"gpt_neox.layers.{layer}.mlp"
         into, out = f"{prefix}.dense_h_to_4h", f"{prefix}.dense_4h_to_h"
         hidden = x @ self.weights[f"{into}.weight"].T + self.weights[f"{into}.bias"]
@@ -169,7 +178,11 @@ class SlowModel:
         return f"{prefix}.{layer}.input_layernorm", f"{prefix}.{layer}.post_attention_layernorm"
 
     def unembed(self, x: Tensor) -> Tensor:
-        final = {"gpt2": "transformer.ln_f", "llama": "model.norm", "gpt_neox": "gpt_neox.final_layer_norm"}
+        final = {
+            "gpt2": "transformer.ln_f",
+            "llama": "model.norm",
+            "gpt_neox": "gpt_neox.final_layer_norm",
+        }
         head = "embed_out" if "embed_out.weight" in self.weights else "lm_head"
         return self.norm(x, final[self.kind]) @ self.weights[f"{head}.weight"].T
 
@@ -217,8 +230,7 @@ class SlowModel:
         def read(reader: str, writes: Writes) -> Tensor:
             column = amount[:, :, self.readers.index(reader), None, None]
             change = [
-                column[:, self.writers.index(writer)]
-                * (other_writes[writer] - base_writes[writer])
+                column[:, self.writers.index(writer)] * (other_writes[writer] - base_writes[writer])
                 for writer in self.reads(reader)
             ]
             return total(reader, writes) + torch.stack(change).sum(0)

@@ -82,7 +82,7 @@ def test_patching_the_input_is_the_other_run(
 
 def test_batches_change_nothing(kind: str) -> None:
     model, pairs = tiny.model(kind), tiny.pairs(5)
-    names = [model.graph.edge_name(edge) for edge in model.graph.edges()]
+    names = [model.graph.edge_name(edge) for edge in model.graph.edges()][::11]
     whole = patch_edges(model, pairs, names).effects
     for batch_size in (2, 7, 64):
         in_parts = patch_edges(model, pairs, names, batch_size=batch_size).effects

@@ -1,0 +1,128 @@
+"""``wiremap tasks | models | schema | info``: what there is."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import subprocess
+from importlib.metadata import version
+from importlib.resources import files
+from typing import Any
+
+import click
+
+from . import options
+from .console import show_json, show_table
+
+
+@click.command()
+@click.option("--model", help="Count the words that this model spells as one token.")
+@options.output
+def tasks(model: str | None, as_json: bool, quiet: bool) -> None:
+    """List the built-in tasks."""
+    from ..circuits.tasks import TASKS, count_words
+
+    loaded = options.load_model(model, "cpu", "float32", None) if model else None
+    rows: list[dict[str, Any]] = []
+    for task in TASKS.values():
+        row: dict[str, Any] = {
+            "name": task.name,
+            "description": task.description,
+            "metric": task.metric,
+            "corruptions": dict(task.corruptions),
+        }
+        if loaded is not None:
+            row["words"] = count_words(task, loaded.require_tokenizer())
+        rows.append(row)
+    if as_json:
+        show_json(rows)
+    elif not quiet:
+        show_table(
+            "built-in tasks",
+            [
+                "task",
+                "metric",
+                "corruptions",
+                "what it is" if model is None else "words of one token",
+            ],
+            [
+                [
+                    row["name"],
+                    row["metric"],
+                    ", ".join(row["corruptions"]),
+                    row["description"]
+                    if model is None
+                    else ", ".join(
+                        f"{kind} {count['used']} of {count['used'] + count['rejected']}"
+                        for kind, count in row["words"].items()
+                    ),
+                ]
+                for row in rows
+            ],
+        )
+
+
+@click.command()
+@options.output
+def models(as_json: bool, quiet: bool) -> None:
+    """List the bundled models."""
+    from ..circuits.zoo import training_records
+
+    records = training_records()
+    if as_json:
+        show_json(records)
+    elif not quiet:
+        rows = [
+            [
+                record["model"],
+                record["architecture"],
+                f"{record['parameters']:,}",
+                ", ".join(
+                    f"{task} {accuracy:.1%}"
+                    for task, accuracy in record["held_out_accuracy"].items()
+                ),
+            ]
+            for record in records
+        ]
+        show_table(
+            "bundled models", ["model", "kind", "parameters", "tasks, held-out accuracy"], rows
+        )
+        click.echo(
+            "\nAny other --model is a Hugging Face directory or a model of the hub; architectures: "
+            "GPT-2, Llama, NeoX."
+        )
+
+
+@click.command()
+def schema() -> None:
+    """Print the JSON Schema of circuit.json."""
+    click.echo(files("wiremap.circuits").joinpath("circuit.schema.json").read_text(), nl=False)
+
+
+@click.command()
+@options.output
+def info(as_json: bool, quiet: bool) -> None:
+    """Show versions and devices."""
+    import torch
+
+    dot = shutil.which("dot")
+    found = {
+        **{
+            name: version(name) for name in ("wiremap", "torch", "transformer_lens", "transformers")
+        },
+        "python": platform.python_version(),
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "mps": torch.backends.mps.is_available(),
+        "threads": torch.get_num_threads(),
+        "dot": dot
+        and subprocess.run([dot, "-V"], capture_output=True, text=True, check=False)
+        .stderr.strip()
+        .removeprefix("dot - "),
+    }
+    if as_json:
+        show_json(found)
+    elif not quiet:
+        rows = [
+            [name, "no" if value in (None, False) else str(value)] for name, value in found.items()
+        ]
+        show_table("wiremap", ["", ""], rows)

@@ -1,0 +1,58 @@
+"""The command group, and what its errors look like."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Any
+
+import click
+
+from ..edges.errors import InputError, WiremapError
+from .about import info, models, schema, tasks
+from .discover import discover
+from .evaluate import evaluate
+from .export import export
+from .score import score
+from .validate import validate
+from .verify import verify
+
+
+class _BadInput(click.ClickException):
+    exit_code = 2
+
+
+class _Group(click.Group):
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except InputError as error:
+            raise _BadInput(str(error)) from error
+        except WiremapError as error:
+            raise click.ClickException(str(error)) from error
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(version("wiremap"), prog_name="wiremap")
+def main() -> None:
+    """Find, prove and draw circuits in transformers.
+
+    wiremap scores every connection between heads and MLPs, measures the best by path patching,
+    prunes the rest and writes the circuit as a graph. Try: wiremap discover
+
+    Exit codes: 0 done, 1 failed, 2 bad input.
+    """
+
+
+for _command in (
+    discover,
+    score,
+    verify,
+    evaluate,
+    export,
+    validate,
+    tasks,
+    models,
+    schema,
+    info,
+):
+    main.add_command(_command)

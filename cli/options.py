@@ -1,0 +1,199 @@
+"""Options that mean the same in every command, and the model and pairs they ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from ..edges.errors import InputError
+
+if TYPE_CHECKING:
+    from ..circuits.circuit import Faithfulness
+    from ..edges.model import Model
+    from ..edges.prompts import PromptPairs
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+DEFAULT_MODEL = "ioi-mini"
+_DTYPES = ("float32", "float64", "bfloat16", "float16")
+
+
+def _all(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+where = _all(
+    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, mps."),
+    click.option(
+        "--dtype",
+        type=click.Choice(_DTYPES),
+        default="float32",
+        show_default=True,
+        help="Precision of the weights and runs.",
+    ),
+    click.option(
+        "--batch-size",
+        type=click.IntRange(min=1),
+        help="Rows at once; what fits into memory by default.",
+    ),
+)
+"""Where and how runs are computed."""
+
+question = _all(
+    click.option(
+        "--model",
+        default=DEFAULT_MODEL,
+        show_default=True,
+        help="A bundled model, a local Hugging Face directory, or a model of the hub.",
+    ),
+    click.option("--task", help="A built-in task (see: wiremap tasks)."),
+    click.option(
+        "--pairs",
+        type=click.Path(path_type=Path),
+        help="Your own prompt pairs: JSON Lines or CSV.",
+    ),
+    click.option("--corruption", help="How the task's corrupted prompts differ."),
+    click.option(
+        "--n-pairs",
+        type=click.IntRange(min=1),
+        help="Pairs of the built-in task (64 by default).",
+    ),
+    click.option("--seed", type=int, help="Seed of the built-in task's pairs (0 by default)."),
+    click.option(
+        "--bos/--no-bos",
+        default=None,
+        help="Begin every prompt with the BOS token; the model's own convention by default.",
+    ),
+    click.option("--metric", help="logit_diff, prob_diff, log_prob or kl; the task's by default."),
+    click.option(
+        "--direction",
+        type=click.Choice(["noising", "denoising"]),
+        default="noising",
+        show_default=True,
+        help="Edit the clean run with corrupted values, or the other way round.",
+    ),
+    click.option(
+        "--allow-weak", is_flag=True, help="Go on although the model hardly does the task."
+    ),
+    where,
+)
+"""What is asked of which model."""
+
+gradient = click.option(
+    "--gradient",
+    type=click.Choice(["clean", "corrupted"]),
+    help="The run at which scores take the gradient; the edited one by default.",
+)
+
+output = _all(
+    click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
+    click.option("--quiet", is_flag=True, help="Print errors only (and JSON, if asked for)."),
+)
+"""How results are shown."""
+
+
+def load_model(model: str, device: str, dtype: str, bos: bool | None) -> Model:
+    """The model that the options ask for."""
+    import torch
+
+    from ..edges.model import Model
+
+    return Model.load(model, device, getattr(torch, dtype), bos)
+
+
+def load_pairs(
+    model: Model,
+    task: str | None,
+    pairs: Path | None,
+    corruption: str | None,
+    n_pairs: int | None,
+    seed: int | None,
+) -> PromptPairs:
+    """The pairs that the options ask for. Raises InputError if they contradict each other."""
+    from ..circuits.tasks import load_task
+    from ..circuits.zoo import bundled_tasks
+    from ..edges.prompts import PromptPairs
+
+    if pairs is not None:
+        given = {"--task": task, "--corruption": corruption, "--n-pairs": n_pairs, "--seed": seed}
+        superfluous = [name for name, value in given.items() if value is not None]
+        if superfluous:
+            raise InputError(
+                f"--pairs {pairs} says which prompts to use; {', '.join(superfluous)} belong to "
+                "built-in tasks: give one or the other"
+            )
+        return PromptPairs.read(pairs, model)
+    if task is None:
+        usual = bundled_tasks(model.name)
+        if not usual:
+            raise InputError(
+                f"expected a task for model {model.name}: name a built-in one (--task, see: "
+                "wiremap tasks) or a file of prompt pairs (--pairs)"
+            )
+        task = usual[0]
+    return load_task(task, model, n_pairs or 64, seed or 0, corruption)
+
+
+def reload(
+    described_model: Mapping[str, Any],
+    described_task: Mapping[str, Any],
+    device: str,
+) -> tuple[Model, PromptPairs]:
+    """The model and pairs of an earlier result.
+
+    Raises:
+        InputError: they cannot be found, or are no longer what they were.
+    """
+    from ..circuits.discovery import describe_model, describe_task
+    from ..circuits.tasks import load_task
+    from ..edges.prompts import PromptPairs
+
+    try:
+        name, dtype, bos = (described_model[key] for key in ("name", "dtype", "bos"))
+        model = load_model(name, device, dtype, bos)
+        if "pairs" in described_task:
+            pairs = PromptPairs.read(described_task["pairs"], model)
+        elif "task" in described_task:
+            pairs = load_task(
+                described_task["task"],
+                model,
+                described_task["n_pairs"],
+                described_task["seed"],
+                described_task["corruption"],
+            )
+        else:
+            raise InputError(
+                "the result does not say which prompts it belongs to; give them (--task, --pairs)"
+            )
+    except KeyError as error:
+        raise InputError(
+            f"the result does not say {error} of the model or task it belongs to; give both "
+            "(--model and --task or --pairs)"
+        ) from None
+    for what, now, then in (
+        ("model", describe_model(model), described_model),
+        ("prompt pairs", describe_task(pairs), described_task),
+    ):
+        if now["sha256"] != then.get("sha256"):
+            raise InputError(
+                f"the {what} changed since this result was made (sha256 {now['sha256'][:12]}, was "
+                f"{str(then.get('sha256'))[:12]}); use the old one, or make the result again"
+            )
+    return model, pairs
+
+
+def summary(metric: str, found: Faithfulness) -> str:
+    """What a circuit carries by itself, in two lines."""
+    return (
+        f"{metric}: {found.full:.3f} on clean prompts, {found.empty:.3f} on corrupted ones, "
+        f"{found.circuit:.3f} with the circuit alone ({found.n_pairs} pairs)\n"
+        f"faithfulness {found.faithfulness:.3f}"
+    )
