@@ -138,6 +138,9 @@ def discover(
         raise InputError("expected a threshold or a size, got both; they choose edges differently")
     if budget < 1:
         raise InputError(f"expected a budget of at least 1 edge, got {budget}")
+    # What cannot be pruned by is refused before any work is done.
+    keep_by_size([], 1 if size is None else size)
+    keep_by_threshold([], 0.0 if threshold is None else threshold)
     metric = metric or usual_metric(pairs)
     question = describe_question(
         model,

@@ -149,7 +149,7 @@ def _differences(there: Any, wanted: Any, where: str = "") -> Iterator[str]:
         for key in sorted({*one, *other}):
             yield from _differences(one.get(key), other.get(key), f"{where}.{key}".lstrip("."))
     elif there != wanted:
-        yield f"{where} was {there!r:.60}, now {wanted!r:.60}"
+        yield f"{where} was {there!r:.80}, now {wanted!r:.80}"
 
 
 # ---- scores.safetensors

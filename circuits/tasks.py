@@ -526,14 +526,15 @@ def sample_records(
     n_records: int,
     seed: int,
 ) -> list[Record]:
-    """Distinct records; fewer than asked when 50 draws for each did not find enough."""
+    """Distinct records; fewer than asked for when a thousand draws in a row gave nothing new."""
     rng = random.Random(f"{task.name} {corruption} {seed}")
     records: dict[tuple[str, str], Record] = {}
-    for _ in range(50 * n_records):
+    fruitless = 0
+    while len(records) < n_records and fruitless < 1000:
         record = task.sample(rng.choice(templates), words, rng, corruption)
+        n_before = len(records)
         records.setdefault((record["clean"], record["corrupted"]), record)
-        if len(records) == n_records:
-            break
+        fruitless = 0 if len(records) > n_before else fruitless + 1
     return list(records.values())
 
 

@@ -79,7 +79,7 @@ def _load_directory(path: Path, device: torch.device, dtype: torch.dtype) -> tup
         )
     try:
         config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
-        architecture = (config.architectures or [type(config).__name__])[0]
+        architecture = _architecture(config)
         refuse_unsupported(architecture)
         loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
             path,
@@ -107,6 +107,13 @@ def _load_directory(path: Path, device: torch.device, dtype: torch.dtype) -> tup
     return bridge, _load_tokenizer(path)
 
 
+def _architecture(config: Any) -> str:
+    """The class that runs models of this config as language models."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CLASSES
+
+    return str(CLASSES.get(config.model_type) or (config.architectures or [config.model_type])[0])
+
+
 def _load_tokenizer(path: Path) -> Any:
     """The tokenizer beside a model, or None. Never the placeholder transformers makes up."""
     import transformers
@@ -129,13 +136,13 @@ def _load_from_hub(name: str, device: torch.device, dtype: torch.dtype) -> tuple
 
     try:
         config = transformers.AutoConfig.from_pretrained(name)
-        refuse_unsupported((config.architectures or [type(config).__name__])[0])
+        refuse_unsupported(_architecture(config))
         bridge: Any = TransformerBridge.boot_transformers(name, device=device, dtype=dtype)
     except InputError:
         raise
     except Exception as error:
         near = difflib.get_close_matches(name, bundled_models(), n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = f"; did you mean {near[0]}?" if near else "."
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
         reason = " ".join(str(error).split())
         raise InputError(

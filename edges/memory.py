@@ -69,7 +69,7 @@ class BatchSize:
                 raise
             if len(part) == 1:
                 raise RowTooLargeError(
-                    f"a single row does not fit into memory: {str(error).splitlines()[0]}; use "
+                    f"a single row does not fit into memory: {_reason(error)}; use "
                     "shorter prompts, a smaller dtype (--dtype) or a larger device (--device)"
                 ) from error
         # Out of the except block, so that the failed attempt's tensors are no longer held.
@@ -78,6 +78,10 @@ class BatchSize:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         return None
+
+
+def _reason(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def is_out_of_memory(error: BaseException) -> bool:

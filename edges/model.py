@@ -9,6 +9,7 @@ The bridge's own forward pass is used once per model, to check that the parts ad
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -42,6 +43,7 @@ _MISSING = {
     "PhiForCausalLM": "attention and MLP behind one norm",
     "FalconForCausalLM": "attention and MLP behind one norm",
 }
+_NOT_THE_MODEL = ("_name_or_path", "architectures", "dtype", "transformers_version", "use_cache")
 _HOOK_KINDS = (
     "_forward_hooks",
     "_forward_pre_hooks",
@@ -182,8 +184,10 @@ class Model:
         return next(self.bridge.parameters()).dtype
 
     def fingerprint(self) -> str:
-        """SHA-256 of all weights, by name, dtype, shape and value."""
-        digest = hashlib.sha256()
+        """SHA-256 of the config and of all weights, by name, dtype, shape and value."""
+        config = self.bridge.original_model.config.to_dict()
+        told = {key: value for key, value in config.items() if key not in _NOT_THE_MODEL}
+        digest = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode())
         for name, weight in self.bridge.named_parameters():
             digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
             raw = weight.detach().contiguous().view(-1).view(torch.uint8)
@@ -345,7 +349,7 @@ class Model:
     @contextmanager
     def borrowed(self, with_hooks: bool = False) -> Generator[None]:
         """The bridge frozen, in evaluation mode and without hooks; then as it was, come what may."""
-        modules = list(self.bridge.modules())
+        modules = self._modules()
         training = [module for module in modules if module.training]
         trained = [weight for weight in self.bridge.parameters() if weight.requires_grad]
         hooked = [
@@ -457,10 +461,14 @@ class Model:
         """Identities of all hooks on the bridge, the caller's and its own."""
         return frozenset(
             key
-            for module in self.bridge.modules()
+            for module in self._modules()
             for kind in _HOOK_KINDS
             for key in module.__dict__[kind]
         )
+
+    def _modules(self) -> list[torch.nn.Module]:
+        """All modules of the bridge, and those of the model inside it that are not its own."""
+        return list({*self.bridge.modules(), *self.bridge.original_model.modules()})
 
     def _parts_differ(self, what: str, error: float, tolerance: float) -> WiremapError:
         hooked = [name for name, hook in self.bridge.hook_dict.items() if hook.has_hooks()]

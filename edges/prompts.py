@@ -65,14 +65,19 @@ class PromptPairs:
             also a wrong answer; the rows are named.
     """
 
-    clean: Int64[Tensor, "pair pos"]
-    corrupted: Int64[Tensor, "pair pos"]
-    answers: Int64[Tensor, "pair ..."]
-    wrong_answers: Int64[Tensor, "pair ..."] | None = None
+    # Checked below, in words, rather than by their annotations.
+    clean: Tensor
+    corrupted: Tensor
+    answers: Tensor
+    wrong_answers: Tensor | None = None
     features: tuple[Mapping[str, Any], ...] = ()
     source: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def __post_init__(self) -> None:
+        for name in ("clean", "corrupted", "answers", "wrong_answers"):
+            table = getattr(self, name)
+            if table is not None and table.dtype != torch.int64:
+                raise InputError(f"expected {name} as int64 tokens, got {table.dtype}")
         n_pairs = len(self.clean)
         if n_pairs == 0:
             raise InputError("expected at least one prompt pair, got none")

@@ -66,7 +66,7 @@ def to_dot(circuit: Circuit) -> str:
             level.node(
                 _id(node.name),
                 _node_label(node, sorted(slots.get(node.name, ()))),
-                tooltip=_node_tooltip(node, circuit),
+                tooltip=_attribute(_node_tooltip(node, circuit)),
             )
         if height == 0:
             level.node("legend", _legend(circuit, largest))
@@ -130,9 +130,19 @@ def _anchor(height: int) -> str:
     return f"row{height}"
 
 
+def _printable(text: str) -> str:
+    """Without the control characters that make an SVG ill-formed."""
+    return "".join(char for char in text if char.isprintable())
+
+
 def _text(text: str) -> str:
-    """Text for an HTML-like label, without the control characters that make an SVG ill-formed."""
-    return html.escape("".join(char for char in text if char.isprintable()))
+    """Text as part of an HTML-like label."""
+    return html.escape(_printable(text))
+
+
+def _attribute(text: str) -> str:
+    """Text as an attribute: Graphviz would decode entities and backslashes in it."""
+    return graphviz.escape(_printable(text).replace("&", "&amp;"))
 
 
 def _caption(circuit: Circuit) -> str:
@@ -205,10 +215,9 @@ def _style(worth: float, verified: bool, largest: float) -> dict[str, str]:
 
 
 def _edge_attributes(edge: CircuitEdge, circuit: Circuit, largest: float) -> dict[str, str]:
-    tooltip = _edge_tooltip(edge, circuit)
     attributes = {
         **_style(edge.worth or 0.0, edge.verified, largest),
-        "tooltip": tooltip,
+        "tooltip": _attribute(_edge_tooltip(edge, circuit)),
         "id": edge.name,
         "class": "verified" if edge.verified else "scored",
         "tailport": "n",

@@ -1,0 +1,292 @@
+"""The whole line on tiny models: right, refused with reasons, and resumed after kill -9."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+
+from wiremap.circuits import Circuit, discover, evaluate
+from wiremap.circuits.discovery import measure_gap
+from wiremap.circuits.document import from_document, loads
+from wiremap.circuits.runs import read_run, read_scores
+from wiremap.circuits.verification import read_effects
+from wiremap.edges import InputError, Model, PromptPairs, patch_edges, score_edges
+
+FILES = ("scores.safetensors", "effects.jsonl", "circuit.json", "faithfulness.json")
+
+
+def able(model: Model, pairs: PromptPairs) -> PromptPairs:
+    """The pairs with answers the model prefers on the clean prompts: a task it does."""
+    with torch.no_grad():
+        clean, corrupted = (
+            model.logits(model.run(model.embed(tokens)))[:, -1]
+            for tokens in (pairs.clean, pairs.corrupted)
+        )
+    change = clean - corrupted
+    return PromptPairs(pairs.clean, pairs.corrupted, change.argmax(-1), change.argmin(-1))
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return tiny.model("gpt2")
+
+
+@pytest.fixture(scope="module")
+def task(model: Model) -> PromptPairs:
+    return able(model, tiny.pairs(6))
+
+
+@pytest.fixture(scope="module")
+def run(
+    model: Model, task: PromptPairs, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Circuit]:
+    """An unbroken run and its circuit."""
+    out = tmp_path_factory.mktemp("runs") / "unbroken"
+    return out, discover(model, task, out, budget=150)
+
+
+def test_the_circuit_is_what_its_parts_say(
+    model: Model, task: PromptPairs, run: tuple[Path, Circuit]
+) -> None:
+    _, circuit = run
+    scores = dict(score_edges(model, task).top())
+    names = [edge.name for edge in circuit.edges]
+    exact = patch_edges(model, task, names)
+    threshold = circuit.method["threshold"]
+    assert names
+    for edge, effect in zip(circuit.edges, exact.mean().tolist(), strict=True):
+        assert edge.score == pytest.approx(scores[edge.name], rel=1e-5)
+        assert edge.effect == pytest.approx(effect, rel=1e-3, abs=1e-4)
+        assert abs(edge.effect or 0) >= threshold
+    found = evaluate(model, task, names)
+    assert circuit.faithfulness is not None
+    assert found.faithfulness == pytest.approx(circuit.faithfulness.faithfulness, rel=1e-5)
+    assert threshold == pytest.approx(0.01 * (found.full - found.empty), rel=1e-4)
+
+
+def test_the_best_scores_are_verified_in_their_order(
+    model: Model, task: PromptPairs, run: tuple[Path, Circuit]
+) -> None:
+    out, _ = run
+    ranked = [name for name, _ in score_edges(model, task).top(150)]
+    assert [item.name for item in read_effects(out / "effects.jsonl")] == ranked
+
+
+def test_the_run_directory_says_what_was_asked_and_found(
+    model: Model, task: PromptPairs, run: tuple[Path, Circuit]
+) -> None:
+    out, circuit = run
+    assert from_document(loads((out / "circuit.json").read_text())) == circuit
+    record = read_run(out / "run.json")
+    assert record["question"]["model"]["sha256"] == model.fingerprint()
+    assert record["question"]["task"]["sha256"] == task.fingerprint()
+    assert set(record["stages"]) == {"score", "verify", "evaluate"}
+    nodes, edges, question = read_scores(out / "scores.safetensors")
+    assert nodes is not None
+    assert edges is not None
+    assert question == record["question"]
+    torch.testing.assert_close(edges.scores, score_edges(model, task).scores, equal_nan=True)
+    assert not list(out.glob(".*"))
+
+
+def test_all_edges_at_threshold_zero_are_the_model(model: Model, task: PromptPairs) -> None:
+    circuit = discover(model, task, budget=model.graph.n_edges, threshold=0.0)
+    assert len(circuit.edges) == model.graph.n_edges
+    assert circuit.faithfulness is not None
+    assert circuit.faithfulness.faithfulness == pytest.approx(1, abs=1e-4)
+
+
+def test_a_size_may_reach_beyond_what_was_verified(model: Model, task: PromptPairs) -> None:
+    circuit = discover(model, task, budget=5, size=60)
+    assert circuit.method["edges_chosen"] == 60
+    assert sum(edge.verified for edge in circuit.edges) <= 5
+    assert any(not edge.verified for edge in circuit.edges)
+
+
+def test_grouped_queries_go_through(tmp_path: Path) -> None:
+    model = tiny.model("llama-gqa")
+    circuit = discover(model, able(model, tiny.pairs(4)), tmp_path / "run", budget=120)
+    assert any(node.kind == "kv" for node in circuit.nodes)
+    assert from_document(loads((tmp_path / "run" / "circuit.json").read_text())) == circuit
+
+
+def test_denoising_goes_through(model: Model, task: PromptPairs) -> None:
+    circuit = discover(model, task, direction="denoising", budget=30)
+    assert circuit.method["gradient"] == "corrupted"
+    assert circuit.edges
+
+
+def test_progress_reaches_the_end_of_every_stage(model: Model, task: PromptPairs) -> None:
+    done: dict[str, int] = {}
+    totals: dict[str, int] = {}
+
+    def report(stage: str, steps: int, total: int) -> None:
+        done[stage] = done.get(stage, 0) + steps
+        totals[stage] = total
+
+    discover(model, task, budget=70, progress=report)
+    assert done == totals
+    assert len(done) == 3
+
+
+# ---- what is refused
+
+
+def test_a_task_the_model_does_not_do_is_refused_with_both_values(
+    model: Model, task: PromptPairs
+) -> None:
+    reversed_task = PromptPairs(task.clean, task.corrupted, task.wrong, task.answers)
+    with pytest.raises(InputError, match=r"mean logit_diff is -.* on the clean prompts and .* on"):
+        discover(model, reversed_task)
+    same = PromptPairs(task.clean, task.clean, task.answers, task.wrong)
+    with pytest.raises(InputError, match="no better on the clean prompts"):
+        discover(model, same)
+    assert discover(model, reversed_task, budget=5, allow_weak=True).method["edges_verified"] == 5
+
+
+def test_a_gap_within_its_error_is_weak(model: Model) -> None:
+    pairs = tiny.pairs(3, seed=3)
+    with pytest.raises(InputError, match=r"\+- .*(two standard errors|no better)"):
+        measure_gap(model, pairs, "logit_diff")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"budget": 0}, "expected a budget of at least 1 edge, got 0"),
+        ({"threshold": 0.1, "size": 5}, "expected a threshold or a size, got both"),
+        ({"size": 0}, "expected a size of at least 1 edge"),
+        ({"threshold": float("nan")}, "expected a threshold >= 0, got nan"),
+        ({"metric": "loss"}, "unknown metric 'loss'"),
+        ({"direction": "up"}, "unknown direction 'up'"),
+        ({"gradient": "mean"}, "unknown gradient 'mean'"),
+    ],
+)
+def test_bad_options_are_refused_before_anything_is_written(
+    model: Model, task: PromptPairs, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        discover(model, task, tmp_path / "run", **options)
+    assert not (tmp_path / "run").exists()
+
+
+# ---- run directories
+
+
+def test_a_run_is_not_overwritten(
+    model: Model, task: PromptPairs, run: tuple[Path, Circuit]
+) -> None:
+    with pytest.raises(InputError, match="already holds a run; go on with it"):
+        discover(model, task, run[0], budget=150)
+
+
+def test_another_question_is_not_resumed_and_the_differences_are_named(
+    model: Model, task: PromptPairs, run: tuple[Path, Circuit]
+) -> None:
+    before = {name: (run[0] / name).read_bytes() for name in FILES}
+    with pytest.raises(InputError, match=r"method\.budget was 150, now 20"):
+        discover(model, task, run[0], budget=20, resume=True)
+    with pytest.raises(InputError, match=r"model\.sha256 was '\w+', now"):
+        discover(tiny.model("gpt2", seed=1), task, run[0], budget=150, resume=True, allow_weak=True)
+    fewer = PromptPairs(task.clean[:3], task.corrupted[:3], task.answers[:3], task.wrong[:3])
+    with pytest.raises(InputError, match=r"task\.n_pairs was 6, now 3"):
+        discover(model, fewer, run[0], budget=150, resume=True)
+    assert {name: (run[0] / name).read_bytes() for name in FILES} == before
+
+
+def test_a_strange_directory_is_refused(model: Model, task: PromptPairs, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("precious")
+    for resume in (False, True):
+        with pytest.raises(InputError, match="is not empty and holds no wiremap run"):
+            discover(model, task, tmp_path, resume=resume)
+    with pytest.raises(InputError, match="cannot make run directory"):
+        discover(model, task, tmp_path / "thesis.tex" / "run")
+
+
+def test_a_damaged_run_file_is_refused(model: Model, task: PromptPairs, tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text('{"format": "wiremap-run"')
+    with pytest.raises(InputError, match=r"run\.json: expected JSON"):
+        discover(model, task, tmp_path, resume=True)
+
+
+# ---- kill -9
+
+_KILLED = """
+import os, signal, sys
+sys.path.insert(0, {tests!r})
+import torch, tiny
+from wiremap.circuits import discover
+from wiremap.edges import PromptPairs
+torch.set_num_threads(2)
+
+tokens = torch.load({tokens!r}, weights_only=True)
+calls = 0
+
+def report(stage, done, total):
+    global calls
+    calls += 1
+    if (stage, calls) == ({stage!r}, {calls}):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+discover(tiny.model("gpt2"), PromptPairs(*tokens), {out!r}, budget=150, progress=report)
+"""
+
+
+@pytest.mark.parametrize(
+    ("stage", "calls"),
+    [
+        pytest.param("score all edges", 1, id="before the scores are written"),
+        pytest.param("verify edges", 2, id="after the first chunk"),
+        pytest.param("verify edges", 3, id="after the second chunk"),
+        pytest.param("evaluate the circuit", 5, id="before the circuit is written"),
+    ],
+)
+def test_a_killed_run_resumes_to_the_same_bytes(
+    model: Model,
+    task: PromptPairs,
+    run: tuple[Path, Circuit],
+    tmp_path: Path,
+    stage: str,
+    calls: int,
+) -> None:
+    tokens, out = tmp_path / "tokens.pt", tmp_path / "run"
+    torch.save([task.clean, task.corrupted, task.answers, task.wrong], tokens)
+    program = _KILLED.format(
+        tests=str(Path(tiny.__file__).parent), tokens=str(tokens), out=str(out), stage=stage,
+        calls=calls,
+    )  # fmt: skip
+    killed = subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=False)
+    assert killed.returncode == -9
+    assert not (out / "circuit.json").exists()
+    circuit = discover(model, task, out, budget=150, resume=True)
+    assert circuit == run[1]
+    for name in FILES:
+        assert (out / name).read_bytes() == (run[0] / name).read_bytes(), name
+    assert not list(out.glob(".*"))
+
+
+def test_a_finished_run_resumes_to_itself(
+    model: Model, task: PromptPairs, run: tuple[Path, Circuit]
+) -> None:
+    before = {name: (run[0] / name).read_bytes() for name in FILES}
+    started = json.loads((run[0] / "run.json").read_text())["started"]
+    assert discover(model, task, run[0], budget=150, resume=True) == run[1]
+    assert {name: (run[0] / name).read_bytes() for name in FILES} == before
+    assert json.loads((run[0] / "run.json").read_text())["started"] == started
+
+
+def test_half_written_leftovers_are_swept_away(
+    model: Model, task: PromptPairs, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    discover(model, task, out, budget=10)
+    (out / ".circuit.json.123.tmp").write_text("half")
+    discover(model, task, out, budget=10, resume=True)
+    assert not list(out.glob(".*"))

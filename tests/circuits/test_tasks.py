@@ -1,0 +1,187 @@
+"""Built-in tasks: aligned, answerable, distinct, for whatever tokenizer."""
+
+from __future__ import annotations
+
+import pytest
+import transformers
+from tokens_for_tests import letters
+
+from wiremap.circuits import TASKS, load_task
+from wiremap.circuits.tasks import count_words, usable_templates
+from wiremap.circuits.zoo import build_tokenizer
+from wiremap.edges import InputError, PromptPairs, Tokenizer
+
+EVERY = [(task.name, corruption) for task in TASKS.values() for corruption in task.corruptions]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer(build_tokenizer(list(TASKS.values())), bos=True)
+
+
+def texts(pairs: PromptPairs, tokenizer: Tokenizer, row: int) -> tuple[list[str], list[str]]:
+    clean, corrupted = (
+        [tokenizer.decode(token) for token in tokens[row].tolist() if token >= 0]
+        for tokens in (pairs.clean, pairs.corrupted)
+    )
+    return clean, corrupted
+
+
+@pytest.mark.parametrize(("task", "corruption"), EVERY)
+def test_pairs_are_aligned_distinct_and_repeatable(
+    task: str, corruption: str, tokenizer: Tokenizer
+) -> None:
+    pairs = load_task(task, tokenizer, 50, seed=1, corruption=corruption)
+    again = load_task(task, tokenizer, 50, seed=1, corruption=corruption)
+    other = load_task(task, tokenizer, 50, seed=2, corruption=corruption)
+    assert pairs.fingerprint() == again.fingerprint() != other.fingerprint()
+    assert len(pairs) == 50
+    rows = {
+        (tuple(c), tuple(x))
+        for c, x in zip(pairs.clean.tolist(), pairs.corrupted.tolist(), strict=True)
+    }
+    assert len(rows) == 50
+    assert all(clean != corrupted for clean, corrupted in rows)
+    assert pairs.source["corruption"] == corruption
+    assert pairs.wrong.shape[1] > 0
+
+
+def names_said(words: list[str]) -> list[str]:
+    known = set(TASKS["ioi"].words["name"])
+    return [word for word in words if word in known]
+
+
+@pytest.mark.parametrize("corruption", ["abc", "swap", "s2-flip"])
+def test_indirect_objects(corruption: str, tokenizer: Tokenizer) -> None:
+    pairs = load_task("ioi", tokenizer, 80, corruption=corruption)
+    orders: set[object] = set()
+    for row in range(80):
+        clean, corrupted = texts(pairs, tokenizer, row)
+        answer = tokenizer.decode(int(pairs.answers[row, 0]))
+        wrong = tokenizer.decode(int(pairs.wrong[row, 0]))
+        said, said_then = names_said(clean), names_said(corrupted)
+        assert said.count(answer) == 1
+        assert said.count(wrong) == 2
+        assert said[-1] == wrong
+        orders.add(pairs.features[row]["order"])
+        bystanders = [name for name in said if name not in (answer, wrong)]
+        if corruption == "abc":
+            assert answer not in said_then
+            assert wrong not in said_then
+            assert all(name in said_then for name in bystanders)
+        elif corruption == "swap":
+            exchange = {answer: wrong, wrong: answer}
+            assert said_then == [exchange.get(name, name) for name in said]
+        else:
+            assert said_then == [*said[:-1], answer]
+    assert orders == {"ABBA", "BABA"}
+
+
+def test_years(tokenizer: Tokenizer) -> None:
+    pairs = load_task("greater-than", tokenizer, 40)
+    for row in range(40):
+        clean, corrupted = texts(pairs, tokenizer, row)
+        changed = [
+            (one, other) for one, other in zip(clean, corrupted, strict=True) if one != other
+        ]
+        ((start, other),) = changed
+        answers = [tokenizer.decode(t) for t in pairs.answers[row].tolist() if t >= 0]
+        wrong = [tokenizer.decode(t) for t in pairs.wrong[row].tolist() if t >= 0]
+        assert other == "01"
+        assert min(answers) > start
+        assert max(wrong) == start
+        assert clean[-1] == clean[clean.index(start) - 1], "the prompt ends with the century"
+
+
+def test_agreement_changes_the_number_of_the_subject_alone(tokenizer: Tokenizer) -> None:
+    pairs = load_task("agreement", tokenizer, 40)
+    for row in range(40):
+        clean, corrupted = texts(pairs, tokenizer, row)
+        ((one, other),) = [
+            pair for pair in zip(clean, corrupted, strict=True) if pair[0] != pair[1]
+        ]
+        assert {one + "s", one} & {other, other + "s"}
+        plural = one.endswith("s")
+        answer = tokenizer.decode(int(pairs.answers[row, 0]))
+        assert answer == ("are" if plural else "is")
+        assert pairs.features[row]["number"] == ("plural" if plural else "singular")
+
+
+def test_induction_has_one_right_continuation(tokenizer: Tokenizer) -> None:
+    for corruption in ("target", "list"):
+        pairs = load_task("induction", tokenizer, 40, corruption=corruption)
+        for row in range(40):
+            clean, corrupted = texts(pairs, tokenizer, row)
+            answer = tokenizer.decode(int(pairs.answers[row, 0]))
+            wrong = tokenizer.decode(int(pairs.wrong[row, 0]))
+            assert clean[clean.index(clean[-1]) + 1] == answer
+            assert answer not in corrupted
+            if corruption == "target":
+                assert corrupted[corrupted.index(corrupted[-1]) + 1] == wrong
+            else:
+                assert corrupted.count(corrupted[-1]) == 1
+
+
+def test_pronouns_follow_the_name(tokenizer: Tokenizer) -> None:
+    pairs = load_task("gendered-pronoun", tokenizer, 40)
+    female = set(TASKS["gendered-pronoun"].words["female"])
+    answers: set[str] = set()
+    for row in range(40):
+        clean, corrupted = texts(pairs, tokenizer, row)
+        answer = tokenizer.decode(int(pairs.answers[row, 0]))
+        assert (answer == "she") == any(word in female for word in clean)
+        assert (answer == "he") == any(word in female for word in corrupted)
+        answers.add(answer)
+    assert answers == {"she", "he"}
+
+
+def test_words_of_several_tokens_are_rejected_and_counted(tokenizer: Tokenizer) -> None:
+    counts = count_words(TASKS["greater-than"], tokenizer)
+    assert counts["year"] == {"used": 8 * 98, "rejected": 0}
+    few = count_words(TASKS["ioi"], letters())
+    assert few["name"] == {"used": 0, "rejected": 64}
+
+
+def test_templates_with_strange_words_are_left_out() -> None:
+    task = TASKS["ioi"]
+    known = build_tokenizer([task])
+    without_opening = [t for t in task.templates if not t.startswith("Last year")]
+    vocabulary = {w: i for w, i in known.get_vocab().items() if w not in ("Last", "city")}
+    words = [w for w, _ in sorted(vocabulary.items(), key=lambda item: item[1])]
+    from tokenizers import Tokenizer as Core
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+
+    core = Core(WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+    core.pre_tokenizer = Whitespace()  # pyright: ignore[reportAttributeAccessIssue]
+    poorer = Tokenizer(
+        transformers.PreTrainedTokenizerFast(
+            tokenizer_object=core, unk_token="<unk>", bos_token="<s>"
+        ),
+        bos=True,
+    )
+    assert usable_templates(task, task.words, poorer) == without_opening
+
+
+def test_a_task_beyond_the_tokenizer_is_refused() -> None:
+    with pytest.raises(InputError, match=r"needs 6 words of the kind 'name'.*has 0 of 64"):
+        load_task("ioi", letters())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": "chess"}, "unknown task 'chess'; built-in tasks: ioi, greater-than"),
+        ({"corruption": "noise"}, "unknown corruption 'noise' of task ioi; there are abc, swap"),
+        ({"n_pairs": 0}, "expected n_pairs >= 1, got 0"),
+        (
+            {"name": "agreement", "n_pairs": 40_000},
+            "expected 40000 distinct pairs of task agreement, but",
+        ),
+    ],
+)
+def test_bad_options_are_refused(
+    tokenizer: Tokenizer, options: dict[str, object], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        load_task(**{"name": "ioi", "model": tokenizer, **options})  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,40 @@
+"""Circuits written by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from wiremap.circuits import Circuit, CircuitEdge, Faithfulness
+from wiremap.edges import ModelGraph
+
+SHAPE = ModelGraph(2, 2, 2)
+EDGES = (
+    CircuitEdge("input", "a0.h0", "v", score=0.5, effect=1.25, standard_error=0.125, n_pairs=8),
+    CircuitEdge("a0.h0", "a1.h1", "q", score=-0.5, effect=-0.75, standard_error=0.25, n_pairs=8),
+    CircuitEdge("a0.h0", "a1.h1", "k", score=0.25),
+    CircuitEdge("input", "m0", None, score=1e-40, effect=0.0, standard_error=0.0, n_pairs=8),
+    CircuitEdge("m0", "logits", None, score=2.0, effect=3.5, standard_error=0.5, n_pairs=8),
+    CircuitEdge("a1.h1", "logits", None, score=1.0, effect=-1e-9, n_pairs=8),
+)
+
+
+def circuit(**changes: Any) -> Circuit:
+    """A circuit with parallel edges; negative, zero and tiny values; and verified or not."""
+    parts: dict[str, Any] = {
+        "model": {"name": "tiny", "sha256": "0" * 64},
+        "task": {"task": "ioi", "n_pairs": 8},
+        "method": {"metric": "logit_diff", "threshold": 0.1},
+        "faithfulness": Faithfulness(full=4.0, empty=-1.0, circuit=3.0, n_pairs=8),
+        **changes,
+    }
+    return Circuit.build(SHAPE, EDGES, {"m0": 0.5, "input": -2.0}, **parts)
+
+
+def grouped() -> Circuit:
+    """A circuit through a key-value head that two query heads share."""
+    edges = [
+        CircuitEdge("input", "a0.kv1", "v", score=1.0),
+        CircuitEdge("a0.h2", "logits", None, score=0.5),
+        CircuitEdge("a0.h3", "logits", None, score=-0.5),
+    ]
+    return Circuit.build(ModelGraph(1, 4, 2), edges, {})

@@ -1,0 +1,124 @@
+"""The house: imports go down the floors, exporters stay light, what is exported is there."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import time
+from importlib import import_module
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+
+FLOORS = ("edges", "circuits", "exporters", "cli")  # lowest first
+
+
+def sources(floor: str) -> list[Path]:
+    directory = Path(str(files(f"wiremap.{floor}")))
+    return sorted(directory.glob("*.py"))
+
+
+def floors_imported(path: Path) -> set[str]:
+    """The floors a module imports from, wherever in it the import stands."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            names = [f"{module}.{alias.name}" for alias in node.names]
+            if node.level == 2:
+                found |= {name.lstrip(".").split(".")[0] for name in names}
+            elif module.split(".")[0] == "wiremap":
+                found |= {name.split(".")[1] for name in names}
+        elif isinstance(node, ast.Import):
+            found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("wiremap.")}
+    return found
+
+
+@pytest.mark.parametrize("floor", FLOORS)
+def test_imports_go_down_the_floors(floor: str) -> None:
+    below = set(FLOORS[: FLOORS.index(floor)])
+    modules = sources(floor)
+    assert len(modules) >= 4
+    for module in modules:
+        above = floors_imported(module) - below - {floor}
+        assert not above, f"{floor}/{module.name} imports from {above}"
+
+
+def test_the_floor_test_sees_imports() -> None:
+    """Guards the test above: these imports are known to be there."""
+    (discovery,) = [path for path in sources("circuits") if path.name == "discovery.py"]
+    assert floors_imported(discovery) == {"edges"}
+    (options,) = [path for path in sources("cli") if path.name == "options.py"]
+    assert floors_imported(options) == {"edges", "circuits"}
+
+
+def run(code: str) -> str:
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
+
+
+HEAVY = {"torch", "transformers", "transformer_lens", "numpy", "pandas", "rich"}
+
+
+@pytest.mark.parametrize(
+    "module", ["wiremap.exporters", "wiremap.edges", "wiremap.circuits", "wiremap.cli"]
+)
+def test_importing_stays_light(module: str) -> None:
+    loaded = run(f"import sys, {module}; print(*sys.modules)").split()
+    assert not HEAVY & set(loaded)
+
+
+def test_writing_and_reading_circuits_needs_no_torch(tmp_path: Path) -> None:
+    tests = Path(__file__).parent
+    code = f"""
+import sys
+sys.path.insert(0, {str(tests)!r})
+import circuits_for_tests
+from wiremap.exporters import read_circuit, write_circuit
+for name in ("json", "dot", "graphml"):
+    write_circuit(circuits_for_tests.circuit(), {str(tmp_path)!r} + "/circuit." + name)
+read_circuit({str(tmp_path)!r} + "/circuit.json").graph
+print(*sys.modules)
+"""
+    assert not {"torch", "transformers", "transformer_lens"} & set(run(code).split())
+
+
+@pytest.mark.parametrize(
+    "command", [["-m", "wiremap.cli", "--help"], ["-c", "import wiremap.exporters"]]
+)
+def test_starting_takes_less_than_half_a_second(command: list[str]) -> None:
+    def seconds() -> float:
+        start = time.perf_counter()
+        subprocess.run([sys.executable, *command], capture_output=True, check=True)
+        return time.perf_counter() - start
+
+    assert min(seconds() for _ in range(5)) < 0.5
+
+
+@pytest.mark.parametrize("package", ["wiremap.edges", "wiremap.circuits", "wiremap.exporters"])
+def test_exported_names_are_there(package: str) -> None:
+    module = import_module(package)
+    for name in module.__all__:
+        assert getattr(module, name) is not None
+    with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
+        module.nonsense  # noqa: B018
+
+
+@pytest.mark.parametrize("floor", FLOORS)
+def test_packages_are_typed(floor: str) -> None:
+    assert files(f"wiremap.{floor}").joinpath("py.typed").is_file()
+
+
+def test_no_pickle_and_no_assert() -> None:
+    """No pickled files are read, and no input is checked by a statement that -O removes."""
+    for floor in FLOORS:
+        for path in sources(floor):
+            tree = ast.parse(path.read_text())
+            for node in ast.walk(tree):
+                assert not isinstance(node, ast.Assert), f"{path.name}:{node.lineno}"
+                if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                    called = f"{node.value.id}.{node.attr}"
+                    assert called not in ("torch.load", "pickle.load", "pickle.loads"), path.name
