@@ -21,17 +21,17 @@ from ..edges.graph import SLOTS
 from ..edges.masking import run_edges
 from ..edges.model import Model
 from ..edges.prompts import PromptPairs
-from .circuit import Circuit, CircuitEdge
+from .circuit import Circuit, CircuitEdge, Faithfulness
 from .document import dumps, to_document
 from .faithfulness import evaluate
-from .pruning import connected, keep_by_size, keep_by_threshold
+from .pruning import connected, keep_by_faithfulness, keep_by_size, keep_by_threshold
 from .runs import EFFECTS_FILE, SCORES_FILE, RunDirectory, read_scores, write_scores
 from .tasks import find_task
 from .verification import Verified, verify
 
 DEFAULT_BUDGET = 200
-DEFAULT_THRESHOLD = 0.01
-"""Default threshold on verified effects, as a share of the metric gap."""
+DEFAULT_TARGET = 0.9
+"""Faithfulness that a circuit shall reach when nothing else says what to keep."""
 
 Progress = Callable[[str, int, int], Any]
 """Called with (stage, steps finished since the last call, steps in all)."""
@@ -104,6 +104,7 @@ def discover(
     direction: str = "noising",
     gradient: str | None = None,
     budget: int = DEFAULT_BUDGET,
+    target: float | None = None,
     threshold: float | None = None,
     size: int | None = None,
     allow_weak: bool = False,
@@ -123,9 +124,10 @@ def discover(
         direction: ``noising`` or ``denoising``; see ``patch_edges``.
         gradient: the run at which scores take the gradient; see ``score_edges``.
         budget: how many edges to verify, best score first.
-        threshold: keep verified edges of at least this magnitude, in units of the metric; None is
-            1 % of the metric gap.
-        size: keep this many edges instead; may reach beyond the verified ones.
+        target: keep the fewest verified edges that reach this faithfulness (0.9 if neither of the
+            next two is given).
+        threshold: keep the verified edges of at least this magnitude, in units of the metric.
+        size: keep this many edges; may reach beyond the verified ones.
         allow_weak: go on although the model hardly does the task.
         batch_size: rows at once; None takes what fits into memory.
         resume: finish the run that ``out`` holds.
@@ -134,13 +136,18 @@ def discover(
         InputError: options, pairs or a directory that cannot be used, or no behaviour to explain.
         WiremapError: results that are not finite.
     """
-    if threshold is not None and size is not None:
-        raise InputError("expected a threshold or a size, got both; they choose edges differently")
+    rules = {"target": target, "threshold": threshold, "size": size}
+    given = [name for name, value in rules.items() if value is not None]
+    if len(given) > 1:
+        raise InputError(f"expected one rule to keep edges by, got {' and '.join(given)}")
+    if not given:
+        target = DEFAULT_TARGET
     if budget < 1:
         raise InputError(f"expected a budget of at least 1 edge, got {budget}")
     # What cannot be pruned by is refused before any work is done.
     keep_by_size([], 1 if size is None else size)
     keep_by_threshold([], 0.0 if threshold is None else threshold)
+    keep_by_faithfulness([], DEFAULT_TARGET if target is None else target, lambda edges: 1.0)
     metric = metric or usual_metric(pairs)
     question = describe_question(
         model,
@@ -149,32 +156,35 @@ def discover(
         direction=direction,
         gradient=gradient,
         budget=budget,
+        target=target,
         threshold=threshold,
         size=size,
         batch_size=batch_size,
     )
     report = progress or (lambda stage, done, total: None)
-    gap = measure_gap(model, pairs, metric, allow_weak, batch_size).gap
+    measure_gap(model, pairs, metric, allow_weak, batch_size)
     run = None if out is None else RunDirectory(Path(out), question, model.device, resume)
     nodes, edges = _score(model, pairs, question, run, report)
     ranked = edges.top()
     verified = _verify(model, pairs, [name for name, _ in ranked[:budget]], question, run, report)
     candidates = _candidates(model, ranked, verified)
-    if size is not None:
-        chosen = keep_by_size(candidates, size)
-    else:
-        threshold = DEFAULT_THRESHOLD * abs(gap) if threshold is None else threshold
-        chosen = keep_by_threshold(candidates, threshold)
-    kept = connected(model.graph, chosen)
-    with _stage(run, "evaluate"):
-        faithfulness = evaluate(
-            model,
-            pairs,
-            [edge.name for edge in kept],
-            metric,
-            batch_size,
-            lambda done: report("evaluate the circuit", done, len(pairs)),
-        )
+
+    def alone(edges: Sequence[CircuitEdge]) -> Faithfulness:
+        names = [edge.name for edge in connected(model.graph, edges)]
+        return evaluate(model, pairs, names, metric, batch_size)
+
+    with _stage(run, "prune"):
+        if size is not None:
+            chosen = keep_by_size(candidates, size)
+        elif threshold is not None:
+            chosen = keep_by_threshold(candidates, threshold)
+        else:
+            chosen = keep_by_faithfulness(
+                candidates, target or DEFAULT_TARGET, lambda edges: alone(edges).faithfulness
+            )
+        kept = connected(model.graph, chosen)
+        faithfulness = alone(kept)
+    report("prune and evaluate", 1, 1)
     circuit = Circuit.build(
         model.graph,
         kept,
@@ -183,7 +193,6 @@ def discover(
         task=question["task"],
         method={
             **question["method"],
-            "threshold": threshold,
             "edges_in_model": model.graph.n_edges,
             "edges_verified": len(verified),
             "edges_chosen": len(chosen),

@@ -27,8 +27,13 @@ _SHOWN = 15
     type=click.IntRange(min=1),
     help="How many edges to verify, best score first (200 by default).",
 )
-@click.option("--threshold", type=float, help="Keep edges of at least this verified effect.")
-@click.option("--size", type=click.IntRange(min=1), help="Keep this many edges instead.")
+@click.option(
+    "--target",
+    type=float,
+    help="Keep the fewest verified edges that reach this faithfulness (0.9 by default).",
+)
+@click.option("--threshold", type=float, help="Keep the verified edges of at least this effect.")
+@click.option("--size", type=click.IntRange(min=1), help="Keep this many edges.")
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), help="Run directory (runs/MODEL-TASK)."
 )
@@ -50,6 +55,7 @@ def discover(
     batch_size: int | None,
     gradient: str | None,
     budget: int | None,
+    target: float | None,
     threshold: float | None,
     size: int | None,
     out: Path | None,
@@ -82,6 +88,7 @@ def discover(
                 direction=direction,
                 gradient=gradient,
                 budget=DEFAULT_BUDGET if budget is None else budget,
+                target=target,
                 threshold=threshold,
                 size=size,
                 allow_weak=allow_weak,

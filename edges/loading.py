@@ -65,10 +65,7 @@ def load_bridge(name: str, device: str, dtype: torch.dtype) -> tuple[Any, Any]:
 
 def _load_directory(path: Path, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
     """Reads a local directory without touching the network."""
-    import transformers
     from transformer_lens.model_bridge.sources import build_bridge_from_module
-
-    from .model import refuse_unsupported
 
     if not (path / "config.json").is_file():
         raise InputError(f"model {path}: expected a Hugging Face directory, but has no config.json")
@@ -78,69 +75,32 @@ def _load_directory(path: Path, device: torch.device, dtype: torch.dtype) -> tup
             "not read); save the model again with save_pretrained(..., safe_serialization=True)"
         )
     try:
-        config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
-        architecture = _architecture(config)
-        refuse_unsupported(architecture)
-        loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            path,
-            config=config,
-            local_files_only=True,
-            use_safetensors=True,
-            dtype=dtype,
-            attn_implementation="eager",
-            output_loading_info=True,
-        )
-        weights, report = loaded
+        weights, tokenizer = _load_parts(path, dtype, local_files_only=True)
     except InputError:
         raise
     except Exception as error:  # transformers raises nearly anything on damaged files
         raise InputError(f"model {path}: cannot be loaded: {error}") from error
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise InputError(
-            f"model {path}: the weights lack {len(missing)} tensors the config asks for, such as "
-            f"{', '.join(missing[:3])}; config.json and the safetensors files do not belong together"
-        )
     bridge = build_bridge_from_module(
-        weights.to(device).eval(), architecture, hf_config=config, model_name=path.name
+        weights.to(device),
+        type(weights).__name__,
+        hf_config=weights.config,
+        model_name=path.name,
     )
-    return bridge, _load_tokenizer(path)
-
-
-def _architecture(config: Any) -> str:
-    """The class that runs models of this config as language models."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CLASSES
-
-    return str(CLASSES.get(config.model_type) or (config.architectures or [config.model_type])[0])
-
-
-def _load_tokenizer(path: Path) -> Any:
-    """The tokenizer beside a model, or None. Never the placeholder transformers makes up."""
-    import transformers
-
-    if not any(
-        (path / file).is_file() for file in ("tokenizer.json", "tokenizer.model", "vocab.json")
-    ):
-        return None
-    try:
-        return transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
-    except Exception as error:
-        raise InputError(f"the tokenizer in {path} cannot be loaded: {error}") from error
+    return bridge, tokenizer
 
 
 def _load_from_hub(name: str, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
-    import transformers
+    """Fetches a model of the hub, or takes it from the hub's local cache."""
     from transformer_lens.model_bridge import TransformerBridge
 
-    from .model import refuse_unsupported
-
     try:
-        config = transformers.AutoConfig.from_pretrained(name)
-        refuse_unsupported(_architecture(config))
-        bridge: Any = TransformerBridge.boot_transformers(name, device=device, dtype=dtype)
+        weights, tokenizer = _load_parts(name, dtype, local_files_only=False)
+        bridge: Any = TransformerBridge.boot_transformers(
+            name, hf_model=weights.to(device), tokenizer=tokenizer, device=device, dtype=dtype
+        )
     except InputError:
         raise
-    except Exception as error:
+    except Exception as error:  # the hub, the network and transformers raise nearly anything
         near = difflib.get_close_matches(name, bundled_models(), n=1)
         hint = f"; did you mean {near[0]}?" if near else "."
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
@@ -149,7 +109,53 @@ def _load_from_hub(name: str, device: torch.device, dtype: torch.dtype) -> tuple
             f"model {name!r} is not bundled ({', '.join(bundled_models())}), not a local directory, "
             f"and could not be loaded from the hub{offline}{hint} The hub says: {reason:.300}"
         ) from error
-    return bridge, bridge.tokenizer
+    return bridge, tokenizer
+
+
+def _load_parts(source: str | Path, dtype: torch.dtype, local_files_only: bool) -> tuple[Any, Any]:
+    """The Hugging Face model, from safetensors only, and its tokenizer (None if it has none).
+
+    Raises:
+        InputError: an unsupported architecture, or weights that lack what the config asks for.
+    """
+    import transformers
+
+    from .model import refuse_unsupported
+
+    config = transformers.AutoConfig.from_pretrained(source, local_files_only=local_files_only)
+    refuse_unsupported(_architecture(config))
+    loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
+        source,
+        config=config,
+        local_files_only=local_files_only,
+        use_safetensors=True,
+        dtype=dtype,
+        attn_implementation="eager",
+        output_loading_info=True,
+    )
+    weights, report = loaded
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise InputError(
+            f"model {source}: the weights lack {len(missing)} tensors the config asks for, such as "
+            f"{', '.join(missing[:3])}; config.json and the safetensors files do not belong together"
+        )
+    has_tokenizer = not isinstance(source, Path) or any(
+        (source / file).is_file() for file in ("tokenizer.json", "tokenizer.model", "vocab.json")
+    )
+    tokenizer = None  # rather than the placeholder transformers would make up
+    if has_tokenizer:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            source, local_files_only=local_files_only
+        )
+    return weights.eval(), tokenizer
+
+
+def _architecture(config: Any) -> str:
+    """The class that runs models of this config as language models."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CLASSES
+
+    return str(CLASSES.get(config.model_type) or (config.architectures or [config.model_type])[0])
 
 
 @contextmanager

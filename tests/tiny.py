@@ -61,6 +61,23 @@ def model(kind: str, seed: int = 0, dtype: torch.dtype = torch.float32, **change
     return Model(bridge(hf_model(kind, seed, **changes).to(dtype)), name=f"tiny {kind}")
 
 
+def linear_model() -> Model:
+    """A GPT-2 whose output is linear in every write, to the precision of float32.
+
+    Attention is uniform (no queries), the MLP's activation is the identity, and each norm divides
+    by a constant: its epsilon is so large that the variance does not count.
+    """
+    hf = hf_model("gpt2", activation_function="linear", layer_norm_epsilon=1e12)
+    d_model = hf.config.n_embd
+    with torch.no_grad():
+        for name, weight in hf.named_parameters():
+            if "ln_" in name and name.endswith("weight"):
+                weight.mul_(1e6)
+            if "c_attn" in name:
+                weight[..., : 2 * d_model] = 0
+    return Model(bridge(hf), name="linear")
+
+
 def pairs(n_pairs: int = 3, n_pos: int = 7, seed: int = 0) -> PromptPairs:
     """Random pairs that differ in two of their tokens."""
     generator = torch.Generator().manual_seed(seed)

@@ -10,12 +10,16 @@ from tokenizers.pre_tokenizers import Whitespace
 from wiremap.edges import Tokenizer
 
 
-def letters(bos: bool = True) -> Tokenizer:
+def letters_core() -> transformers.PreTrainedTokenizerFast:
     """``<s> <unk> </s> a b c ... h``, numbered from 0; words are parted by spaces."""
     vocabulary = {word: index for index, word in enumerate(["<s>", "<unk>", "</s>", *"abcdefgh"])}
     core = Core(WordLevel(vocabulary, unk_token="<unk>"))
     core.pre_tokenizer = Whitespace()  # pyright: ignore[reportAttributeAccessIssue]
-    tokenizer = transformers.PreTrainedTokenizerFast(
+    return transformers.PreTrainedTokenizerFast(
         tokenizer_object=core, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
     )
-    return Tokenizer(tokenizer, bos)
+
+
+def letters(bos: bool = True) -> Tokenizer:
+    """The tokenizer as wiremap uses it."""
+    return Tokenizer(letters_core(), bos)

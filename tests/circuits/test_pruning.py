@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import pytest
 
 from wiremap.circuits import CircuitEdge
-from wiremap.circuits.pruning import connected, keep_by_size, keep_by_threshold
+from wiremap.circuits.pruning import (
+    connected,
+    keep_by_faithfulness,
+    keep_by_size,
+    keep_by_threshold,
+)
 from wiremap.edges import InputError, ModelGraph
 
 
@@ -42,6 +48,27 @@ def test_a_size_takes_verified_edges_first() -> None:
     assert len(keep_by_size(edges, 99)) == 4
     with pytest.raises(InputError, match="at least 1 edge, got 0"):
         keep_by_size(edges, 0)
+
+
+def test_a_target_takes_the_fewest_of_the_largest_verified_edges() -> None:
+    effects = [0.1, -0.9, 0.3, 0.8, -0.2, 0.05]
+    edges = [edge(f"input->a0.h{i}<q>", effect) for i, effect in enumerate(effects)]
+    unverified = edge("input->m0", score=5.0)
+    asked: list[int] = []
+
+    def share(kept: Sequence[CircuitEdge]) -> float:
+        asked.append(len(kept))
+        return sum(abs(one.effect or 0) for one in kept) / sum(map(abs, effects))
+
+    kept = keep_by_faithfulness([*edges, unverified], 0.8, share)
+    assert [one.effect for one in kept] == [-0.9, 0.8, 0.3]
+    assert len(asked) <= 3
+    assert len(keep_by_faithfulness(edges, 0.3, share)) == 1
+    assert len(keep_by_faithfulness(edges, 1.0, lambda kept: 0.5)) == 6, "short of it: all"
+    assert keep_by_faithfulness([unverified], 0.5, share) == []
+    for wrong in (0.0, -1.0, 1.01, math.nan):
+        with pytest.raises(InputError, match="faithfulness target above 0 and at most 1"):
+            keep_by_faithfulness(edges, wrong, share)
 
 
 def test_only_paths_from_input_to_logits_remain() -> None:

@@ -162,7 +162,7 @@ def test_control_c_keeps_what_there_is_and_says_how_to_go_on(tmp_path: Path) -> 
         (["--n-pairs", "many"], "'many' is not a valid integer"),
         (["--threshold", "-1"], "expected a threshold >= 0, got -1.0"),
         (["--threshold", "nan"], "expected a threshold >= 0, got nan"),
-        (["--threshold", "1", "--size", "5"], "expected a threshold or a size, got both"),
+        (["--threshold", "1", "--size", "5"], "one rule to keep edges by, got threshold and size"),
         (["--device", "abacus"], "device 'abacus' cannot be used"),
         (["--dtype", "int8"], "'int8' is not one of"),
         (["--pairs", "none.jsonl"], "none.jsonl: cannot be read: No such file"),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,7 @@ import pytest
 import tiny
 import torch
 import transformers
+from tokens_for_tests import letters_core
 
 from wiremap.edges import InputError, Model, PromptPairs, WiremapError, patch_edges, score_edges
 from wiremap.edges.loading import bundled_models, choose_device
@@ -180,6 +184,33 @@ def test_a_directory_is_loaded_without_the_network(tmp_path: Path) -> None:
     assert model.tokenizer is None
     with pytest.raises(InputError, match="has no tokenizer"):
         model.require_tokenizer()
+
+
+def test_a_model_of_the_hub_is_loaded_from_its_cache(tmp_path: Path) -> None:
+    """The hub's own cache layout, offline: the code is that of a download, less the download."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    cache = tmp_path / "hub" / "models--someone--tiny"
+    snapshot = cache / "snapshots" / commit
+    tiny.hf_model("neox").save_pretrained(snapshot)
+    letters_core().save_pretrained(snapshot)
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text(commit)
+    program = (
+        "from wiremap.edges import Model\n"
+        "model = Model.load('someone/tiny', device='cpu')\n"
+        "print(model.name, model.graph.n_edges, model.fingerprint())\n"
+        "print(model.require_tokenizer().encode(['a b']))\n"
+    )
+    found = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program],
+        env={**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    expected = tiny.model("neox")
+    assert found[0] == f"someone/tiny {expected.graph.n_edges} {expected.fingerprint()}"
+    assert found[1] == "[[3, 4]]", "NeoX models were trained without a BOS token"
 
 
 def test_precision_is_chosen(tmp_path: Path) -> None:

@@ -8,7 +8,16 @@ import torch
 from slow import SlowModel
 from torch import Tensor
 
-from wiremap.edges import InputError, Model, PromptPairs, WiremapError, patch_edges, patch_nodes
+from wiremap.edges import (
+    InputError,
+    Model,
+    PromptPairs,
+    WiremapError,
+    patch_edges,
+    patch_nodes,
+    score_edges,
+    score_nodes,
+)
 from wiremap.edges.masking import run_edges
 from wiremap.edges.metrics import Targets, logit_diff
 
@@ -111,18 +120,32 @@ def test_effects_come_in_the_order_asked_for() -> None:
     torch.testing.assert_close(forwards.effects, backwards.effects.flip(0), rtol=1e-4, atol=1e-5)
 
 
-def test_noising_and_denoising_agree_on_a_linear_model() -> None:
-    """With attention and MLPs silenced only input->logits acts, and it acts linearly enough."""
-    model, pairs = tiny.model("gpt2"), tiny.pairs(8)
-    with torch.no_grad():
-        for block in model.bridge.blocks:
-            for linear in (block.attn.o.original_component, block.mlp.original_component.c_proj):
-                linear.weight.zero_()
-                linear.bias.zero_()
-    # A metric that is linear in the last residual stream: the final norm is divided out.
-    noising = patch_edges(model, pairs, ["input->logits"], direction="noising").effects
-    denoising = patch_edges(model, pairs, ["input->logits"], direction="denoising").effects
-    torch.testing.assert_close(noising, denoising, rtol=1e-4, atol=1e-4)
+def test_on_a_linear_model_scores_are_exact_and_directions_agree() -> None:
+    model, pairs = tiny.linear_model(), tiny.pairs(4)
+    names = [model.graph.edge_name(edge) for edge in model.graph.edges()]
+    noising = patch_edges(model, pairs, names, direction="noising").effects
+    denoising = patch_edges(model, pairs, names, direction="denoising").effects
+    scores = score_edges(model, pairs, per_pair=True).per_pair
+    assert scores is not None
+    rows, columns = torch.tensor([model.graph.edge(name) for name in names]).T
+    scale = float(noising.abs().max())
+    assert scale > 0.5
+    torch.testing.assert_close(noising, denoising, rtol=1e-3, atol=1e-4 * scale)
+    torch.testing.assert_close(scores[:, rows, columns].T, noising, rtol=1e-3, atol=1e-4 * scale)
+    large = noising.abs() > 1e-3 * scale
+    assert large.float().mean() > 0.2
+    assert torch.equal(noising[large].sign(), denoising[large].sign())
+
+
+def test_on_a_linear_model_nodes_are_exact_too() -> None:
+    model, pairs = tiny.linear_model(), tiny.pairs(4)
+    names = [writer.name for writer in model.graph.writers]
+    scores = score_nodes(model, pairs, per_pair=True).per_pair
+    assert scores is not None
+    for direction in DIRECTIONS:
+        effects = patch_nodes(model, pairs, names, direction=direction).effects
+        scale = float(effects.abs().max())
+        torch.testing.assert_close(scores.T, effects, rtol=1e-3, atol=1e-4 * scale)
 
 
 def test_standard_error() -> None:
