@@ -167,7 +167,7 @@ def write_scores(path: Path, question: Mapping[str, Any], *scores: NodeScores | 
         "question": question,
     }
     tensors = {
-        "node_scores" if isinstance(table, NodeScores) else "edge_scores": table.scores
+        "node_scores" if isinstance(table, NodeScores) else "edge_scores": table.scores.cpu()
         for table in scores
     }
     # One entry only: safetensors does not keep the order of several.

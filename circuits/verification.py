@@ -86,7 +86,7 @@ def verify(
         measured = patch(model, pairs, chunk, metric, direction, batch_size)
         new = [
             Verified(name, _shortest(row))
-            for name, row in zip(chunk, measured.effects.numpy(), strict=True)
+            for name, row in zip(chunk, measured.effects.cpu().numpy(), strict=True)
         ]
         if effects_file is not None:
             _append(effects_file, "".join(item.line() for item in new))

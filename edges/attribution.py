@@ -51,8 +51,9 @@ class NodeScores:
 
     def top(self, n: int | None = None) -> list[tuple[str, float]]:
         """The ``n`` largest by magnitude (all by default), as (name, score)."""
-        order = self.scores.abs().argsort(descending=True, stable=True)[:n]
-        return [(self.graph.writers[index].name, self.scores[index].item()) for index in order]
+        scores = self.scores.cpu()
+        order = scores.abs().argsort(descending=True, stable=True)[:n].tolist()
+        return [(self.graph.writers[index].name, scores[index].item()) for index in order]
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,9 +98,9 @@ def score_nodes(
     scored = _scored(
         model, pairs, metric, gradient, direction, batch_size, progress, ("z", "mlp_out"), _nodes
     )
-    table = torch.zeros(len(pairs), len(model.graph.writers))
+    table = torch.zeros(len(pairs), len(model.graph.writers), device=model.device)
     for batch, scores in scored:
-        table[batch.rows] = scores.cpu()
+        table[batch.rows] = scores
     return NodeScores(model.graph, table.mean(0), table if per_pair else None)
 
 
@@ -152,15 +153,15 @@ def score_edges(
         contract,
     )
     total = torch.zeros(shape, device=model.device)
-    table = torch.zeros((len(pairs), *shape)) if per_pair else None
+    table = torch.zeros((len(pairs), *shape), device=model.device) if per_pair else None
     for batch, scores in scored:
         total += scores.sum(0)
         if table is not None:
-            table[batch.rows] = scores.cpu()
-    exists = torch.zeros(shape, dtype=torch.bool)
+            table[batch.rows] = scores
+    exists = torch.zeros(shape, dtype=torch.bool, device=model.device)
     for index, reader in enumerate(graph.readers):
         exists[: reader.n_writers, index] = True
-    mean = (total.cpu() / len(pairs)).masked_fill(~exists, torch.nan)
+    mean = (total / len(pairs)).masked_fill(~exists, torch.nan)
     return EdgeScores(graph, mean, None if table is None else table.masked_fill(~exists, torch.nan))
 
 

@@ -60,7 +60,7 @@ def run_edges(
         edge = graph.edge(name)
         kept[edge.reader, edge.writer] = True
     model.check_pairs(pairs)
-    table = torch.zeros(3, len(pairs))
+    table = torch.zeros(3, len(pairs), device=model.device)
 
     def values(batch: PairBatch) -> Tensor:
         clean = run(model, batch.clean, ())
@@ -75,7 +75,7 @@ def run_edges(
         for bucket in pairs.batches():
             size = BatchSize(batch_size) if batch_size else _pairs_at_once(model, bucket)
             for batch, found in size.map(bucket, values):
-                table[:, batch.rows] = found.float().cpu()
+                table[:, batch.rows] = found.float()
                 if progress is not None:
                     progress(len(batch))
     return CircuitValues(*table)

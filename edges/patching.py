@@ -162,14 +162,14 @@ def _patch(
     chosen_metric = resolve_metric(metric, pairs.wrong.shape[1] > 0)
     check_direction(direction)
     model.check_pairs(pairs)
-    table = torch.zeros(len(names), len(pairs))
+    table = torch.zeros(len(names), len(pairs), device=model.device)
     by_layer: dict[int, list[int]] = {}
     for item, layer in enumerate(layers):
         by_layer.setdefault(layer, []).append(item)
 
     def patch(batch: PairBatch) -> None:
         runs = _both_runs(model, batch, chosen_metric, direction)
-        items_at_once = BatchSize(rows.rows // len(batch))
+        items_at_once = BatchSize(n_rows // len(batch))
         for layer, items in sorted(by_layer.items()):
 
             def effects_of(part: Sequence[int], layer: int = layer) -> Tensor:
@@ -180,14 +180,17 @@ def _patch(
                 return runs.sign * (runs.values - values.view(len(part), -1))
 
             for part, effects in items_at_once.map(items, effects_of):
-                table[torch.tensor(part)[:, None], batch.rows] = effects.float().cpu()
+                table[torch.tensor(part)[:, None], batch.rows] = effects.float()
                 if progress is not None:
                     progress(effects.numel())
 
     with torch.no_grad(), model.borrowed():
         for bucket in pairs.batches():
-            rows = BatchSize(batch_size) if batch_size else _rows_at_once(model, bucket)
-            for _ in rows.map(bucket, patch):
+            n_rows, pairs_at_once = _sizes(model, bucket)
+            if batch_size is not None:
+                n_rows = batch_size
+                pairs_at_once = BatchSize(min(batch_size, pairs_at_once.rows))
+            for _ in pairs_at_once.map(bucket, patch):
                 pass
     strange = (~torch.isfinite(table)).nonzero().tolist()
     if strange:
@@ -199,11 +202,17 @@ def _patch(
     return Effects(tuple(names), table)
 
 
-def _rows_at_once(model: Model, bucket: PairBatch) -> BatchSize:
-    """How many rows to run at once: an estimate of what a block needs for one row."""
+def _sizes(model: Model, bucket: PairBatch) -> tuple[int, BatchSize]:
+    """How many edited rows to run at once, and of how many pairs to keep both runs.
+
+    Estimates: of what a block needs for one row, and of what both runs leave behind of one pair.
+    """
     n_pos = bucket.clean.shape[1]
-    numbers = 24 * n_pos * model.d_model + 4 * model.graph.n_heads * n_pos**2 + 2 * model.d_vocab
-    return BatchSize.fitting(4 * numbers, model.device)
+    stream = n_pos * model.d_model
+    of_row = 24 * stream + 4 * model.graph.n_heads * n_pos**2 + 2 * model.d_vocab
+    of_pair = of_row + 10 * model.graph.n_layers * stream
+    rows = BatchSize.fitting(4 * of_row, model.device).rows
+    return rows, BatchSize.fitting(4 * of_pair, model.device)
 
 
 def _both_runs(model: Model, batch: PairBatch, metric: Metric, direction: str) -> _Runs:

@@ -130,11 +130,11 @@ def trace(
         input_gradient=input_gradient,
         final_gradient=final_gradient,
     )
-    refuse_nonfinite(difference, batch, gradient)
+    _refuse_nonfinite(difference, batch, gradient)
     return difference
 
 
-def refuse_nonfinite(found: Trace, batch: PairBatch, gradient: str) -> None:
+def _refuse_nonfinite(found: Trace, batch: PairBatch, gradient: str) -> None:
     """Raises WiremapError, with the first layer and the pairs, if anything traced is not finite."""
     finite = torch.isfinite(found.input_gradient).flatten(1).all(1)
     for tensor in (*found.z, *found.mlp_out):
