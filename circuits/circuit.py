@@ -16,6 +16,9 @@ from ..edges.graph import ModelGraph, Slot
 if TYPE_CHECKING:
     import networkx
 
+    from ..edges.model import Model
+    from ..edges.prompts import PromptPairs
+
 NodeKind = Literal["input", "head", "kv", "mlp", "logits"]
 
 
@@ -142,6 +145,17 @@ class Circuit:
             if node.name in used
         )
         return cls(shape, nodes, tuple(by_name[name] for name in ordered), **rest)
+
+    def evaluate(self, model: Model, pairs: PromptPairs, metric: str | None = None) -> Faithfulness:
+        """What these edges carry by themselves on ``pairs``; see ``wiremap.circuits.evaluate``.
+
+        Args:
+            metric: None takes the metric the circuit was found by.
+        """
+        from .faithfulness import evaluate  # runs models, which this file does not
+
+        metric = metric or str(self.method.get("metric", "logit_diff"))
+        return evaluate(model, pairs, [edge.name for edge in self.edges], metric)
 
     @cached_property
     def graph(self) -> networkx.MultiDiGraph[Any]:

@@ -24,9 +24,15 @@ from ..edges.prompts import PromptPairs
 from .circuit import Circuit, CircuitEdge, Faithfulness
 from .document import dumps, to_document
 from .faithfulness import evaluate
-from .pruning import connected, keep_by_faithfulness, keep_by_size, keep_by_threshold
+from .pruning import (
+    check_rules,
+    connected,
+    keep_by_faithfulness,
+    keep_by_size,
+    keep_by_threshold,
+)
 from .runs import EFFECTS_FILE, SCORES_FILE, RunDirectory, read_scores, write_scores
-from .tasks import find_task
+from .tasks import TASKS
 from .verification import Verified, verify
 
 DEFAULT_BUDGET = 200
@@ -78,11 +84,12 @@ def measure_gap(
             ``allow_weak``.
     """
     values = run_edges(model, pairs, [], metric, batch_size)
-    difference = (values.full - values.empty).double()
+    full, empty = values.full.cpu().double(), values.empty.cpu().double()
+    difference = full - empty
     n_pairs = len(pairs)
     found = MetricGap(
-        values.full.double().mean().item(),
-        values.empty.double().mean().item(),
+        full.mean().item(),
+        empty.mean().item(),
         difference.std().item() / math.sqrt(n_pairs) if n_pairs > 1 else math.nan,
     )
     if found.weakness and not allow_weak:
@@ -144,10 +151,7 @@ def discover(
         target = DEFAULT_TARGET
     if budget < 1:
         raise InputError(f"expected a budget of at least 1 edge, got {budget}")
-    # What cannot be pruned by is refused before any work is done.
-    keep_by_size([], 1 if size is None else size)
-    keep_by_threshold([], 0.0 if threshold is None else threshold)
-    keep_by_faithfulness([], DEFAULT_TARGET if target is None else target, lambda edges: 1.0)
+    check_rules(target, threshold, size)
     metric = metric or usual_metric(pairs)
     question = describe_question(
         model,
@@ -174,13 +178,14 @@ def discover(
         return evaluate(model, pairs, names, metric, batch_size)
 
     with _stage(run, "prune"):
+        chosen = candidates
         if size is not None:
             chosen = keep_by_size(candidates, size)
         elif threshold is not None:
             chosen = keep_by_threshold(candidates, threshold)
-        else:
+        elif target is not None:
             chosen = keep_by_faithfulness(
-                candidates, target or DEFAULT_TARGET, lambda edges: alone(edges).faithfulness
+                candidates, target, lambda edges: alone(edges).faithfulness
             )
         kept = connected(model.graph, chosen)
         faithfulness = alone(kept)
@@ -209,14 +214,15 @@ def discover(
 
 def usual_metric(pairs: PromptPairs) -> str:
     """The metric usual for the pairs' task; ``logit_diff`` for pairs of no built-in task."""
-    task = pairs.source.get("task")
-    return find_task(str(task)).metric if task else "logit_diff"
+    task = str(pairs.source.get("task"))
+    return TASKS[task].metric if task in TASKS else "logit_diff"
 
 
 def describe_question(
     model: Model,
     pairs: PromptPairs,
     *,
+    metric: str,
     direction: str,
     gradient: str | None,
     **options: Any,
@@ -225,7 +231,8 @@ def describe_question(
     method = {
         "direction": direction,
         "patch_with": "corrupted",
-        "gradient": check_gradient(gradient, direction),
+        "metric": metric,
+        "gradient": check_gradient(gradient, direction, metric),
         "reader": "linear",
         **options,
     }

@@ -130,57 +130,59 @@ def from_document(document: Any) -> Circuit:
         raise InputError(
             f"expected a document with format {FORMAT!r}, got {top.get('format')!r:.60}"
         )
-    _check_version(_field(top, "schema_version", str, ""))
-    shape = _shape(_object(_field(top, "shape", dict, ""), "shape"))
+    check_version(field(top, "schema_version", str), SCHEMA_VERSION)
+    shape = shape_from(_object(field(top, "shape", dict, ""), "shape"))
     edges = [
         _edge(_object(item, f"edges[{index}]"), f"edges[{index}]")
-        for index, item in enumerate(_field(top, "edges", list, ""))
+        for index, item in enumerate(field(top, "edges", list, ""))
     ]
     nodes = [
         _node(_object(item, f"nodes[{index}]"), f"nodes[{index}]")
-        for index, item in enumerate(_field(top, "nodes", list, ""))
+        for index, item in enumerate(field(top, "nodes", list, ""))
     ]
     scores = {node.name: node.score for node in nodes if node.score is not None}
     circuit = Circuit.build(
         shape,
         edges,
         scores,
-        model=_object(_field(top, "model", dict, ""), "model"),
-        task=_object(_field(top, "task", dict, ""), "task"),
-        method=_object(_field(top, "method", dict, ""), "method"),
+        model=_object(field(top, "model", dict, ""), "model"),
+        task=_object(field(top, "task", dict, ""), "task"),
+        method=_object(field(top, "method", dict, ""), "method"),
         faithfulness=_faithfulness(top.get("faithfulness")),
     )
     _check_nodes(nodes, circuit)
     return circuit
 
 
-def _check_version(found: str) -> None:
+def check_version(found: str, known: str) -> None:
+    """Raises InputError unless a file of schema version ``found`` can be read as ``known``."""
     major, _, minor = found.partition(".")
     if not (major.isdecimal() and minor.isdecimal()):
         raise InputError(f"schema_version: expected 'major.minor', got {found!r:.60}")
-    if int(major) != int(SCHEMA_VERSION.partition(".")[0]):
+    if int(major) != int(known.partition(".")[0]):
         raise InputError(
-            f"schema_version: this wiremap reads version {SCHEMA_VERSION}, the document has "
+            f"schema_version: this wiremap reads version {known}, the document has "
             f"{found}; use the wiremap that wrote it"
         )
 
 
-def _shape(found: Mapping[str, Any]) -> ModelGraph:
+def shape_from(found: Mapping[str, Any]) -> ModelGraph:
+    """The graph of a model, from plain data. Raises InputError for sizes that cannot be."""
     sizes = {
-        name: _field(found, name, int, "shape") for name in ("n_layers", "n_heads", "n_kv_heads")
+        name: field(found, name, int, "shape") for name in ("n_layers", "n_heads", "n_kv_heads")
     }
     for name, size in sizes.items():
         if not 1 <= size <= 100_000:
             raise InputError(f"shape.{name}: expected a number from 1 to 100000, got {size}")
     if sizes["n_layers"] * sizes["n_heads"] > 1_000_000:
         raise InputError(f"shape: expected at most a million heads, got {sizes}")
-    return ModelGraph(**sizes, parallel=_field(found, "parallel", bool, "shape"))
+    return ModelGraph(**sizes, parallel=field(found, "parallel", bool, "shape"))
 
 
 def _node(found: Mapping[str, Any], where: str) -> CircuitNode:
     return CircuitNode(
-        name=_field(found, "id", str, where),
-        kind=_field(found, "kind", str, where),
+        name=field(found, "id", str, where),
+        kind=field(found, "kind", str, where),
         layer=_optional(found, "layer", int, where),
         head=_optional(found, "head", int, where),
         score=_number(found, "score", where),
@@ -198,18 +200,18 @@ def _edge(found: Mapping[str, Any], where: str) -> CircuitEdge:
         measured = {
             "effect": _number(verified, "effect", inside),
             "standard_error": _number(verified, "standard_error", inside),
-            "n_pairs": _field(verified, "n_pairs", int, inside),
+            "n_pairs": field(verified, "n_pairs", int, inside),
         }
         if measured["effect"] is None:
             raise InputError(f"{inside}.effect: expected a number, got null")
     edge = CircuitEdge(
-        source=_field(found, "source", str, where),
-        target=_field(found, "target", str, where),
+        source=field(found, "source", str, where),
+        target=field(found, "target", str, where),
         slot=slot,
         score=_number(found, "score", where),
         **measured,
     )
-    if _field(found, "id", str, where) != edge.name:
+    if field(found, "id", str, where) != edge.name:
         raise InputError(f"{where}.id: expected {edge.name!r:.80}, got {found['id']!r:.80}")
     return edge
 
@@ -223,7 +225,7 @@ def _faithfulness(found: Any) -> Faithfulness | None:
         raise InputError("faithfulness: expected numbers full, empty and circuit, full != empty")
     return Faithfulness(
         **cast("dict[str, float]", numbers),
-        n_pairs=_field(values, "n_pairs", int, "faithfulness"),
+        n_pairs=field(values, "n_pairs", int, "faithfulness"),
     )
 
 
@@ -249,7 +251,7 @@ def _object(value: Any, where: str) -> dict[str, Any]:
     return cast("dict[str, Any]", value)
 
 
-def _field(found: Mapping[str, Any], name: str, kind: type, where: str) -> Any:
+def field(found: Mapping[str, Any], name: str, kind: type, where: str = "") -> Any:
     """A required field of a type; bool is no int."""
     place = f"{where}.{name}".lstrip(".")
     if name not in found:
@@ -261,7 +263,7 @@ def _field(found: Mapping[str, Any], name: str, kind: type, where: str) -> Any:
 
 
 def _optional(found: Mapping[str, Any], name: str, kind: type, where: str) -> Any:
-    return None if found.get(name) is None else _field(found, name, kind, where)
+    return None if found.get(name) is None else field(found, name, kind, where)
 
 
 def _number(found: Mapping[str, Any], name: str, where: str) -> float | None:

@@ -33,7 +33,7 @@ def evaluate(
     """
     values = run_edges(model, pairs, edges, metric, batch_size, progress)
     full, empty, circuit = (
-        values_of.double().mean().item()
+        values_of.cpu().double().mean().item()
         for values_of in (values.full, values.empty, values.circuit)
     )
     if full == empty:

@@ -12,14 +12,25 @@ from ..edges.graph import ModelGraph
 from .circuit import CircuitEdge, all_nodes
 
 
+def check_rules(
+    target: float | None = None, threshold: float | None = None, size: int | None = None
+) -> None:
+    """Raises InputError for a rule that cannot be pruned by; None is a rule not used."""
+    if target is not None and not 0 < target <= 1:
+        raise InputError(f"expected a faithfulness target above 0 and at most 1, got {target}")
+    if threshold is not None and not 0 <= threshold < math.inf:
+        raise InputError(f"expected a threshold >= 0, got {threshold}")
+    if size is not None and size < 1:
+        raise InputError(f"expected a size of at least 1 edge, got {size}")
+
+
 def keep_by_threshold(edges: Iterable[CircuitEdge], threshold: float) -> list[CircuitEdge]:
     """The verified edges with |effect| >= ``threshold``, in units of the metric.
 
     Raises:
         InputError: a threshold that is negative or not a number.
     """
-    if not 0 <= threshold < math.inf:
-        raise InputError(f"expected a threshold >= 0, got {threshold}")
+    check_rules(threshold=threshold)
     return [edge for edge in edges if edge.effect is not None and abs(edge.effect) >= threshold]
 
 
@@ -29,8 +40,7 @@ def keep_by_size(edges: Iterable[CircuitEdge], size: int) -> list[CircuitEdge]:
     Raises:
         InputError: a size below 1.
     """
-    if size < 1:
-        raise InputError(f"expected a size of at least 1 edge, got {size}")
+    check_rules(size=size)
     largest_first = sorted(
         edges, key=lambda edge: (edge.verified, abs(edge.worth or 0.0)), reverse=True
     )
@@ -53,8 +63,7 @@ def keep_by_faithfulness(
     Raises:
         InputError: a target that is not above 0 and at most 1.
     """
-    if not 0 < target <= 1:
-        raise InputError(f"expected a faithfulness target above 0 and at most 1, got {target}")
+    check_rules(target=target)
     verified = keep_by_threshold(edges, 0.0)
     largest_first = sorted(verified, key=lambda edge: -abs(edge.effect or 0.0))
     too_few, enough = 0, len(largest_first)

@@ -24,8 +24,7 @@ import torch
 from ..edges.attribution import EdgeScores, NodeScores
 from ..edges.errors import InputError
 from ..edges.files import read_text, write_atomically
-from ..edges.graph import ModelGraph
-from .document import loads
+from .document import check_version, field, loads, shape_from
 
 _RUN_FORMAT = "wiremap-run"
 _SCORES_FORMAT = "wiremap-scores"
@@ -67,7 +66,8 @@ class RunDirectory:
         self._run_file = path / "run.json"
         try:
             path.mkdir(parents=True, exist_ok=True)
-            occupied = any(path.iterdir())
+            # A kill in the very first write leaves its temporary file alone.
+            occupied = any(not file.match(".run.json.*.tmp") for file in path.iterdir())
         except OSError as error:
             raise InputError(
                 f"cannot make run directory {path}: {error.strerror}; choose another (-o)"
@@ -82,6 +82,8 @@ class RunDirectory:
         }
         if occupied:
             self._take_over(resume)
+        for leftover in self.path.glob(".*.tmp"):  # of writes that were killed
+            leftover.unlink()
         self._write()
 
     def _take_over(self, resume: bool) -> None:
@@ -104,8 +106,6 @@ class RunDirectory:
             )
         self.record["started"] = found["started"]
         self.record["stages"] = found["stages"]
-        for leftover in self.path.glob(".*.tmp"):
-            leftover.unlink()
 
     def _write(self) -> None:
         write_atomically(self._run_file, json.dumps(self.record, indent=2, allow_nan=False) + "\n")
@@ -136,9 +136,9 @@ def check_run(found: Any) -> dict[str, Any]:
     if not isinstance(found, dict) or cast("dict[str, Any]", found).get("format") != _RUN_FORMAT:
         raise InputError(f"expected the run.json of a wiremap run (format {_RUN_FORMAT!r})")
     record = cast("dict[str, Any]", found)
+    check_version(field(record, "schema_version", str), VERSION)
     for key, kind in (("question", dict), ("stages", dict), ("started", float)):
-        if not isinstance(record.get(key), kind):
-            raise InputError(f"expected {key}, but it is missing or damaged")
+        field(record, key, kind)
     return record
 
 
@@ -147,9 +147,11 @@ def _differences(there: Any, wanted: Any, where: str = "") -> Iterator[str]:
     if isinstance(there, dict) and isinstance(wanted, dict):
         one, other = cast("dict[str, Any]", there), cast("dict[str, Any]", wanted)
         for key in sorted({*one, *other}):
-            yield from _differences(one.get(key), other.get(key), f"{where}.{key}".lstrip("."))
+            if f"{where}.{key}" in (".model.name", ".task.pairs"):
+                continue  # the same content may lie elsewhere: sha256 tells
+            yield from _differences(one.get(key), other.get(key), f"{where}.{key}")
     elif there != wanted:
-        yield f"{where} was {there!r:.80}, now {wanted!r:.80}"
+        yield f"{where[1:]} was {there!r:.80}, now {wanted!r:.80}"
 
 
 # ---- scores.safetensors
@@ -191,7 +193,12 @@ def read_scores(path: Path) -> tuple[NodeScores | None, EdgeScores | None, dict[
         raise InputError(
             f"{path}: expected scores written by wiremap, got another safetensors file"
         )
-    graph = ModelGraph(**described["shape"])
+    try:
+        check_version(field(described, "schema_version", str), VERSION)
+        graph = shape_from(field(described, "shape", dict))
+        question = field(described, "question", dict)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
     expected = {
         "node_scores": (len(graph.writers),),
         "edge_scores": (len(graph.writers), len(graph.readers)),
@@ -201,6 +208,12 @@ def read_scores(path: Path) -> tuple[NodeScores | None, EdgeScores | None, dict[
             raise InputError(
                 f"{path}: expected {name} of shape {expected.get(name)}, got {tuple(tensor.shape)}"
             )
+        exists = torch.ones_like(tensor, dtype=torch.bool)
+        if name == "edge_scores":
+            for index, reader in enumerate(graph.readers):
+                exists[reader.n_writers :, index] = False
+        if not bool(tensor[exists].isfinite().all()) or not bool(tensor[~exists].isnan().all()):
+            raise InputError(f"{path}: expected finite {name}, and nan where no edge is")
     nodes = NodeScores(graph, tensors["node_scores"]) if "node_scores" in tensors else None
     edges = EdgeScores(graph, tensors["edge_scores"]) if "edge_scores" in tensors else None
-    return nodes, edges, cast("dict[str, Any]", described["question"])
+    return nodes, edges, cast("dict[str, Any]", question)

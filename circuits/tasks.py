@@ -231,6 +231,11 @@ def _sample_greater_than(
     for century, year in sorted(word.split("|") for word in words["year"]):
         centuries.setdefault(century, []).append(year)
     usable = [century for century, years in centuries.items() if years[0] == "01" and years[2:]]
+    if not usable:
+        raise InputError(
+            "task greater-than needs the year 01 and two more of one century as single tokens, and "
+            "this tokenizer has no such century; choose another model or task"
+        )
     century = rng.choice(usable)
     _, *years = centuries[century]
     start = rng.choice(years[:-1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -25,10 +26,15 @@ CHUNK = 64
 
 @dataclass(frozen=True)
 class Verified:
-    """The exact effect of an edge or node on each pair (float32 numbers), in units of the metric."""
+    """The exact effect of an edge or node on each pair (float32 numbers), in units of the metric.
+
+    Attributes:
+        question: tells the model, pairs, metric and direction it belongs to from all others.
+    """
 
     name: str
     effects: tuple[float, ...]
+    question: str = ""
 
     @property
     def effect(self) -> float:
@@ -50,6 +56,7 @@ class Verified:
             "name": self.name,
             "effect": self.effect,
             "standard_error": self.standard_error,
+            "question": self.question,
             "effects": self.effects,
         }
         return json.dumps(record, allow_nan=False) + "\n"
@@ -75,17 +82,23 @@ def verify(
         progress: called with the number of names finished since the last call.
 
     Raises:
-        InputError: the file holds effects of other names or pairs. Else as ``patch_edges``.
+        InputError: the file holds effects of another question. Else as ``patch_edges``.
     """
     patch = patch_nodes if nodes else patch_edges
-    verified = [] if effects_file is None else _resume(effects_file, names, len(pairs))
+    question = ""
+    verified: list[Verified] = []
+    if effects_file is not None:
+        name = metric if isinstance(metric, str) else repr(metric)
+        told = (model.fingerprint(), pairs.fingerprint(), name, direction)
+        question = hashlib.sha256("\n".join(told).encode()).hexdigest()[:16]
+        verified = _resume(effects_file, names, len(pairs), question)
     if progress is not None and verified:
         progress(len(verified))
     for start in range(len(verified), len(names), CHUNK):
         chunk = names[start : start + CHUNK]
         measured = patch(model, pairs, chunk, metric, direction, batch_size)
         new = [
-            Verified(name, _shortest(row))
+            Verified(name, _shortest(row), question)
             for name, row in zip(chunk, measured.effects.cpu().numpy(), strict=True)
         ]
         if effects_file is not None:
@@ -122,22 +135,25 @@ def _append(path: Path, text: str) -> None:
         ) from error
 
 
-def _resume(path: Path, names: Sequence[str], n_pairs: int) -> list[Verified]:
-    """What the file already holds of ``names``, in whole chunks; the rest of it is cut off."""
+def _resume(path: Path, names: Sequence[str], n_pairs: int, question: str) -> list[Verified]:
+    """What the file already holds of ``names``, in whole chunks; a chunk cut short is taken off."""
     if not path.exists():
         return []
     lines = _complete_lines(path)
     whole = len(names) if len(lines) >= len(names) else len(lines) // CHUNK * CHUNK
+    cut = len(lines) < len(names)
     kept = lines[:whole]
     for (item, _), name in zip(kept, names, strict=False):
-        if item.name != name or len(item.effects) != n_pairs:
+        if (item.name, len(item.effects), item.question) != (name, n_pairs, question):
             raise InputError(
                 f"{path}: expected the effect of {name} on {n_pairs} pairs, got {item.name} on "
-                f"{len(item.effects)}; the file belongs to another question: choose another place "
-                "(-o)"
+                f"{len(item.effects)}, measured for question {item.question or 'unknown'}, not "
+                f"{question} (another model, metric, direction or other pairs); choose another "
+                "place (-o)"
             )
-    with path.open("r+b") as file:
-        file.truncate(kept[-1][1] if kept else 0)
+    if cut:
+        with path.open("r+b") as file:
+            file.truncate(kept[-1][1] if kept else 0)
     return [item for item, _ in kept]
 
 
@@ -158,9 +174,11 @@ def _complete_lines(path: Path) -> list[tuple[Verified, int]]:
             effects = tuple(float(value) for value in record["effects"])
             if not effects:
                 raise InputError("expected effects of at least one pair, got none")
-            found.append((Verified(str(record["name"]), effects), end))
+            question = str(record.get("question", ""))
+            found.append((Verified(str(record["name"]), effects, question), end))
         except (InputError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
             raise InputError(
-                f"{path}, line {number}: expected a verified effect, the line is damaged ({error!r})"
+                f"{path}, line {number}: expected a verified effect, the line is damaged ({error}); "
+                "take it and what follows out, and measure again"
             ) from None
     return found

@@ -139,6 +139,16 @@ def _show(circuit: Circuit, out: Path, written: list[str]) -> None:
     show_table(
         f"the {len(rows)} largest of {len(edges)} edges", ["edge", "effect", "s.e.", "score"], rows
     )
+    if not edges:
+        click.echo("note: no path from input to logits was kept; keep more edges", err=True)
     if circuit.faithfulness is not None:
         click.echo("\n" + options.summary(circuit.method["metric"], circuit.faithfulness))
+        target = circuit.method["target"]
+        if target is not None and not circuit.faithfulness.faithfulness >= target:
+            verified, in_model = circuit.method["edges_verified"], circuit.method["edges_in_model"]
+            click.echo(
+                f"note: the {verified} verified edges (of {in_model}) do not reach a faithfulness of "
+                f"{target:g}; verify more (--budget)",
+                err=True,
+            )
     click.echo(f"\nwritten to {out}: circuit.json {' '.join(written)} (and the data behind them)")

@@ -15,7 +15,8 @@ gradient at the reader's projection, J_norm^T (W_Q[head] g_q), and is made for a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,8 +100,9 @@ def score_nodes(
         model, pairs, metric, gradient, direction, batch_size, progress, ("z", "mlp_out"), _nodes
     )
     table = torch.zeros(len(pairs), len(model.graph.writers), device=model.device)
-    for batch, scores in scored:
-        table[batch.rows] = scores
+    with closing(scored):
+        for batch, scores in scored:
+            table[batch.rows] = scores
     return NodeScores(model.graph, table.mean(0), table if per_pair else None)
 
 
@@ -123,7 +125,7 @@ def score_edges(
     Args:
         metric: a name in ``METRICS`` or a function ``(logits, targets) -> [row]``.
         gradient: the run the gradient is taken at, ``clean`` or ``corrupted``; None takes the run
-            that ``direction`` edits.
+            that ``direction`` edits, and the corrupted one for ``kl``.
         direction: ``noising`` edits the clean run, ``denoising`` the corrupted one.
         per_pair: keep the scores of each pair too (pairs x writers x readers numbers).
         batch_size: pairs at once; None takes what fits into memory.
@@ -154,10 +156,11 @@ def score_edges(
     )
     total = torch.zeros(shape, device=model.device)
     table = torch.zeros((len(pairs), *shape), device=model.device) if per_pair else None
-    for batch, scores in scored:
-        total += scores.sum(0)
-        if table is not None:
-            table[batch.rows] = scores
+    with closing(scored):
+        for batch, scores in scored:
+            total += scores.sum(0)
+            if table is not None:
+                table[batch.rows] = scores
     exists = torch.zeros(shape, dtype=torch.bool, device=model.device)
     for index, reader in enumerate(graph.readers):
         exists[: reader.n_writers, index] = True
@@ -171,11 +174,20 @@ def check_direction(direction: str) -> None:
         raise InputError(f"unknown direction {direction!r}; there are {', '.join(DIRECTIONS)}")
 
 
-def check_gradient(gradient: str | None, direction: str) -> Gradient:
-    """The run to take gradients at. Raises InputError for names that are not known."""
+def check_gradient(gradient: str | None, direction: str, metric: str | Metric) -> Gradient:
+    """The run to take gradients at: None takes the edited run, or what the metric needs.
+
+    Raises:
+        InputError: names that are not known, or a gradient that is zero by definition.
+    """
     check_direction(direction)
     if gradient is None:
-        return "clean" if direction == "noising" else "corrupted"
+        return "corrupted" if direction == "denoising" or metric == "kl" else "clean"
+    if gradient == "clean" and metric == "kl":
+        raise InputError(
+            "metric kl is 0 at the clean run, and so is its gradient; use the gradient at the "
+            "corrupted run (--gradient corrupted)"
+        )
     for known in GRADIENTS:
         if gradient == known:
             return known
@@ -192,14 +204,18 @@ def _scored(
     progress: Callable[[int], Any] | None,
     by: tuple[str, ...],
     score: Callable[[Model, Trace], Tensor],
-) -> Iterator[tuple[PairBatch, Tensor]]:
+) -> Generator[tuple[PairBatch, Tensor]]:
     """Traces the pairs in batches that fit into memory and scores each trace."""
     chosen_metric = resolve_metric(metric, pairs.wrong.shape[1] > 0)
-    at = check_gradient(gradient, direction)
+    at = check_gradient(gradient, direction, metric)
     model.check_pairs(pairs)
+    depends = False
 
     def scores_of(batch: PairBatch) -> Tensor:
-        return score(model, trace(model, batch, chosen_metric, at, by))
+        nonlocal depends
+        found = trace(model, batch, chosen_metric, at, by)
+        depends |= bool(found.final_gradient.any())
+        return score(model, found)
 
     with model.borrowed():
         for bucket in pairs.batches():
@@ -208,6 +224,11 @@ def _scored(
                 yield batch, scores
                 if progress is not None:
                     progress(len(batch))
+    if not depends:
+        raise InputError(
+            f"the metric's gradient at the {at} run is zero for all pairs: the metric does not "
+            "change with the model's output there; use another metric or gradient"
+        )
 
 
 def trace_size(model: Model, bucket: PairBatch) -> BatchSize:
@@ -291,12 +312,12 @@ def _attention_scores(
     towards: list[Tensor] = []
     for slot, gradient in zip(SLOTS, gradients, strict=True):
         weight, _ = model.projection(layer, slot)
-        weight = weight * norm.weight[:, None]
+        weight = weight.float() * norm.weight[:, None]
         if norm.centers:
             weight = weight - weight.mean(1, keepdim=True)
         towards.append(torch.einsum("the,hme->htm", gradient * norm.scale[:, :, None], weight))
-    reads = torch.cat(towards).float()
-    normalized = norm.normalized.float()
+    reads = torch.cat(towards).to(writes.dtype)
+    normalized = norm.normalized.to(writes.dtype)
     along_writes = torch.einsum("wtm,tm->wt", writes, normalized)
     along_reads = torch.einsum("rtm,tm->rt", reads, normalized) / model.d_model
     return writes.flatten(1) @ reads.flatten(1).T - along_writes @ along_reads.T

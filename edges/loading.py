@@ -76,16 +76,16 @@ def _load_directory(path: Path, device: torch.device, dtype: torch.dtype) -> tup
         )
     try:
         weights, tokenizer = _load_parts(path, dtype, local_files_only=True)
+        bridge = build_bridge_from_module(
+            weights.to(device),
+            type(weights).__name__,
+            hf_config=weights.config,
+            model_name=path.name,
+        )
     except InputError:
         raise
     except Exception as error:  # transformers raises nearly anything on damaged files
-        raise InputError(f"model {path}: cannot be loaded: {error}") from error
-    bridge = build_bridge_from_module(
-        weights.to(device),
-        type(weights).__name__,
-        hf_config=weights.config,
-        model_name=path.name,
-    )
+        raise InputError(f"model {path}: cannot be loaded: {error!r:.300}") from error
     return bridge, tokenizer
 
 

@@ -15,11 +15,12 @@ import torch
 from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
+from .errors import WiremapError
 from .graph import SLOTS
 from .memory import BatchSize
 from .metrics import Metric, Targets, resolve_metric
 from .model import Model
-from .prompts import PairBatch, PromptPairs
+from .prompts import PairBatch, PromptPairs, name_rows
 from .trace import Run, answer_logits, run
 
 _KEPT = ("resid_pre", "mlp_in", "q", "k", "v", "z", "mlp_out")
@@ -52,6 +53,7 @@ def run_edges(
 
     Raises:
         InputError: an edge the model does not have, unknown options, pairs it cannot run.
+        WiremapError: a metric that is not finite; the pairs are named.
     """
     graph = model.graph
     chosen_metric = resolve_metric(metric, pairs.wrong.shape[1] > 0)
@@ -78,6 +80,12 @@ def run_edges(
                 table[:, batch.rows] = found.float()
                 if progress is not None:
                     progress(len(batch))
+    strange = (~torch.isfinite(table)).any(0).nonzero().flatten().tolist()
+    if strange:
+        raise WiremapError(
+            "the metric is not finite "
+            + name_rows(strange, "try float32 (--dtype float32) or another metric")
+        )
     return CircuitValues(*table)
 
 

@@ -85,13 +85,14 @@ _NEED_WRONG_ANSWERS = ("logit_diff", "prob_diff")
 
 
 def resolve_metric(metric: str | Metric, has_wrong_answers: bool) -> Metric:
-    """The metric of that name, or ``metric`` itself if it is a function.
+    """The metric of that name, or ``metric`` itself, made to check what it returns.
 
     Raises:
-        InputError: an unknown name, or a metric that needs wrong answers for pairs without.
+        InputError: an unknown name, or a metric that needs wrong answers for pairs without. From
+            the metric returned: a function that does not give one number per row.
     """
     if not isinstance(metric, str):
-        return metric
+        return _checked(metric)
     if metric not in METRICS:
         raise InputError(f"unknown metric {metric!r}; there are {', '.join(METRICS)}")
     if metric in _NEED_WRONG_ANSWERS and not has_wrong_answers:
@@ -100,6 +101,19 @@ def resolve_metric(metric: str | Metric, has_wrong_answers: bool) -> Metric:
             "add wrong_answer to every pair, or use log_prob or kl"
         )
     return METRICS[metric]
+
+
+def _checked(metric: Metric) -> Metric:
+    def checked(logits: Tensor, targets: Targets) -> Tensor:
+        values = metric(logits, targets)
+        if values.shape != logits.shape[:1]:
+            raise InputError(
+                f"expected the metric to return one number per row, [{len(logits)}], got "
+                f"{list(values.shape)}; do not sum or average over rows"
+            )
+        return values
+
+    return checked
 
 
 def _gather(

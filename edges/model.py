@@ -130,7 +130,12 @@ class Model:
         self.d_model = int(bridge.cfg.d_model)
         self.d_vocab = int(bridge.cfg.d_vocab)
         self.n_context = int(bridge.cfg.n_ctx)
-        self._checked_hooks: frozenset[int] | None = None
+        self._checked: tuple[frozenset[int], int] | None = None
+        if getattr(bridge.original_model.config, "scale_attn_weights", True) is False:
+            raise InputError(
+                f"model {self.name}: attention without scaling (scale_attn_weights=False) is not "
+                "supported, here or by TransformerBridge; multiply it into the query weights"
+            )
         self._refuse_nonfinite_weights()
         tokenizer = tokenizer or getattr(bridge, "tokenizer", None)
         self.tokenizer: Tokenizer | None = None
@@ -217,9 +222,10 @@ class Model:
     ) -> NormDerivative:
         """The derivative of ``attention_norm`` at a residual stream."""
         norm = self._blocks[layer].ln1
+        resid = resid.to(_at_least_float32(resid.dtype))  # squares overflow in float16
         centered = resid if norm.uses_rms_norm else resid - resid.mean(-1, keepdim=True)
         module = norm.original_component
-        eps = getattr(module, "eps", None) or module.variance_epsilon
+        eps = module.eps if hasattr(module, "eps") else module.variance_epsilon
         scale = (centered.pow(2).mean(-1, keepdim=True) + eps).rsqrt()
         return NormDerivative(norm.weight, scale, centered * scale, not norm.uses_rms_norm)
 
@@ -406,10 +412,12 @@ class Model:
                 f"expected tokens below {self.d_vocab}, the vocabulary of model {self.name}; "
                 "others " + name_rows(strange, "tokenize with this model's tokenizer")
             )
-        self.check_parts(next(pairs.batches()).clean[:1].to(self.device))
+        longest = list(pairs.batches())[-1]
+        self.check_parts(longest.clean[:1].to(self.device))
 
     def check_parts(self, tokens: Int64[Tensor, "pair pos"]) -> None:
-        """Checks, once for each set of hooks on the bridge, that its parts make its logits.
+        """Checks that the bridge's parts make its logits: once, and again for longer prompts or
+        when hooks came or went.
 
         The logits computed from the parts must be the bridge's own, hooks included, and the sum of
         all writers must be the last residual stream; to 1e-4 of the largest value in float32.
@@ -417,7 +425,11 @@ class Model:
         Raises:
             WiremapError: they are not. InputError, if hooks on the bridge are the reason.
         """
-        if self._hooks() == self._checked_hooks:
+        if (
+            self._checked
+            and self._hooks() == self._checked[0]
+            and tokens.shape[1] <= self._checked[1]
+        ):
             return
         tolerance = 1e-4 if _at_least_float32(self.dtype) == self.dtype else 3e-2
         with torch.no_grad():
@@ -441,13 +453,13 @@ class Model:
         for what, one, other in compared:
             if not bool(torch.isfinite(other).all()):
                 raise WiremapError(
-                    f"model {self.name}: the {what} of the first pair is not finite; try float32 "
+                    f"model {self.name}: the {what} of a longest prompt is not finite; try float32 "
                     "(--dtype float32)"
                 )
             error = float((one - other).abs().max() / other.abs().max())
             if not error <= tolerance:
                 raise self._parts_differ(what, error, tolerance)
-        self._checked_hooks = self._hooks()
+        self._checked = self._hooks(), tokens.shape[1]
 
     def _norm_both_ways(self, resid: Float[Tensor, "token d_model"]) -> tuple[Tensor, Tensor]:
         """Differences of a norm's values at two streams, from the module and from the formula."""
@@ -477,6 +489,12 @@ class Model:
                 f"hooks on the bridge change its {what} (by {error:.1e} of the largest value): "
                 f"{', '.join(hooked[:5])}. wiremap studies the model without hooks; remove them "
                 "(bridge.reset_hooks()) or write the change into the weights"
+            )
+        if _at_least_float32(self.dtype) != self.dtype:
+            return WiremapError(
+                f"model {self.name}: in {self.dtype} its {what} cannot be computed closely enough "
+                f"(off by {error:.1e} of the largest value, allowed {tolerance:.0e}); use float32 "
+                "(--dtype float32)"
             )
         return WiremapError(
             f"model {self.name}: the {what} computed from its parts differ from its own by "

@@ -97,6 +97,21 @@ class PromptPairs:
                 )
         object.__setattr__(self, "answers", self.answers.reshape(n_pairs, -1))
         object.__setattr__(self, "wrong_answers", wrong.reshape(n_pairs, -1))
+        for name in ("clean", "corrupted", "answers", "wrong"):
+            table = getattr(self, name)
+            self._refuse_rows(
+                (table < PADDING).any(1),
+                f"expected {name} to hold tokens, and {PADDING} to fill up; other negative numbers",
+                f"fill up with {PADDING}",
+            )
+            if name in ("clean", "corrupted"):
+                padded = table == PADDING
+                self._refuse_rows(
+                    (padded[:, :-1] & ~padded[:, 1:]).any(1),
+                    f"expected {name} prompts filled up on the right alone; tokens after a "
+                    f"{PADDING}",
+                    "move the tokens to the left",
+                )
         self._refuse_rows(
             self._length(self.clean) != self._length(self.corrupted),
             "expected clean and corrupted prompts of equal length in tokens; they differ",
@@ -108,6 +123,12 @@ class PromptPairs:
         self._refuse_rows(
             (self.answers != PADDING).sum(1) == 0, "expected an answer; none given", ""
         )
+        if self.wrong.shape[1]:
+            self._refuse_rows(
+                (self.wrong == PADDING).all(1),
+                "expected a wrong answer in every row or in none; missing",
+                "add it, or leave wrong_answers out",
+            )
         overlap = (self.answers[:, :, None] == self.wrong[:, None, :]) & (
             self.answers[:, :, None] != PADDING
         )
@@ -197,6 +218,8 @@ class PromptPairs:
                 token, answers equal to each other; the rows (counted from 1) are named.
         """
         tokenizer = model if isinstance(model, Tokenizer) else model.require_tokenizer()
+        for row, record in enumerate(records):
+            _check_record(record, f"row {row + 1}")
         clean = tokenizer.encode([record["clean"] for record in records])
         corrupted = tokenizer.encode([record["corrupted"] for record in records])
         _refuse_unknown(tokenizer, records, clean, corrupted)
@@ -265,7 +288,7 @@ def _answer_tokens(
     for (row, _, text), new in zip(texts, added, strict=True):
         if new is None or len(new) != 1 or new[0] == tokenizer.unknown:
             refused.append((row, text))
-        else:
+        elif new[0] not in tokens[row]:
             tokens[row].append(new[0])
     if refused:
         row, text = refused[0]
@@ -322,7 +345,9 @@ def _read_records(path: Path) -> list[dict[str, Any]]:
     records = parse(path, text)
     if not records:
         raise InputError(f"{path}: expected prompt pairs, got an empty file")
-    return [_check_record(path, line, record) for line, record in records]
+    for line, record in records:
+        _check_record(record, f"{path}, line {line}")
+    return [record for _, record in records]
 
 
 def _parse_jsonl(path: Path, text: str) -> list[tuple[int, dict[str, Any]]]:
@@ -365,12 +390,12 @@ def _parse_csv(path: Path, text: str) -> list[tuple[int, dict[str, Any]]]:
     return records
 
 
-def _check_record(path: Path, line: int, record: dict[str, Any]) -> dict[str, Any]:
-    """The record itself, if its columns are there and are texts."""
+def _check_record(record: Mapping[str, Any], where: str) -> None:
+    """Raises InputError if a column is missing or no text."""
     missing = [column for column in _COLUMNS[:3] if column not in record]
     if missing:
         raise InputError(
-            f"{path}, line {line}: expected the columns clean, corrupted, answer (and "
+            f"{where}: expected the columns clean, corrupted, answer (and "
             f"wrong_answer); missing {', '.join(missing)}; found {', '.join(map(str, record))}"
         )
     for column in _COLUMNS:
@@ -378,9 +403,6 @@ def _check_record(path: Path, line: int, record: dict[str, Any]) -> dict[str, An
         texts = cast("list[Any]", value if isinstance(value, list) else [value])
         if not texts or not all(isinstance(text, str) for text in texts):
             expected = "a text" if column in _COLUMNS[:2] else "a text or a list of texts"
-            raise InputError(
-                f"{path}, line {line}: expected {column} to be {expected}, got {value!r:.60}"
-            )
+            raise InputError(f"{where}: expected {column} to be {expected}, got {value!r:.60}")
         if isinstance(value, list) and column in _COLUMNS[:2]:
-            raise InputError(f"{path}, line {line}: expected {column} to be a text, got a list")
-    return record
+            raise InputError(f"{where}: expected {column} to be a text, got a list")

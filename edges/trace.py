@@ -16,7 +16,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from .errors import InputError, WiremapError
-from .metrics import Metric, Targets, kl
+from .metrics import Metric, Targets
 from .model import Activations, Model
 from .prompts import PairBatch, name_rows
 
@@ -85,15 +85,10 @@ def trace(
     Only activations receive a gradient, through ``torch.autograd.grad`` on an embedding leaf.
 
     Raises:
-        InputError: the metric does not change with the model's output at this run.
+        InputError: a metric that does not depend on the logits.
         WiremapError: NaN or infinite activations or gradients; the layer and pairs are named.
     """
     writes = ("z", "mlp_out")
-    if metric is kl and gradient == "clean":
-        raise InputError(
-            "metric kl is 0 at the clean run, and so is its gradient; use the gradient at the "
-            "corrupted run (--gradient corrupted)"
-        )
     clean_run = run(model, batch.clean, writes) if gradient == "corrupted" else None
     tokens = batch.clean if gradient == "clean" else batch.corrupted
     kept = Activations()
@@ -104,6 +99,8 @@ def trace(
         logits = answer_logits(model, final)
         clean_logits = clean_run.logits if clean_run else logits.detach()
         values = metric(logits, Targets.of(batch, clean_logits))
+        if not values.requires_grad:
+            raise InputError("the metric does not depend on the logits; use another metric")
         inputs = [resid, final, *(tensor for name in by for tensor in getattr(kept, name))]
         found = iter(torch.autograd.grad(values.sum(), inputs))
     del logits
@@ -115,11 +112,6 @@ def trace(
     own = (resid.detach(), [t.detach() for t in kept.z], [t.detach() for t in kept.mlp_out])
     del kept, inputs, values
     other = clean_run or run(model, batch.corrupted, writes)
-    if not bool(final_gradient.any()):
-        raise InputError(
-            f"the metric's gradient at the {gradient} run is zero for all of these pairs: the "
-            "metric does not depend on the model's output there; use another metric or gradient"
-        )
     sign = 1 if gradient == "clean" else -1
     difference = Trace(
         input=sign * (own[0] - other.input),

@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors
 import tiny
 import torch
+from safetensors.torch import save_file
 
 from wiremap.circuits import Circuit, discover, evaluate
 from wiremap.circuits.discovery import measure_gap
 from wiremap.circuits.document import from_document, loads
-from wiremap.circuits.runs import read_run, read_scores
+from wiremap.circuits.runs import read_run, read_scores, write_scores
 from wiremap.circuits.verification import read_effects
 from wiremap.edges import InputError, Model, PromptPairs, patch_edges, score_edges
 
@@ -292,3 +294,53 @@ def test_half_written_leftovers_are_swept_away(
     (out / ".circuit.json.123.tmp").write_text("half")
     discover(model, task, out, budget=10, resume=True)
     assert not list(out.glob(".*"))
+
+
+def test_a_kill_in_the_first_write_does_not_occupy_the_directory(
+    model: Model, task: PromptPairs, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / ".run.json.123.tmp").write_text("{")
+    discover(model, task, out, budget=5)
+    assert not list(out.glob(".*"))
+
+
+def test_kl_needs_no_gradient_to_be_named(model: Model, task: PromptPairs) -> None:
+    circuit = discover(model, task, metric="kl", budget=5, allow_weak=True)
+    assert circuit.method["gradient"] == "corrupted"
+
+
+def test_a_circuit_evaluates_itself(model: Model, task: PromptPairs) -> None:
+    circuit = discover(model, task, budget=20)
+    assert circuit.evaluate(model, task) == circuit.faithfulness
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema_version": "9.0"}, "reads version 1.0, the document has 9.0"),
+        ({"question": None}, "question: expected dict"),
+        ({"shape": {"n_layers": 2}}, "n_heads: expected, but missing"),
+    ],
+)
+def test_scores_of_another_making_are_refused(
+    model: Model, task: PromptPairs, tmp_path: Path, change: dict[str, object], message: str
+) -> None:
+    scores = score_edges(model, task)
+    file = tmp_path / "scores.safetensors"
+    write_scores(file, {}, scores)
+    with safetensors.safe_open(file, framework="pt") as opened:
+        described = json.loads(opened.metadata()["wiremap"])
+    metadata = {"wiremap": json.dumps({**described, **change})}
+    save_file({"edge_scores": scores.scores}, file, metadata)
+    with pytest.raises(InputError, match=message):
+        read_scores(file)
+
+
+def test_infinite_scores_are_refused(model: Model, task: PromptPairs, tmp_path: Path) -> None:
+    scores = score_edges(model, task)
+    scores.scores[0, 0] = torch.inf
+    write_scores(tmp_path / "s.safetensors", {}, scores)
+    with pytest.raises(InputError, match="expected finite edge_scores"):
+        read_scores(tmp_path / "s.safetensors")

@@ -121,3 +121,27 @@ def test_an_unwritable_file_is_reported(
 ) -> None:
     with pytest.raises(InputError, match="cannot write .*No such file"):
         verify(model, pairs, names, effects_file=tmp_path / "none" / "effects.jsonl")
+
+
+def test_effects_of_another_question_are_not_taken(
+    model: Model, pairs: PromptPairs, names: list[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "effects.jsonl"
+    verify(model, pairs, names, effects_file=file)
+    others = PromptPairs(pairs.corrupted, pairs.clean, pairs.answers, pairs.wrong)
+    with pytest.raises(InputError, match="measured for question"):
+        verify(model, pairs, names, direction="denoising", effects_file=file)
+    with pytest.raises(InputError, match="measured for question"):
+        verify(model, pairs, names, "log_prob", effects_file=file)
+    with pytest.raises(InputError, match="measured for question"):
+        verify(model, others, names, effects_file=file)
+
+
+def test_asking_for_less_throws_nothing_away(
+    model: Model, pairs: PromptPairs, names: list[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "effects.jsonl"
+    found = verify(model, pairs, names, effects_file=file)
+    content = file.read_bytes()
+    assert verify(model, pairs, names[:3], effects_file=file) == found[:3]
+    assert file.read_bytes() == content

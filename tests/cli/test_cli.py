@@ -71,6 +71,12 @@ def test_discover_writes_a_run_and_says_what_it_found(tmp_path: Path) -> None:
     assert result.stderr == "" or not has_dot
 
 
+def test_discover_says_when_the_target_is_out_of_reach(tmp_path: Path) -> None:
+    result = wiremap("discover", *SMALL, "--budget", "2", "-o", tmp_path / "run")
+    assert result.exit_code == 0
+    assert "the 2 verified edges (of 110) do not reach a faithfulness of 0.9" in result.stderr
+
+
 def test_discover_as_json_is_the_circuit(tmp_path: Path) -> None:
     result = wiremap("discover", *SMALL, "-o", tmp_path / "run", "--json")
     assert json.loads(result.stdout) == json.loads((tmp_path / "run" / "circuit.json").read_text())

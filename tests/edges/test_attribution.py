@@ -179,7 +179,7 @@ def test_directions_choose_the_gradient() -> None:
         ({"metric": "accuracy"}, "unknown metric 'accuracy'; there are logit_diff"),
         ({"gradient": "mean"}, "unknown gradient 'mean'; there are clean, corrupted"),
         ({"direction": "up"}, "unknown direction 'up'; there are noising, denoising"),
-        ({"metric": "kl"}, "metric kl is 0 at the clean run"),
+        ({"metric": "kl", "gradient": "clean"}, "metric kl is 0 at the clean run"),
     ],
 )
 def test_unknown_options_are_refused(options: dict[str, Any], message: str) -> None:
@@ -191,7 +191,7 @@ def test_a_constant_metric_is_refused() -> None:
     def constant(logits: Tensor, targets: Targets) -> Tensor:
         return 0 * logits[:, 0]
 
-    with pytest.raises(InputError, match="does not depend on the model's output"):
+    with pytest.raises(InputError, match="does not change with the model's output"):
         score_edges(tiny.model("gpt2"), tiny.pairs(), metric=constant)
 
 
@@ -205,3 +205,47 @@ def test_infinite_activations_name_the_layer_and_the_pair() -> None:
         WiremapError, match=r"NaN or infinite values in the attention of layer 0 in row 2"
     ):
         score_edges(model, pairs)
+
+
+def test_float16_streams_beyond_its_squares_keep_their_scores() -> None:
+    """A residual entry above 256 has no square in float16; massive activations are common."""
+    scores: list[Tensor] = []
+    for dtype in (torch.float32, torch.float16):
+        hf = tiny.hf_model("gpt2")
+        with torch.no_grad():
+            hf.transformer.h[0].mlp.c_proj.bias[0] += 300
+            hf.transformer.h[2].mlp.c_proj.bias[0] -= 300
+        model = Model(tiny.bridge(hf.to(dtype)), name="massive")
+        scores.append(score_edges(model, tiny.pairs()).scores[:, model.graph.attention_readers(1)])
+    exact, half = (table.nan_to_num() for table in scores)
+    assert (half - exact).abs().max() < 0.1 * exact.abs().max()
+
+
+def test_a_metric_that_averages_over_rows_is_refused() -> None:
+    model = tiny.model("gpt2")
+    with pytest.raises(InputError, match=r"one number per row, \[3\], got \[\]"):
+        score_edges(model, tiny.pairs(), lambda logits, targets: logits.mean())
+
+
+def test_one_saturated_pair_does_not_stop_the_others() -> None:
+    model, pairs = tiny.model("gpt2"), tiny.pairs()
+
+    def clamped(logits: Tensor, targets: Targets) -> Tensor:
+        right = logits.gather(1, targets.answers)[:, 0]
+        return right * (targets.answers[:, 0] != pairs.answers[0, 0])
+
+    together = score_edges(model, pairs, clamped).scores
+    alone = score_edges(model, pairs, clamped, batch_size=1).scores
+    torch.testing.assert_close(together, alone, equal_nan=True, rtol=1e-4, atol=1e-5)
+
+
+def test_the_bridge_is_given_back_while_an_error_is_still_held() -> None:
+    model = tiny.model("gpt2")
+    weight = next(model.bridge.parameters()).requires_grad_(True)
+
+    def stop(done: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        score_edges(model, tiny.pairs(), progress=stop)
+    assert weight.requires_grad

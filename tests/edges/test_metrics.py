@@ -47,7 +47,8 @@ def test_repeated_targets_keep_their_order() -> None:
 
 def test_metrics_by_name() -> None:
     assert resolve_metric("kl", has_wrong_answers=False) is kl
-    assert resolve_metric(prob_diff, has_wrong_answers=False) is prob_diff
+    own = resolve_metric(prob_diff, has_wrong_answers=False)
+    torch.testing.assert_close(own(LOGITS, TARGETS), prob_diff(LOGITS, TARGETS))
     with pytest.raises(InputError, match="unknown metric 'loss'; there are logit_diff"):
         resolve_metric("loss", True)
     with pytest.raises(InputError, match="metric prob_diff compares the answer with a wrong"):

@@ -107,6 +107,34 @@ def test_parts_that_do_not_make_the_whole_are_refused(monkeypatch: pytest.Monkey
         score_edges(model, tiny.pairs())
 
 
+def test_hooks_on_attention_are_seen_although_the_first_prompt_is_a_single_token() -> None:
+    model = tiny.model("gpt2")
+    clean = torch.tensor([[1] + [-1] * 7, list(range(1, 9))])
+    pairs = PromptPairs(clean, clean.roll(0), torch.tensor([1, 2]), torch.tensor([3, 4]))
+
+    def flatten(pattern: torch.Tensor, hook: object) -> torch.Tensor:
+        return torch.ones_like(pattern) / pattern.shape[-1]
+
+    with (
+        model.bridge.hooks(fwd_hooks=[("blocks.0.attn.hook_pattern", flatten)]),
+        pytest.raises(InputError, match="hooks on the bridge change its logits"),
+    ):
+        score_edges(model, pairs)
+
+
+def test_a_longer_prompt_is_checked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny.model("gpt2")
+    model.check_parts(torch.tensor([[1]]))
+    monkeypatch.setattr(model, "_score_scale", lambda layer: 0.1)
+    with pytest.raises(WiremapError, match="computed from its parts differ"):
+        model.check_parts(torch.tensor([[1, 2, 3, 4]]))
+
+
+def test_attention_without_scaling_is_refused() -> None:
+    with pytest.raises(InputError, match="scale_attn_weights=False"):
+        tiny.model("gpt2", scale_attn_weights=False)
+
+
 def test_a_norm_other_than_the_formula_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny.model("gpt2")
     formula = Model.attention_norm_derivative

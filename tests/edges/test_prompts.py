@@ -190,3 +190,27 @@ def test_bad_tensors_are_refused() -> None:
         PromptPairs(torch.tensor([[-1]]), torch.tensor([[-1]]), torch.tensor([1]))
     with pytest.raises(InputError, match="expected an answer; none given in row 1"):
         PromptPairs(two[:1], two[:1], torch.tensor([-1]))
+
+
+def tokens(*rows: list[int]) -> torch.Tensor:
+    return torch.tensor(rows)
+
+
+def test_padding_elsewhere_than_on_the_right_is_refused() -> None:
+    one = torch.tensor([1, 2])
+    with pytest.raises(InputError, match="clean prompts filled up on the right alone.* in row 2"):
+        PromptPairs(tokens([1, 2], [-1, 3]), tokens([1, 2], [3, 4]), one, one + 2)
+    with pytest.raises(InputError, match="answers to hold tokens.*other negative.* in row 1"):
+        PromptPairs(tokens([1, 2]), tokens([1, 3]), tokens([1, -100]), tokens([2]))
+
+
+def test_a_row_without_wrong_answers_is_refused() -> None:
+    clean = tokens([1, 2], [1, 2])
+    with pytest.raises(InputError, match="wrong answer in every row or in none; missing in row 2"):
+        PromptPairs(clean, clean, torch.tensor([1, 2]), torch.tensor([3, -1]))
+
+
+def test_records_without_a_column_name_the_row(tokenizer: Tokenizer) -> None:
+    record = {"clean": " a", "corrupted": " b"}
+    with pytest.raises(InputError, match="row 1: expected the columns .*missing answer"):
+        PromptPairs.from_records([record], tokenizer)
