@@ -125,6 +125,8 @@ def main() -> None:
         return
     memory = {name: memory_alone(name, options.device) for name in runs}
     seconds = interleaved_seconds(runs, REPEATS, device)
+    for weight in model.bridge.parameters():  # the peer does not run frozen models
+        weight.requires_grad_(True)
     start = time.perf_counter()
     peer = peer_scores(model, pairs).scores
     peer_seconds = time.perf_counter() - start

@@ -16,7 +16,8 @@ import numpy
 from ..edges.errors import InputError
 from ..edges.metrics import Metric
 from ..edges.model import Model
-from ..edges.patching import patch_edges, patch_nodes
+from ..edges.node_patching import patch_nodes
+from ..edges.patching import patch_edges
 from ..edges.prompts import PromptPairs
 from .document import loads
 

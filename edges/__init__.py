@@ -9,7 +9,8 @@ if TYPE_CHECKING:
     from .graph import Edge, ModelGraph, Reader, Writer
     from .metrics import METRICS
     from .model import Model
-    from .patching import Effects, patch_edges, patch_nodes
+    from .node_patching import patch_nodes
+    from .patching import Effects, patch_edges
     from .prompts import PromptPairs
     from .tokens import Tokenizer
 
@@ -40,7 +41,8 @@ _MODULES = {
     "graph": ("Edge", "ModelGraph", "Reader", "Writer"),
     "metrics": ("METRICS",),
     "model": ("Model",),
-    "patching": ("Effects", "patch_edges", "patch_nodes"),
+    "node_patching": ("patch_nodes",),
+    "patching": ("Effects", "patch_edges"),
     "prompts": ("PromptPairs",),
     "tokens": ("Tokenizer",),
 }

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,7 +21,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from .errors import InputError, WiremapError
-from .graph import ModelGraph, Slot
+from .graph import SLOTS, ModelGraph, Slot
 from .prompts import PromptPairs, name_rows
 from .tokens import Tokenizer
 
@@ -52,12 +52,19 @@ _HOOK_KINDS = (
 )
 
 
+See = Callable[[str, int, Tensor], Tensor]
+"""Shown (name, layer, value) of every activation of a run as it comes; what it returns goes on."""
+
+
 @dataclass
 class Activations:
     """What a run leaves behind: one tensor per layer in each list, those only that were asked for.
 
     Attributes:
+        input: what the input writes, the residual stream before the first block.
         resid_pre: the residual stream before a block. ``[pair pos d_model]``
+        pattern: attention weights, after the softmax. ``[pair head query key]``
+        neurons: of the MLP, after the activation (and the gate). ``[pair pos d_mlp]``
         mlp_in: the residual stream as its MLP reads it, a branch of its own, so that the gradient
             by it is the one that comes through the MLP. ``[pair pos d_model]``
         q, k, v: queries, keys and values before any rotation. ``[pair pos head d_head]``
@@ -65,6 +72,7 @@ class Activations:
         mlp_out: what the MLP writes. ``[pair pos d_model]``
     """
 
+    input: list[Tensor] = field(default_factory=list[Tensor])
     resid_pre: list[Tensor] = field(default_factory=list[Tensor])
     mlp_in: list[Tensor] = field(default_factory=list[Tensor])
     q: list[Tensor] = field(default_factory=list[Tensor])
@@ -72,6 +80,18 @@ class Activations:
     v: list[Tensor] = field(default_factory=list[Tensor])
     z: list[Tensor] = field(default_factory=list[Tensor])
     mlp_out: list[Tensor] = field(default_factory=list[Tensor])
+    pattern: list[Tensor] = field(default_factory=list[Tensor])
+    neurons: list[Tensor] = field(default_factory=list[Tensor])
+
+    def noting(self, names: Collection[str]) -> See:
+        """What makes a run note here the activations of these names, and change none."""
+
+        def see(name: str, layer: int, value: Tensor) -> Tensor:
+            if name in names:
+                getattr(self, name).append(value)
+            return value
+
+        return see
 
 
 @dataclass(frozen=True)
@@ -128,6 +148,7 @@ class Model:
         )
         self.d_head = int(bridge.cfg.d_head)
         self.d_model = int(bridge.cfg.d_model)
+        self.d_mlp = int(bridge.cfg.d_mlp)
         self.d_vocab = int(bridge.cfg.d_vocab)
         self.n_context = int(bridge.cfg.n_ctx)
         self._checked: tuple[frozenset[int], int] | None = None
@@ -213,6 +234,10 @@ class Model:
             resid = resid + self.bridge.pos_embed(positions[None])
         return resid
 
+    def embedding_deviation(self) -> float:
+        """The standard deviation of the token embedding's entries."""
+        return float(self.bridge.embed.original_component.weight.float().std())
+
     def attention_norm(self, layer: int, resid: Tensor) -> Tensor:
         """The residual stream as queries, keys and values of ``layer`` are computed from it."""
         return self._blocks[layer].ln1(resid)
@@ -271,9 +296,20 @@ class Model:
         """What attention adds to the residual stream, bias included. ``[... head d_head]``"""
         return self._blocks[layer].attn.o(z.flatten(-2))
 
-    def mlp(self, layer: int, normed: Tensor) -> Tensor:
-        """What the MLP of ``layer`` writes, given its normalized input."""
-        return self._blocks[layer].mlp(normed)
+    def mlp(self, layer: int, normed: Tensor, see: See | None = None) -> Tensor:
+        """What the MLP of ``layer`` writes, given its normalized input; ``see`` sees its neurons."""
+        mlp = self._blocks[layer].mlp
+        if see is None:
+            return mlp(normed)
+
+        def show(module: torch.nn.Module, arguments: tuple[Tensor]) -> tuple[Tensor]:
+            return (see("neurons", layer, arguments[0]),)
+
+        hook = mlp.out.register_forward_pre_hook(show)
+        try:
+            return mlp(normed)
+        finally:
+            hook.remove()
 
     def attend(
         self,
@@ -281,20 +317,33 @@ class Model:
         q: Float[Tensor, "row pos head d_head"],
         k: Float[Tensor, "row pos kv_head d_head"],
         v: Float[Tensor, "row pos kv_head d_head"],
+        see: See | None = None,
     ) -> Float[Tensor, "row pos head d_head"]:
         """Causal attention: z = softmax(rotated q . rotated k * scale) v, softmax in float32.
 
         Any number of heads may be given, so long as ``kv_head`` divides ``head``: each key and
-        value serves as many consecutive query heads.
+        value serves as many consecutive query heads. ``see`` sees the pattern.
         """
+        scores = self.attention_scores(layer, q, k)
+        pattern = scores.softmax(-1, dtype=_at_least_float32(scores.dtype)).to(v.dtype)
+        if see is not None:
+            pattern = see("pattern", layer, pattern)
+        grouped = pattern.unflatten(1, (k.shape[2], -1))
+        return torch.einsum("rgnqk,rkgd->rqgnd", grouped, v).flatten(2, 3)
+
+    def attention_scores(
+        self,
+        layer: int,
+        q: Float[Tensor, "row pos head d_head"],
+        k: Float[Tensor, "row pos kv_head d_head"],
+    ) -> Float[Tensor, "row head query key"]:
+        """What the softmax of ``attend`` is taken of; -inf where a query may not look."""
         n_pos, n_kv_heads = k.shape[1:3]
         q, k = self._rotate(q), self._rotate(k)
         grouped_q = q.unflatten(2, (n_kv_heads, -1))
         scores = torch.einsum("rqgnd,rkgd->rgnqk", grouped_q, k) * self._score_scale(layer)
         future = torch.ones(n_pos, n_pos, dtype=torch.bool, device=q.device).triu(1)
-        scores = scores.masked_fill(future, -torch.inf)
-        pattern = scores.softmax(-1, dtype=_at_least_float32(scores.dtype)).to(v.dtype)
-        return torch.einsum("rgnqk,rkgd->rqgnd", pattern, v).flatten(2, 3)
+        return scores.masked_fill(future, -torch.inf).flatten(1, 2)
 
     def _score_scale(self, layer: int) -> float:
         by_layer = getattr(self.bridge.cfg, "scale_attn_by_inverse_layer_idx", False)
@@ -320,36 +369,34 @@ class Model:
         self,
         layer: int,
         resid: Float[Tensor, "row pos d_model"],
-        keep: Activations | None = None,
-        only: frozenset[str] = frozenset(),
+        see: See | None = None,
     ) -> Float[Tensor, "row pos d_model"]:
-        """One block; notes in ``keep`` the activations named in ``only``."""
+        """One block; ``see`` sees its activations, in the order they are computed."""
+
+        def seen(name: str, value: Tensor) -> Tensor:
+            return value if see is None else see(name, layer, value)
+
+        resid = seen("resid_pre", resid)
         normed = self.attention_norm(layer, resid)
-        q, k, v = (self.project(layer, slot, normed) for slot in ("q", "k", "v"))
-        z = self.attend(layer, q, k, v)
+        q, k, v = (seen(slot, self.project(layer, slot, normed)) for slot in SLOTS)
+        z = seen("z", self.attend(layer, q, k, v, see))
         after_attention = resid + self.attention_output(layer, z)
         mlp_in = resid if self.graph.parallel else after_attention
-        mlp_in = mlp_in.view_as(mlp_in)
-        mlp_out = self.mlp(layer, self.mlp_norm(layer, mlp_in))
-        if keep is not None:
-            found = {
-                "resid_pre": resid, "mlp_in": mlp_in, "mlp_out": mlp_out,
-                "q": q, "k": k, "v": v, "z": z,
-            }  # fmt: skip
-            for name in only:
-                getattr(keep, name).append(found[name])
+        mlp_in = seen("mlp_in", mlp_in.view_as(mlp_in))
+        mlp_out = seen("mlp_out", self.mlp(layer, self.mlp_norm(layer, mlp_in), see))
         return after_attention + mlp_out
 
     def run(
         self,
         resid: Float[Tensor, "row pos d_model"],
-        keep: Activations | None = None,
-        only: frozenset[str] = frozenset(),
+        see: See | None = None,
         start: int = 0,
     ) -> Float[Tensor, "row pos d_model"]:
         """The last residual stream, from the one before block ``start``; see ``block``."""
+        if see is not None and start == 0:
+            resid = see("input", 0, resid)
         for layer in range(start, self.graph.n_layers):
-            resid = self.block(layer, resid, keep, only)
+            resid = self.block(layer, resid, see)
         return resid
 
     @contextmanager
@@ -438,7 +485,7 @@ class Model:
             with self.borrowed():
                 kept = Activations()
                 total = self.embed(tokens)
-                final = self.run(total, kept, frozenset(("z", "mlp_out")))
+                final = self.run(total, kept.noting(("z", "mlp_out")))
                 for layer, (z, mlp_out) in enumerate(zip(kept.z, kept.mlp_out, strict=True)):
                     bias = self.attention_output(layer, torch.zeros_like(z))
                     writes = torch.einsum("pthd,hdm->ptm", z, self.output_weight(layer))

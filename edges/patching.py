@@ -1,8 +1,8 @@
-"""Exact effects: what the metric does when one node's or one edge's value is exchanged.
+"""Exact effects of edges: what the metric does when one reader sees another value of one writer.
 
 Path patching of an edge u->v: v's input alone sees the other run's value of u; v's output changes,
-and everything downstream of v is recomputed. Activation patching of a node u: every reader of u
-sees it. (Wang et al., 2022, arXiv 2211.00593, freeze all other heads; here they are recomputed.)
+and everything downstream of v is recomputed. (Wang et al., 2022, arXiv 2211.00593, freeze all other
+heads; here they are recomputed. Patching whole nodes is in ``node_patching``.)
 
 Noising edits the clean run with values of the corrupted one, denoising the other way round. In
 both, effect = metric with the clean value - metric with the corrupted value, all else as in the
@@ -15,7 +15,7 @@ recomputed, after it whole blocks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -34,7 +34,7 @@ from .trace import Run, answer_logits, run
 
 _KINDS: tuple[Literal["mlp"] | Slot, ...] = ("mlp", *SLOTS)
 _BASE = ("resid_pre", "mlp_in", "q", "k", "v", "z", "mlp_out")
-_OTHER = ("z", "mlp_out")
+_OTHER = ("input", "z", "mlp_out")
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,20 +57,32 @@ class Effects:
 
 
 @dataclass(frozen=True)
-class _Runs:
-    """The run a batch's edits are made in, and the one its new values come from.
+class Runs:
+    """The run a batch's edits are made in, and where its new values come from.
 
     Attributes:
         values: the metric of each pair in the edited run.
-        sign: makes effects clean minus corrupted: 1 for noising, -1 for denoising.
+        sign: makes effects clean minus other: 1 for noising, -1 for denoising.
     """
 
     base: Run
-    other: Run
+    other: Activations
     values: Float[Tensor, "pair"]
     targets: Targets
-    metric: Metric
     sign: int
+
+    @classmethod
+    def of(
+        cls, batch: PairBatch, clean: Run, other: Run | Activations, metric: Metric, direction: str
+    ) -> Runs:
+        """Noising edits the clean run, denoising the other one."""
+        targets = Targets.of(batch, clean.logits)
+        noising = direction == "noising"
+        base, source = (clean, other) if noising else (other, clean)
+        if isinstance(base, Activations):
+            raise TypeError("values that are no run cannot be edited")
+        values = source if isinstance(source, Activations) else source.kept
+        return cls(base, values, metric(base.logits, targets), targets, 1 if noising else -1)
 
     def resid_after(self, layer: int) -> Float[Tensor, "pair pos d_model"]:
         """The residual stream after block ``layer`` in the edited run."""
@@ -106,48 +118,23 @@ def patch_edges(
     found = [model.graph.edge(name) for name in edges]
     layers = [readers[edge.reader].layer for edge in found]
 
-    def patched(runs: _Runs, layer: int, items: Sequence[int]) -> Tensor:
+    def both_runs(batch: PairBatch) -> Iterator[tuple[Run, Run]]:
+        noising = direction == "noising"
+        clean = run(model, batch.clean, _BASE if noising else _OTHER)
+        yield clean, run(model, batch.corrupted, _OTHER if noising else _BASE)
+
+    def final(runs: Runs, layer: int, items: Sequence[int]) -> Tensor:
         change = torch.stack([_difference(model, runs, found[item].writer) for item in items])
-        return _after_readers(
-            model, runs, layer, [readers[found[item].reader] for item in items], change
-        )
+        of_items = [readers[found[item].reader] for item in items]
+        resid = _after_readers(model, runs, layer, of_items, change).flatten(0, 1)
+        return model.run(resid, start=layer + 1)
 
-    return _patch(model, pairs, edges, layers, metric, direction, batch_size, progress, patched)
-
-
-def patch_nodes(
-    model: Model,
-    pairs: PromptPairs,
-    nodes: Sequence[str],
-    metric: str | Metric = "logit_diff",
-    direction: str = "noising",
-    batch_size: int | None = None,
-    progress: Callable[[int], Any] | None = None,
-) -> Effects:
-    """Exact effects of writers by activation patching, on each pair.
-
-    effect(u) = metric(all readers see u's clean value) - metric(all see u's corrupted value)
-
-    Args and errors as for ``patch_edges``; ``nodes`` are names of writers such as ``a0.h1``.
-    """
-    graph = model.graph
-    writers = [graph.writer(name) for name in nodes]
-    layers = [graph.writers[writer].layer for writer in writers]
-
-    def patched(runs: _Runs, layer: int, items: Sequence[int]) -> Tensor:
-        change = torch.stack([_difference(model, runs, writers[item]) for item in items])
-        if layer < 0:
-            return runs.base.input + change
-        of_heads = torch.tensor([graph.writers[writers[item]].kind == "head" for item in items])
-        resid = runs.resid_after(layer) + change
-        if bool(of_heads.any()):
-            resid[of_heads] = _after_attention(model, runs, layer, change[of_heads])
-        return resid
-
-    return _patch(model, pairs, nodes, layers, metric, direction, batch_size, progress, patched)
+    return patch_items(
+        model, pairs, edges, layers, metric, direction, batch_size, progress, both_runs, final
+    )
 
 
-def _patch(
+def patch_items(
     model: Model,
     pairs: PromptPairs,
     names: Sequence[str],
@@ -156,9 +143,18 @@ def _patch(
     direction: str,
     batch_size: int | None,
     progress: Callable[[int], Any] | None,
-    patched: Callable[[_Runs, int, Sequence[int]], Float[Tensor, "item pair pos d_model"]],
+    both_runs: Callable[[PairBatch], Iterable[tuple[Run, Run | Activations]]],
+    final: Callable[[Runs, int, Sequence[int]], Float[Tensor, "row pos d_model"]],
+    n_draws: int = 1,
 ) -> Effects:
-    """Effects of all items. ``patched`` gives the residual stream after their layer, edited."""
+    """Effects of all items, those of a layer sharing batches.
+
+    Args:
+        layers: of each item, where its edited run is resumed.
+        both_runs: of a batch, for each draw, the clean run, and the run or values of the other.
+        final: the last residual stream of the edited runs of some items of a layer, item by item.
+        n_draws: how many draws ``both_runs`` gives; effects are their mean.
+    """
     chosen_metric = resolve_metric(metric, pairs.wrong.shape[1] > 0)
     check_direction(direction)
     model.check_pairs(pairs)
@@ -168,21 +164,23 @@ def _patch(
         by_layer.setdefault(layer, []).append(item)
 
     def patch(batch: PairBatch) -> None:
-        runs = _both_runs(model, batch, chosen_metric, direction)
         items_at_once = BatchSize(n_rows // len(batch))
-        for layer, items in sorted(by_layer.items()):
+        table[:, batch.rows] = 0  # a batch that ran out of memory may have left something
+        for clean, other in both_runs(batch):
+            runs = Runs.of(batch, clean, other, chosen_metric, direction)
+            for layer, items in sorted(by_layer.items()):
 
-            def effects_of(part: Sequence[int], layer: int = layer) -> Tensor:
-                resid = patched(runs, layer, part).flatten(0, 1)
-                final = model.run(resid, start=layer + 1)
-                targets = runs.targets.repeat(len(part))
-                values = chosen_metric(answer_logits(model, final), targets)
-                return runs.sign * (runs.values - values.view(len(part), -1))
+                def effects_of(
+                    part: Sequence[int], layer: int = layer, runs: Runs = runs
+                ) -> Tensor:
+                    logits = answer_logits(model, final(runs, layer, part))
+                    values = chosen_metric(logits, runs.targets.repeat(len(part)))
+                    return runs.sign * (runs.values - values.view(len(part), -1))
 
-            for part, effects in items_at_once.map(items, effects_of):
-                table[torch.tensor(part)[:, None], batch.rows] = effects.float()
-                if progress is not None:
-                    progress(effects.numel())
+                for part, effects in items_at_once.map(items, effects_of):
+                    table[torch.tensor(part)[:, None], batch.rows] += effects.float() / n_draws
+                    if progress is not None:
+                        progress(effects.numel())
 
     with torch.no_grad(), model.borrowed():
         for bucket in pairs.batches():
@@ -215,21 +213,12 @@ def _sizes(model: Model, bucket: PairBatch) -> tuple[int, BatchSize]:
     return rows, BatchSize.fitting(4 * of_pair, model.device)
 
 
-def _both_runs(model: Model, batch: PairBatch, metric: Metric, direction: str) -> _Runs:
-    noising = direction == "noising"
-    clean = run(model, batch.clean, _BASE if noising else _OTHER)
-    corrupted = run(model, batch.corrupted, _OTHER if noising else _BASE)
-    base, other = (clean, corrupted) if noising else (corrupted, clean)
-    targets = Targets.of(batch, clean.logits)
-    return _Runs(base, other, metric(base.logits, targets), targets, metric, 1 if noising else -1)
-
-
-def _difference(model: Model, runs: _Runs, writer: int) -> Float[Tensor, "pair pos d_model"]:
+def _difference(model: Model, runs: Runs, writer: int) -> Float[Tensor, "pair pos d_model"]:
     """What a writer adds to the residual stream in the other run, less what it adds in the base."""
     node = model.graph.writers[writer]
-    base, other = runs.base.kept, runs.other.kept
+    base, other = runs.base.kept, runs.other
     if node.kind == "input":
-        return runs.other.input - runs.base.input
+        return other.input[0] - runs.base.input
     if node.kind == "mlp":
         return other.mlp_out[node.layer] - base.mlp_out[node.layer]
     change = (other.z[node.layer] - base.z[node.layer])[:, :, node.head]
@@ -238,7 +227,7 @@ def _difference(model: Model, runs: _Runs, writer: int) -> Float[Tensor, "pair p
 
 def _after_readers(
     model: Model,
-    runs: _Runs,
+    runs: Runs,
     layer: int,
     readers: Sequence[Reader],
     change: Float[Tensor, "item pair pos d_model"],
@@ -300,7 +289,7 @@ def _reread(
 
 
 def _after_attention(
-    model: Model, runs: _Runs, layer: int, change: Float[Tensor, "item pair pos d_model"]
+    model: Model, runs: Runs, layer: int, change: Float[Tensor, "item pair pos d_model"]
 ) -> Float[Tensor, "item pair pos d_model"]:
     """The residual stream after ``layer`` when what attention writes there is changed."""
     if model.graph.parallel:

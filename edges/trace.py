@@ -7,7 +7,7 @@ are made of them when and where they are needed (``attribution``, ``patching``).
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -73,8 +73,88 @@ def run(model: Model, tokens: Int64[Tensor, "pair pos"], keep: Collection[str]) 
     """Runs the model on tokens and keeps the named activations."""
     kept = Activations()
     resid = model.embed(tokens.to(model.device))
-    final = model.run(resid, kept, frozenset(keep))
+    final = model.run(resid, kept.noting(keep))
     return Run(resid, kept, final, answer_logits(model, final))
+
+
+class Tape:
+    """A run that can be gone through backwards, block by block, as often as one likes.
+
+    Every block has a graph of its own, from a leaf at its residual stream to its output, so a
+    backward pass can begin at any layer with any gradient. No parameter receives one.
+
+    Args:
+        resid: what the input writes.
+        metric: of the logits at the answer position, one number per row.
+        by: names of the activations whose gradients are wanted.
+        keep: names of the activations to keep the values of.
+
+    Attributes:
+        kept, final, logits: as in ``Run``.
+        final_gradient: of the metric, by the last residual stream.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        resid: Float[Tensor, "pair pos d_model"],
+        metric: Callable[[Float[Tensor, "pair d_vocab"]], Float[Tensor, "pair"]],
+        by: Collection[str],
+        keep: Collection[str] = (),
+    ) -> None:
+        self.kept = Activations()
+        self.input = resid.detach()
+        self._by = tuple(by)
+        self._leaves: list[Tensor] = []
+        self._sites: list[dict[str, Tensor]] = []
+        self._outputs: list[Tensor] = []
+
+        def see(name: str, layer: int, value: Tensor) -> Tensor:
+            if name in self._by:
+                self._sites[layer][name] = value
+            if name in keep:
+                getattr(self.kept, name).append(value.detach())
+            return value
+
+        with torch.enable_grad():
+            for layer in range(model.graph.n_layers):
+                self._leaves.append(resid.detach().requires_grad_())
+                self._sites.append({})
+                resid = model.block(layer, self._leaves[layer], see)
+                self._outputs.append(resid)
+            final = resid.detach().requires_grad_()
+            logits = answer_logits(model, final)
+            values = metric(logits)
+            if not values.requires_grad:
+                raise InputError("the metric does not depend on the logits; use another metric")
+            (self.final_gradient,) = torch.autograd.grad(values.sum(), final)
+        self.final, self.logits = final.detach(), logits.detach()
+
+    def backward(
+        self,
+        gradient: Float[Tensor, "pair pos d_model"],
+        start: int | None = None,
+        again: bool = False,
+    ) -> Iterator[tuple[int, dict[str, Tensor], Float[Tensor, "pair pos d_model"]]]:
+        """Goes backwards from the residual stream before block ``start`` (the last by default).
+
+        Args:
+            gradient: by that residual stream.
+            again: the tape will be gone through once more; else each block's graph is freed.
+
+        Yields:
+            For each block, last first: its layer, the gradients by its activations named in
+            ``by``, and the gradient by the residual stream before it.
+        """
+        for layer in reversed(range(len(self._leaves) if start is None else start)):
+            sites = self._sites[layer]
+            *found, gradient = torch.autograd.grad(
+                self._outputs[layer],
+                [*sites.values(), self._leaves[layer]],
+                gradient,
+                retain_graph=again,
+            )
+            yield layer, dict(zip(sites, found, strict=True)), gradient
 
 
 def trace(
@@ -82,45 +162,34 @@ def trace(
 ) -> Trace:
     """Both runs of a batch, and the metric's gradients, by the activations named in ``by``.
 
-    Only activations receive a gradient, through ``torch.autograd.grad`` on an embedding leaf.
-
     Raises:
         InputError: a metric that does not depend on the logits.
         WiremapError: NaN or infinite activations or gradients; the layer and pairs are named.
     """
     writes = ("z", "mlp_out")
-    clean_run = run(model, batch.clean, writes) if gradient == "corrupted" else None
+    clean = run(model, batch.clean, writes) if gradient == "corrupted" else None
     tokens = batch.clean if gradient == "clean" else batch.corrupted
-    kept = Activations()
-    with torch.enable_grad():
-        resid = model.embed(tokens.to(model.device)).detach().requires_grad_()
-        kept_names = frozenset((*writes, "resid_pre", *by))
-        final = model.run(resid, kept, kept_names)
-        logits = answer_logits(model, final)
-        clean_logits = clean_run.logits if clean_run else logits.detach()
-        values = metric(logits, Targets.of(batch, clean_logits))
-        if not values.requires_grad:
-            raise InputError("the metric does not depend on the logits; use another metric")
-        inputs = [resid, final, *(tensor for name in by for tensor in getattr(kept, name))]
-        found = iter(torch.autograd.grad(values.sum(), inputs))
-    del logits
-    input_gradient, final_gradient = next(found), next(found)
+
+    def of_logits(logits: Float[Tensor, "pair d_vocab"]) -> Float[Tensor, "pair"]:
+        return metric(logits, Targets.of(batch, clean.logits if clean else logits.detach()))
+
+    tape = Tape(model, model.embed(tokens.to(model.device)), of_logits, by, (*writes, "resid_pre"))
     gradients = Activations()
-    for name in by:
-        getattr(gradients, name).extend(next(found) for _ in range(model.graph.n_layers))
-    resid_pre = [tensor.detach() for tensor in kept.resid_pre]
-    own = (resid.detach(), [t.detach() for t in kept.z], [t.detach() for t in kept.mlp_out])
-    del kept, inputs, values
-    other = clean_run or run(model, batch.corrupted, writes)
-    sign = 1 if gradient == "clean" else -1
+    input_gradient = tape.final_gradient
+    for _, found, below in tape.backward(tape.final_gradient):
+        input_gradient = below
+        for name in by:
+            getattr(gradients, name).insert(0, found[name])
+    other = clean or run(model, batch.corrupted, writes)
+    one, two = (tape, other) if gradient == "clean" else (other, tape)
     difference = Trace(
-        input=sign * (own[0] - other.input),
-        z=[sign * (one - two) for one, two in zip(own[1], other.kept.z, strict=True)],
-        mlp_out=[sign * (one - two) for one, two in zip(own[2], other.kept.mlp_out, strict=True)],
-        resid_pre=resid_pre,
+        input=one.input - two.input,
+        z=[a - b for a, b in zip(one.kept.z, two.kept.z, strict=True)],
+        mlp_out=[a - b for a, b in zip(one.kept.mlp_out, two.kept.mlp_out, strict=True)],
+        resid_pre=tape.kept.resid_pre,
         gradients=gradients,
         input_gradient=input_gradient,
-        final_gradient=final_gradient,
+        final_gradient=tape.final_gradient,
     )
     _refuse_nonfinite(difference, batch, gradient)
     return difference

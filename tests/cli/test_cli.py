@@ -74,7 +74,7 @@ def test_discover_writes_a_run_and_says_what_it_found(tmp_path: Path) -> None:
 def test_discover_says_when_the_target_is_out_of_reach(tmp_path: Path) -> None:
     result = wiremap("discover", *SMALL, "--budget", "2", "-o", tmp_path / "run")
     assert result.exit_code == 0
-    assert "the 2 verified edges (of 110) do not reach a faithfulness of 0.9" in result.stderr
+    assert "the 2 verified edges (of 479) do not reach a faithfulness of 0.9" in result.stderr
 
 
 def test_discover_as_json_is_the_circuit(tmp_path: Path) -> None:
@@ -293,7 +293,8 @@ def test_a_changed_pairs_file_is_noticed(tmp_path: Path) -> None:
         for a, b, c, d, e in [("Mary", "John", "Tom", "Anna", "Max"), ("Tim", "Rose", "Amy", "Ben", "Kate")]
     ]  # fmt: skip
     pairs.write_text("".join(json.dumps(record) + "\n" for record in records))
-    assert wiremap("discover", "--pairs", pairs, "-o", out, "--budget", "5").exit_code == 0
+    asked = ("discover", "--pairs", pairs, "-o", out, "--budget", "5", "--allow-weak")
+    assert wiremap(*asked).exit_code == 0
     pairs.write_text(json.dumps(records[0]) + "\n")
     assert "the prompt pairs changed since this result was made" in refused("evaluate", out)
     pairs.unlink()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import tiny
 import torch
@@ -66,10 +68,12 @@ def test_scores_and_effects_survive_a_failing_allocator(monkeypatch: pytest.Monk
     scores, effects = score_edges(model, pairs).scores, patch_edges(model, pairs, names).effects
     mlp = Model.mlp
 
-    def small_memory(self: Model, layer: int, normed: torch.Tensor) -> torch.Tensor:
+    def small_memory(
+        self: Model, layer: int, normed: torch.Tensor, see: Any = None
+    ) -> torch.Tensor:
         if normed.numel() > 4 * 7 * self.d_model:
             raise RuntimeError(OUT_OF_MEMORY)
-        return mlp(self, layer, normed)
+        return mlp(self, layer, normed, see)
 
     monkeypatch.setattr(Model, "mlp", small_memory)
     torch.testing.assert_close(
@@ -84,7 +88,7 @@ def test_memory_that_holds_no_pair_is_reported(monkeypatch: pytest.MonkeyPatch) 
     model, pairs = tiny.model("gpt2"), tiny.pairs(2)
     model.check_pairs(pairs)
 
-    def none(self: Model, layer: int, normed: torch.Tensor) -> torch.Tensor:
+    def none(self: Model, layer: int, normed: torch.Tensor, see: Any = None) -> torch.Tensor:
         raise RuntimeError(OUT_OF_MEMORY)
 
     monkeypatch.setattr(Model, "mlp", none)

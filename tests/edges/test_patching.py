@@ -163,7 +163,7 @@ def test_unknown_and_impossible_edges_are_refused() -> None:
         patch_edges(model, pairs, ["a0.h7->logits"])
     with pytest.raises(InputError, match="does not exist in this model"):
         patch_edges(model, pairs, ["m1->a0.h0<q>"])
-    with pytest.raises(InputError, match="unknown writer 'logits'"):
+    with pytest.raises(InputError, match="unknown node 'logits'"):
         patch_nodes(model, pairs, ["logits"])
 
 

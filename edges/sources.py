@@ -1,0 +1,157 @@
+"""Where the values come from that patching puts in.
+
+    corrupted            each pair's other run: resample ablation
+    mean                 the mean over a data set, of all its tokens or position by position
+    zero                 0
+    noise                the run with Gaussian noise on the embedding (causal tracing, Meng et al.,
+                         2022, arXiv 2202.05262), averaged over seeds
+
+Noise is put on the tokens in which clean and corrupted prompt differ, the pair's way of saying
+what matters; its scale is in standard deviations of the token embedding's entries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .errors import InputError
+from .memory import BatchSize
+from .model import Activations, Model
+from .prompts import PairBatch, PromptPairs, name_rows
+from .trace import Run, answer_logits, run
+
+Kind = Literal["corrupted", "mean", "mean-by-position", "zero", "noise"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """What takes the place of a node's value.
+
+    Args:
+        kind: a name in ``KINDS``.
+        mean_over: the data set of a mean: its corrupted prompts are averaged over. None takes the
+            pairs that are patched.
+        noise_scale: in standard deviations of the token embedding's entries.
+        noise_seeds: how many draws effects are averaged over.
+
+    Raises:
+        InputError: an unknown kind, a scale or number of seeds that is not positive.
+    """
+
+    kind: Kind = "corrupted"
+    mean_over: PromptPairs | None = None
+    noise_scale: float = 3.0
+    noise_seeds: int = 10
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise InputError(
+                f"unknown source of patched values {self.kind!r}; there are {', '.join(KINDS)}"
+            )
+        if not 0 < self.noise_scale < float("inf") or self.noise_seeds < 1:
+            raise InputError(
+                "expected a noise scale above 0 and at least one seed, got "
+                f"{self.noise_scale} and {self.noise_seeds}"
+            )
+
+    def check(self, pairs: PromptPairs, direction: str) -> None:
+        """Raises InputError for pairs or a direction that this source cannot serve."""
+        if self.kind in ("mean", "mean-by-position", "zero") and direction == "denoising":
+            raise InputError(
+                f"denoising puts clean values into a corrupted run, and {self.kind} patching has no "
+                "such run; use noising, or the sources corrupted or noise"
+            )
+        if self.kind == "noise":
+            same = (pairs.clean == pairs.corrupted).all(1).nonzero().flatten().tolist()
+            if same:
+                raise InputError(
+                    "noise is put on the tokens in which clean and corrupted prompt differ; they "
+                    "are the same " + name_rows(same, "say what matters by a corrupted prompt")
+                )
+        if self.kind == "mean-by-position":
+            data = self.mean_over or pairs
+            lengths = sorted({*pairs.lengths.tolist(), *data.lengths.tolist()})
+            if len(lengths) > 1:
+                raise InputError(
+                    "a mean by position needs prompts of one length, the data set's and the pairs' "
+                    f"alike; got lengths {', '.join(map(str, lengths))}: use --patch-with mean, or "
+                    "pairs and data of one length"
+                )
+
+    @property
+    def n_draws(self) -> int:
+        """How many draws its effects are averaged over."""
+        return self.noise_seeds if self.kind == "noise" else 1
+
+    def others(
+        self, model: Model, pairs: PromptPairs, batch: PairBatch, keep: Collection[str]
+    ) -> Iterator[Run | Activations]:
+        """For each draw, the run (or, where it is none, the activations) values come from."""
+        if self.kind == "corrupted":
+            yield run(model, batch.corrupted, keep)
+        elif self.kind == "noise":
+            for seed in range(self.noise_seeds):
+                yield self._noised(model, batch, keep, seed)
+        else:
+            yield self._constants(model, pairs, batch, keep)
+
+    def _noised(self, model: Model, batch: PairBatch, keep: Collection[str], seed: int) -> Run:
+        resid = model.embed(batch.clean.to(model.device))
+        draws: list[Tensor] = []
+        for row in batch.rows.tolist():  # so that no draw depends on how pairs are batched
+            generator = torch.Generator().manual_seed(1_000_003 * seed + row)
+            draws.append(torch.randn(resid.shape[1:], generator=generator))
+        differs = (batch.clean != batch.corrupted)[:, :, None].to(resid.device)
+        noise = torch.stack(draws).to(resid) * self.noise_scale * model.embedding_deviation()
+        resid = resid + noise * differs
+        kept = Activations()
+        final = model.run(resid, kept.noting(keep))
+        return Run(resid, kept, final, answer_logits(model, final))
+
+    def _constants(
+        self, model: Model, pairs: PromptPairs, batch: PairBatch, keep: Collection[str]
+    ) -> Activations:
+        """Zeros or means in the shape of the batch's activations."""
+        like = run(model, batch.clean[:1], keep).kept
+        means = None if self.kind == "zero" else self._means(model, pairs, keep)
+        found = Activations()
+        for name in keep:
+            for layer, tensor in enumerate(getattr(like, name)):
+                shape = (len(batch), *tensor.shape[1:])
+                value = tensor.new_zeros(()) if means is None else getattr(means, name)[layer]
+                getattr(found, name).append(value.to(tensor.dtype).expand(shape))
+        return found
+
+    def _means(self, model: Model, pairs: PromptPairs, keep: Collection[str]) -> Activations:
+        """Means over the data set: of all its tokens, or at each position. ``[1 pos ...]``"""
+        data = self.mean_over or pairs
+        model.check_pairs(data)
+        over = (0,) if self.kind == "mean-by-position" else (0, 1)
+        sums: dict[tuple[str, int], Float[Tensor, "..."]] = {}
+        count = 0
+
+        def add(batch: PairBatch) -> None:
+            kept = run(model, batch.corrupted, keep).kept
+            for name in keep:
+                for layer, tensor in enumerate(getattr(kept, name)):
+                    total = tensor.double().sum(over, keepdim=True).cpu()
+                    sums[name, layer] = sums.get((name, layer), 0) + total
+
+        for bucket in data.batches():
+            numbers = bucket.clean.shape[1] * (20 * model.d_model + 4 * model.d_mlp)
+            for part, _ in BatchSize.fitting(4 * model.graph.n_layers * numbers, model.device).map(
+                bucket, add
+            ):
+                n_pos = 1 if self.kind == "mean-by-position" else bucket.clean.shape[1]
+                count += len(part) * n_pos
+        found = Activations()
+        for (name, _), total in sums.items():  # layers of a name come in order
+            getattr(found, name).append((total / count).float().to(model.device))
+        return found
