@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..edges.atpstar import NodeScores, score_nodes
 from ..edges.attribution import (
     EdgeScores,
-    NodeScores,
     check_gradient,
     score_edges,
-    score_nodes,
 )
 from ..edges.errors import InputError
 from ..edges.graph import SLOTS
@@ -158,7 +157,9 @@ def discover(
         pairs,
         metric=metric,
         direction=direction,
-        gradient=gradient,
+        patch_with="corrupted",
+        gradient=check_gradient(gradient, direction, metric),
+        reader="linear",
         budget=budget,
         target=target,
         threshold=threshold,
@@ -218,24 +219,8 @@ def usual_metric(pairs: PromptPairs) -> str:
     return TASKS[task].metric if task in TASKS else "logit_diff"
 
 
-def describe_question(
-    model: Model,
-    pairs: PromptPairs,
-    *,
-    metric: str,
-    direction: str,
-    gradient: str | None,
-    **options: Any,
-) -> dict[str, Any]:
+def describe_question(model: Model, pairs: PromptPairs, **method: Any) -> dict[str, Any]:
     """All that determines a result, as plain data: the model, the pairs and the method."""
-    method = {
-        "direction": direction,
-        "patch_with": "corrupted",
-        "metric": metric,
-        "gradient": check_gradient(gradient, direction, metric),
-        "reader": "linear",
-        **options,
-    }
     return {"model": describe_model(model), "task": describe_task(pairs), "method": method}
 
 
@@ -277,7 +262,7 @@ def _score(
         key: question["method"][key] for key in ("metric", "gradient", "direction", "batch_size")
     }
     with _stage(run, "score"):
-        nodes = score_nodes(model, pairs, **options)
+        nodes = score_nodes(model, pairs, "writers", method="atp", **options)
         edges = score_edges(
             model,
             pairs,

@@ -21,9 +21,11 @@ import safetensors
 import safetensors.torch
 import torch
 
-from ..edges.attribution import EdgeScores, NodeScores
+from ..edges.atpstar import NodeScores
+from ..edges.attribution import EdgeScores
 from ..edges.errors import InputError
 from ..edges.files import read_text, write_atomically
+from ..edges.nodes import NodeSet
 from .document import check_version, field, loads, shape_from
 
 _RUN_FORMAT = "wiremap-run"
@@ -158,20 +160,32 @@ def _differences(there: Any, wanted: Any, where: str = "") -> Iterator[str]:
 
 
 def write_scores(path: Path, question: Mapping[str, Any], *scores: NodeScores | EdgeScores) -> None:
-    """Scores of nodes, edges or both, with the names of their axes and the question they answer."""
-    graph = scores[0].graph
-    described = {
+    """Scores of nodes, edges or both, with what names their axes and the question they answer."""
+    described: dict[str, Any] = {
         "format": _SCORES_FORMAT,
         "schema_version": VERSION,
-        "shape": graph.as_dict(),
-        "writers": [writer.name for writer in graph.writers],
-        "readers": [reader.name for reader in graph.readers],
         "question": question,
     }
-    tensors = {
-        "node_scores" if isinstance(table, NodeScores) else "edge_scores": table.scores.cpu()
-        for table in scores
-    }
+    tensors: dict[str, torch.Tensor] = {}
+    for table in scores:
+        if isinstance(table, NodeScores):
+            nodes = table.nodes
+            described["shape"] = nodes.graph.as_dict()
+            described["nodes"] = {
+                "families": nodes.families,
+                "d_mlp": nodes.d_mlp,
+                "n_pos": nodes.n_pos,
+                "method": table.method,
+                "gradient": table.gradient,
+                "unsigned": table.unsigned,
+            }
+            tensors["node_scores"] = table.scores.cpu()
+            tensors["node_contributions"] = table.contributions.cpu()
+        else:
+            described["shape"] = table.graph.as_dict()
+            described["writers"] = [writer.name for writer in table.graph.writers]
+            described["readers"] = [reader.name for reader in table.graph.readers]
+            tensors["edge_scores"] = table.scores.cpu()
     # One entry only: safetensors does not keep the order of several.
     metadata = {"wiremap": json.dumps(described, allow_nan=False)}
     write_atomically(path, safetensors.torch.save(tensors, metadata))
@@ -199,21 +213,38 @@ def read_scores(path: Path) -> tuple[NodeScores | None, EdgeScores | None, dict[
         question = field(described, "question", dict)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-    expected = {
-        "node_scores": (len(graph.writers),),
-        "edge_scores": (len(graph.writers), len(graph.readers)),
-    }
-    for name, tensor in tensors.items():
-        if tuple(tensor.shape) != expected.get(name):
-            raise InputError(
-                f"{path}: expected {name} of shape {expected.get(name)}, got {tuple(tensor.shape)}"
-            )
-        exists = torch.ones_like(tensor, dtype=torch.bool)
-        if name == "edge_scores":
+    nodes = edges = None
+    try:
+        if "edge_scores" in tensors:
+            exists = torch.zeros(len(graph.writers), len(graph.readers), dtype=torch.bool)
             for index, reader in enumerate(graph.readers):
-                exists[reader.n_writers :, index] = False
-        if not bool(tensor[exists].isfinite().all()) or not bool(tensor[~exists].isnan().all()):
-            raise InputError(f"{path}: expected finite {name}, and nan where no edge is")
-    nodes = NodeScores(graph, tensors["node_scores"]) if "node_scores" in tensors else None
-    edges = EdgeScores(graph, tensors["edge_scores"]) if "edge_scores" in tensors else None
+                exists[: reader.n_writers, index] = True
+            edges = EdgeScores(graph, _checked(tensors, "edge_scores", exists))
+        if "node_scores" in tensors:
+            told = field(described, "nodes", dict)
+            n_pos, d_mlp = told.get("n_pos"), field(told, "d_mlp", int, "nodes")
+            families = tuple(map(str, field(told, "families", list, "nodes")))
+            node_set = NodeSet(graph, d_mlp, families, None if n_pos is None else int(n_pos))
+            every = torch.ones(len(node_set), dtype=torch.bool)
+            nodes = NodeScores(
+                node_set,
+                _checked(tensors, "node_scores", every),
+                _checked(tensors, "node_contributions", every),
+                field(told, "method", str, "nodes"),
+                field(told, "gradient", str, "nodes"),
+                field(told, "unsigned", bool, "nodes"),
+            )
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
     return nodes, edges, cast("dict[str, Any]", question)
+
+
+def _checked(tensors: Mapping[str, torch.Tensor], name: str, exists: torch.Tensor) -> torch.Tensor:
+    """A table of scores: finite where something exists, nan elsewhere. Raises InputError if not."""
+    if name not in tensors or tensors[name].shape != exists.shape:
+        came = tuple(tensors[name].shape) if name in tensors else "nothing"
+        raise InputError(f"expected {name} of shape {tuple(exists.shape)}, got {came}")
+    table = tensors[name]
+    if not bool(table[exists].isfinite().all()) or not bool(table[~exists].isnan().all()):
+        raise InputError(f"expected finite {name}, and nan where no edge is")
+    return table

@@ -89,8 +89,8 @@ question = _all(
 
 gradient = click.option(
     "--gradient",
-    type=click.Choice(["clean", "corrupted"]),
-    help="The run at which scores take the gradient; the edited one by default.",
+    type=click.Choice(["clean", "corrupted", "both", "integrated", "graddrop"]),
+    help="Where scores take the gradient; the edited run by default. Edges: clean or corrupted.",
 )
 
 output = _all(

@@ -62,8 +62,12 @@ def verify(
     if out.exists() and not resume:
         raise InputError(f"{out} exists; go on with it (--resume), or choose another file (-o)")
     model, pairs = options.reload(question["model"], question["task"], device)
-    ranked = found.top(budget)
     how = question["method"]
+    ranked = (
+        nodes.top(budget, how.get("aggregate", "abs-of-mean"))
+        if nodes and not edges
+        else found.top(budget)
+    )
     try:
         with progress(quiet or as_json) as report:
             verified = measure(

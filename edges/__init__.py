@@ -4,7 +4,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .attribution import EdgeScores, NodeScores, score_edges, score_nodes
+    from .atpstar import NodeScores, score_nodes
+    from .attribution import EdgeScores, score_edges
     from .errors import InputError, WiremapError
     from .graph import Edge, ModelGraph, Reader, Writer
     from .metrics import METRICS
@@ -36,7 +37,8 @@ __all__ = [
 
 # Where each name lives: imported when first used, because torch takes a second.
 _MODULES = {
-    "attribution": ("EdgeScores", "NodeScores", "score_edges", "score_nodes"),
+    "atpstar": ("NodeScores", "score_nodes"),
+    "attribution": ("EdgeScores", "score_edges"),
     "errors": ("InputError", "WiremapError"),
     "graph": ("Edge", "ModelGraph", "Reader", "Writer"),
     "metrics": ("METRICS",),

@@ -1,13 +1,12 @@
-"""Scores: first-order estimates of every node's and every edge's effect, all at once.
+"""Scores of edges: first-order estimates of every edge's effect, all at once.
 
-Attribution patching (Nanda, 2022; edges: Syed et al., 2023, arXiv 2310.10348):
+Edge attribution patching (Syed et al., 2023, arXiv 2310.10348):
 
-    score(u)    = (u_clean - u_corrupted) . d metric / d u
     score(u->v) = (u_clean - u_corrupted) . d metric / d (input of v)
 
 summed over positions, averaged over pairs, in units of the metric. The sign follows the effect it
-estimates: positive carries the behaviour (AtP and EAP as published have the opposite sign). The
-scores of a writer's outgoing edges sum to its node score.
+estimates: positive carries the behaviour (EAP as published has the opposite sign). The scores of a
+writer's outgoing edges sum to its node score, which is (u_clean - u_corrupted) . d metric / d u.
 
 The gradient at a reader's input is never asked of autograd for each head: it is linear in the
 gradient at the reader's projection, J_norm^T (W_Q[head] g_q), and is made for a chunk of tokens.
@@ -15,8 +14,7 @@ gradient at the reader's projection, J_norm^T (W_Q[head] g_q), and is made for a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,25 +34,6 @@ DIRECTIONS = ("noising", "denoising")
 
 _WRITES_BYTES = 64 << 20
 """What the projected writes of one chunk of tokens may take."""
-
-
-@dataclass(frozen=True, eq=False)
-class NodeScores:
-    """Estimated effects of all writers, mean over pairs, in units of the metric.
-
-    Attributes:
-        per_pair: the same for each pair, if asked for.
-    """
-
-    graph: ModelGraph
-    scores: Float32[Tensor, "writer"]
-    per_pair: Float32[Tensor, "pair writer"] | None = None
-
-    def top(self, n: int | None = None) -> list[tuple[str, float]]:
-        """The ``n`` largest by magnitude (all by default), as (name, score)."""
-        scores = self.scores.cpu()
-        order = scores.abs().argsort(descending=True, stable=True)[:n].tolist()
-        return [(self.graph.writers[index].name, scores[index].item()) for index in order]
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,32 +57,6 @@ class EdgeScores:
         scores = self.scores.cpu()[rows, columns]
         order = scores.abs().argsort(descending=True, stable=True)[:n].tolist()
         return [(self.graph.edge_name(edges[index]), scores[index].item()) for index in order]
-
-
-def score_nodes(
-    model: Model,
-    pairs: PromptPairs,
-    metric: str | Metric = "logit_diff",
-    gradient: str | None = None,
-    direction: str = "noising",
-    per_pair: bool = False,
-    batch_size: int | None = None,
-    progress: Callable[[int], Any] | None = None,
-) -> NodeScores:
-    """AtP scores of every writer (Nanda, 2022; Kramar et al., 2024, arXiv 2403.00745).
-
-    score(u) = (u_clean - u_corrupted) . d metric / d u, where u is what the writer adds to the
-    residual stream. Arguments and errors as for ``score_edges``. Costs two forward passes and one
-    backward pass.
-    """
-    scored = _scored(
-        model, pairs, metric, gradient, direction, batch_size, progress, ("z", "mlp_out"), _nodes
-    )
-    table = torch.zeros(len(pairs), len(model.graph.writers), device=model.device)
-    with closing(scored):
-        for batch, scores in scored:
-            table[batch.rows] = scores
-    return NodeScores(model.graph, table.mean(0), table if per_pair else None)
 
 
 def score_edges(
@@ -137,30 +90,35 @@ def score_edges(
     """
     graph = model.graph
     shape = (len(graph.writers), len(graph.readers))
+    chosen_metric = resolve_metric(metric, pairs.wrong.shape[1] > 0)
+    at = check_gradient(gradient, direction, metric)
+    model.check_pairs(pairs)
+    total = torch.zeros(shape, device=model.device)
+    table = torch.zeros((len(pairs), *shape), device=model.device) if per_pair else None
+    depends = False
 
-    def contract(model: Model, found: Trace) -> Float32[Tensor, "group writer reader"]:
-        n_pairs = len(found.input)
+    def scores_of(batch: PairBatch) -> Float32[Tensor, "group writer reader"]:
+        nonlocal depends
+        found = trace(model, batch, chosen_metric, at, (*SLOTS, "mlp_in"))
+        depends |= bool(found.final_gradient.any())
+        n_pairs = len(batch)
         groups = [slice(row, row + 1) for row in range(n_pairs)] if per_pair else [slice(n_pairs)]
         return torch.stack([_edges(model, found, group) for group in groups])
 
-    scored = _scored(
-        model,
-        pairs,
-        metric,
-        gradient,
-        direction,
-        batch_size,
-        progress,
-        (*SLOTS, "mlp_in"),
-        contract,
-    )
-    total = torch.zeros(shape, device=model.device)
-    table = torch.zeros((len(pairs), *shape), device=model.device) if per_pair else None
-    with closing(scored):
-        for batch, scores in scored:
-            total += scores.sum(0)
-            if table is not None:
-                table[batch.rows] = scores
+    with model.borrowed():
+        for bucket in pairs.batches():
+            size = BatchSize(batch_size) if batch_size else trace_size(model, bucket)
+            for batch, scores in size.map(bucket, scores_of):
+                total += scores.sum(0)
+                if table is not None:
+                    table[batch.rows] = scores
+                if progress is not None:
+                    progress(len(batch))
+    if not depends:
+        raise InputError(
+            f"the metric's gradient at the {at} run is zero for all pairs: the metric does not "
+            "change with the model's output there; use another metric or gradient"
+        )
     exists = torch.zeros(shape, dtype=torch.bool, device=model.device)
     for index, reader in enumerate(graph.readers):
         exists[: reader.n_writers, index] = True
@@ -194,43 +152,6 @@ def check_gradient(gradient: str | None, direction: str, metric: str | Metric) -
     raise InputError(f"unknown gradient {gradient!r}; there are {', '.join(GRADIENTS)}")
 
 
-def _scored(
-    model: Model,
-    pairs: PromptPairs,
-    metric: str | Metric,
-    gradient: str | None,
-    direction: str,
-    batch_size: int | None,
-    progress: Callable[[int], Any] | None,
-    by: tuple[str, ...],
-    score: Callable[[Model, Trace], Tensor],
-) -> Generator[tuple[PairBatch, Tensor]]:
-    """Traces the pairs in batches that fit into memory and scores each trace."""
-    chosen_metric = resolve_metric(metric, pairs.wrong.shape[1] > 0)
-    at = check_gradient(gradient, direction, metric)
-    model.check_pairs(pairs)
-    depends = False
-
-    def scores_of(batch: PairBatch) -> Tensor:
-        nonlocal depends
-        found = trace(model, batch, chosen_metric, at, by)
-        depends |= bool(found.final_gradient.any())
-        return score(model, found)
-
-    with model.borrowed():
-        for bucket in pairs.batches():
-            size = BatchSize(batch_size) if batch_size else trace_size(model, bucket)
-            for batch, scores in size.map(bucket, scores_of):
-                yield batch, scores
-                if progress is not None:
-                    progress(len(batch))
-    if not depends:
-        raise InputError(
-            f"the metric's gradient at the {at} run is zero for all pairs: the metric does not "
-            "change with the model's output there; use another metric or gradient"
-        )
-
-
 def trace_size(model: Model, bucket: PairBatch) -> BatchSize:
     """How many pairs to trace at once: an estimate of what autograd keeps of one pair."""
     n_pos = bucket.clean.shape[1]
@@ -238,17 +159,6 @@ def trace_size(model: Model, bucket: PairBatch) -> BatchSize:
     patterns = 4 * model.graph.n_heads * n_pos**2
     numbers = model.graph.n_layers * (residual_like + patterns) + 3 * model.d_vocab
     return BatchSize.fitting(4 * numbers, model.device)
-
-
-def _nodes(model: Model, found: Trace) -> Float32[Tensor, "pair writer"]:
-    """(u_clean - u_corrupted) . gradient for every writer u; for a head, at z, where it is smallest."""
-    products = [found.input * found.input_gradient]
-    scores = [products[0].float().sum((1, 2))[:, None]]
-    for layer in range(model.graph.n_layers):
-        heads = found.z[layer] * found.gradients.z[layer]
-        mlp = found.mlp_out[layer] * found.gradients.mlp_out[layer]
-        scores += [heads.float().sum((1, 3)), mlp.float().sum((1, 2))[:, None]]
-    return torch.cat(scores, dim=1)
 
 
 def _edges(model: Model, found: Trace, pairs: slice) -> Float32[Tensor, "writer reader"]:

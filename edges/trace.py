@@ -104,6 +104,8 @@ class Tape:
     ) -> None:
         self.kept = Activations()
         self.input = resid.detach()
+        if "input" in keep:
+            self.kept.input.append(self.input)
         self._by = tuple(by)
         self._leaves: list[Tensor] = []
         self._sites: list[dict[str, Tensor]] = []

@@ -227,7 +227,7 @@ def test_scores_are_ranked_written_and_verified(tmp_path: Path, what: str) -> No
     as_json = json.loads(wiremap("score", what, *asked, "--force", "--json").stdout)
     magnitudes = [abs(row["score"]) for row in as_json["scores"]]
     assert magnitudes == sorted(magnitudes, reverse=True)
-    assert len(magnitudes) == {"nodes": 21, "edges": 479}[what]
+    assert len(magnitudes) == {"nodes": 68, "edges": 479}[what]
     result = wiremap("verify", scores, "--top-k", "10", "--json")
     assert result.exit_code == 0, result.output
     verified = json.loads(result.stdout)

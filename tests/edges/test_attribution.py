@@ -80,7 +80,7 @@ def test_outgoing_edge_scores_sum_to_the_node_score(
 ) -> None:
     model, _ = twins
     edges = score_edges(model, pairs, gradient=gradient).scores
-    nodes = score_nodes(model, pairs, gradient=gradient).scores
+    nodes = score_nodes(model, pairs, "writers", gradient=gradient).scores
     torch.testing.assert_close(
         edges.nansum(1), nodes, rtol=1e-4, atol=1e-4 * float(nodes.abs().max())
     )
@@ -91,7 +91,7 @@ def test_node_scores_equal_the_slow_model(
 ) -> None:
     model, slow = twins
     expected = slow_scores(slow, pairs, "clean").sum(2)
-    found = score_nodes(model, pairs, per_pair=True)
+    found = score_nodes(model, pairs, "writers", per_pair=True)
     assert found.per_pair is not None
     assert close(found.per_pair, expected)
 
@@ -149,7 +149,7 @@ def test_top_is_ordered_by_magnitude() -> None:
     name, score = scores.top(1)[0]
     edge = model.graph.edge(name)
     assert scores.scores[edge.writer, edge.reader].item() == score
-    nodes = score_nodes(model, pairs)
+    nodes = score_nodes(model, pairs, "writers")
     assert nodes.top(1)[0][1] == nodes.scores[nodes.scores.abs().argmax()].item()
 
 
@@ -168,8 +168,8 @@ def test_progress_counts_pairs() -> None:
 def test_directions_choose_the_gradient() -> None:
     model, pairs = tiny.model("gpt2"), tiny.pairs()
     for direction, gradient in zip(DIRECTIONS, GRADIENTS, strict=True):
-        by_direction = score_nodes(model, pairs, direction=direction).scores
-        by_gradient = score_nodes(model, pairs, gradient=gradient).scores
+        by_direction = score_nodes(model, pairs, "writers", direction=direction).scores
+        by_gradient = score_nodes(model, pairs, "writers", gradient=gradient).scores
         assert torch.equal(by_direction, by_gradient)
 
 

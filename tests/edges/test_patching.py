@@ -140,7 +140,7 @@ def test_on_a_linear_model_scores_are_exact_and_directions_agree() -> None:
 def test_on_a_linear_model_nodes_are_exact_too() -> None:
     model, pairs = tiny.linear_model(), tiny.pairs(4)
     names = [writer.name for writer in model.graph.writers]
-    scores = score_nodes(model, pairs, per_pair=True).per_pair
+    scores = score_nodes(model, pairs, "writers", per_pair=True).per_pair
     assert scores is not None
     for direction in DIRECTIONS:
         effects = patch_nodes(model, pairs, names, direction=direction).effects
