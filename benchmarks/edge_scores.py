@@ -10,15 +10,11 @@ gradient method must do at least: two forward passes and one backward pass of th
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
 import time
-from typing import Any
 
 import torch
-import transformers
-from measure import interleaved_seconds, median_ratio, peak_bytes, write_section
-from transformer_lens.model_bridge.sources import build_bridge_from_module
+from gpt2_shape import N_PAIRS, build, plain_passes
+from measure import interleaved_seconds, median_ratio, memory_alone, peak_bytes, write_section
 from transformer_lens.tools.analysis.attribution_patching import (
     EdgeAttributionConfig,
     Node,
@@ -28,43 +24,7 @@ from transformer_lens.tools.analysis.attribution_patching import (
 from wiremap.edges import Model, PromptPairs, score_edges
 from wiremap.edges.attribution import EdgeScores
 
-N_PAIRS, N_POS, REPEATS = 8, 16, 7
-
-
-def build(device: torch.device) -> tuple[Model, PromptPairs]:
-    torch.manual_seed(0)
-    hf: Any = transformers.GPT2LMHeadModel(transformers.GPT2Config())
-    hf.eval().to(device)
-    with torch.no_grad():  # attention far from uniform
-        for block in hf.transformer.h:
-            block.attn.c_attn.weight.mul_(4)
-    model = Model(
-        build_bridge_from_module(hf, "GPT2LMHeadModel", hf_config=hf.config), "gpt2-shape"
-    )
-    for weight in model.bridge.parameters():
-        weight.requires_grad_(False)
-    clean, corrupted = torch.randint(0, 50_000, (2, N_PAIRS, N_POS))
-    answers = torch.randint(0, 50_000, (2, N_PAIRS))
-    return model, PromptPairs(clean, corrupted, answers[0], answers[1])
-
-
-def plain_passes(model: Model, pairs: PromptPairs) -> None:
-    """Two forward passes and one backward pass of the plain bridge, logits everywhere."""
-    rows = torch.arange(N_PAIRS)
-    clean, corrupted = pairs.clean.to(model.device), pairs.corrupted.to(model.device)
-    with torch.no_grad():
-        model.bridge(corrupted)
-    leaves: list[torch.Tensor] = []
-
-    def root(embedding: torch.Tensor, hook: Any) -> torch.Tensor:
-        leaves.append(embedding.detach().requires_grad_())
-        return leaves[0]
-
-    with model.bridge.hooks(fwd_hooks=[("hook_embed", root)]):
-        logits = model.bridge(clean)[:, -1]
-    right = logits[rows, pairs.answers[:, 0].to(model.device)]
-    wrong = logits[rows, pairs.wrong[:, 0].to(model.device)]
-    torch.autograd.grad((right - wrong).sum(), leaves)
+REPEATS = 7
 
 
 def peer_scores(model: Model, pairs: PromptPairs) -> EdgeScores:
@@ -100,14 +60,6 @@ def _reader(node: Node) -> str:
     )
 
 
-def memory_alone(what: str, device: str) -> int:
-    """Peak bytes of one run in a process of its own, where nothing else has been allocated."""
-    command = [sys.executable, "-W", "ignore", __file__, "--device", device, "--memory-of", what]
-    return int(
-        subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1]
-    )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cpu")
@@ -123,7 +75,7 @@ def main() -> None:
         model.check_pairs(pairs)  # once per model; not part of scoring
         print(peak_bytes(runs[options.memory_of], device))
         return
-    memory = {name: memory_alone(name, options.device) for name in runs}
+    memory = {name: memory_alone(__file__, name, options.device) for name in runs}
     seconds = interleaved_seconds(runs, REPEATS, device)
     for weight in model.bridge.parameters():  # the peer does not run frozen models
         weight.requires_grad_(True)

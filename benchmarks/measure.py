@@ -7,6 +7,8 @@ import gc
 import platform
 import re
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
@@ -56,6 +58,14 @@ def peak_bytes(function: Callable[[], Any], device: torch.device) -> int:
     before = _status_bytes("VmRSS")
     function()
     return _status_bytes("VmHWM") - before
+
+
+def memory_alone(script: str, what: str, device: str) -> int:
+    """Peak bytes that ``script --memory-of what`` prints: a process where nothing else was allocated."""
+    command = [sys.executable, "-W", "ignore", script, "--device", device, "--memory-of", what]
+    return int(
+        subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1]
+    )
 
 
 def _status_bytes(field: str) -> int:

@@ -19,6 +19,7 @@ from ..edges.model import Model
 from ..edges.node_patching import patch_nodes
 from ..edges.patching import patch_edges
 from ..edges.prompts import PromptPairs
+from ..edges.sources import Source
 from .document import loads
 
 CHUNK = 64
@@ -72,12 +73,14 @@ def verify(
     batch_size: int | None = None,
     effects_file: Path | None = None,
     nodes: bool = False,
+    patch_with: Source | None = None,
     progress: Callable[[int], Any] | None = None,
 ) -> list[Verified]:
     """Exact effects of edges, in the order of ``names``, a chunk at a time.
 
     Args:
         nodes: the names are nodes, and activation patching takes the place of path patching.
+        patch_with: where nodes' patched values come from; None takes the pairs' other runs.
         effects_file: a JSON Lines file that grows by whole chunks. Chunks it holds already are
             taken from it; what a killed run left of a chunk is dropped and measured again.
         progress: called with the number of names finished since the last call.
@@ -85,19 +88,26 @@ def verify(
     Raises:
         InputError: the file holds effects of another question. Else as ``patch_edges``.
     """
-    patch = patch_nodes if nodes else patch_edges
+    if patch_with is not None and not nodes:
+        raise InputError("edges are patched with the pairs' other runs; leave patch_with out")
+    source = patch_with or Source()
     question = ""
     verified: list[Verified] = []
     if effects_file is not None:
         name = metric if isinstance(metric, str) else repr(metric)
-        told = (model.fingerprint(), pairs.fingerprint(), name, direction)
+        told = (model.fingerprint(), pairs.fingerprint(), name, direction, source.fingerprint())
         question = hashlib.sha256("\n".join(told).encode()).hexdigest()[:16]
         verified = _resume(effects_file, names, len(pairs), question)
     if progress is not None and verified:
         progress(len(verified))
     for start in range(len(verified), len(names), CHUNK):
         chunk = names[start : start + CHUNK]
-        measured = patch(model, pairs, chunk, metric, direction, batch_size)
+        if nodes:
+            measured = patch_nodes(
+                model, pairs, chunk, metric, direction, batch_size, patch_with=source
+            )
+        else:
+            measured = patch_edges(model, pairs, chunk, metric, direction, batch_size)
         new = [
             Verified(name, _shortest(row), question)
             for name, row in zip(chunk, measured.effects.cpu().numpy(), strict=True)

@@ -21,13 +21,15 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
     for index, column in enumerate(columns):
         numbers = all(_is_number(row[index]) for row in rows)
         table.add_column(column, justify="right" if numbers else "left", no_wrap=numbers)
     for row in rows:
         table.add_row(*row)
-    Console(width=None if sys.stdout.isatty() else 110, highlight=False).print(table)
+    console = Console(width=None if sys.stdout.isatty() else 110, highlight=False)
+    console.print(title, style="bold")
+    console.print(table)
 
 
 def _is_number(text: str) -> bool:

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..edges.errors import InputError
 from . import options
 from .console import progress, show_json, show_table
+
+if TYPE_CHECKING:
+    from ..edges.atpstar import NodeScores
+    from ..edges.attribution import EdgeScores
+
+_METHODS = ("atp", "atp-qk", "atp-star")
+_BASELINES = ("iterative", "subsampling", "blocks", "hierarchical")
 
 
 @click.command()
@@ -24,8 +31,12 @@ from .console import progress, show_json, show_table
 )
 @click.option(
     "--method",
-    type=click.Choice(["atp", "atp-qk", "atp-star"]),
-    help="For nodes; what the AtP* paper recommends by default.",
+    type=click.Choice([*_METHODS, *_BASELINES]),
+    help="For nodes; what the AtP* paper recommends by default. The last four patch, and need no "
+    "gradients.",
+)
+@click.option(
+    "--samples", type=click.IntRange(min=2), help="Subsets of --method subsampling (300)."
 )
 @click.option("--steps", type=click.IntRange(min=1), help="Steps of --gradient integrated (10).")
 @click.option(
@@ -67,6 +78,7 @@ def score(
     gradient: str | None,
     nodes: tuple[str, ...],
     method: str | None,
+    samples: int | None,
     steps: int | None,
     positions: str | None,
     aggregate: str | None,
@@ -86,9 +98,10 @@ def score(
     from ..circuits.runs import write_scores
     from ..edges.atpstar import NodeScores, check_method, recommended_method, score_nodes
     from ..edges.attribution import check_gradient, score_edges
+    from ..edges.baselines import rank_nodes
 
     of_nodes = {
-        "--nodes": nodes or None, "--method": method, "--steps": steps,
+        "--nodes": nodes or None, "--method": method, "--samples": samples, "--steps": steps,
         "--positions": positions, "--aggregate": aggregate,
     }  # fmt: skip
     given = [name for name, value in of_nodes.items() if value is not None]
@@ -104,21 +117,31 @@ def score(
     how: dict[str, Any] = {"metric": metric, "direction": direction, "batch_size": batch_size}
     if what == "nodes":
         how["nodes"] = list(nodes or ("heads", "mlps"))
-        how["method"] = method or recommended_method(how["nodes"], len(asked))
-        how["steps"] = steps or 10
-        how["gradient"], _ = check_method(how["method"], gradient, direction, metric, how["steps"])
         how["positions"] = positions or "sum"
+        how["method"] = method or recommended_method(how["nodes"], len(asked))
+        if how["method"] in _BASELINES:
+            _refuse_options(how["method"], {"--gradient": gradient, "--steps": steps})
+            how |= {"n_samples": samples or 300, "seed": seed or 0}
+        else:
+            _refuse_options(how["method"], {"--samples": samples})
+            how["steps"] = steps or 10
+            how["gradient"], _ = check_method(
+                how["method"], gradient, direction, metric, how["steps"]
+            )
     else:
         how["gradient"] = check_gradient(gradient, direction, metric)
     measure_gap(loaded, asked, metric, allow_weak, batch_size)
-    score_all = score_nodes if what == "nodes" else score_edges
     with progress(quiet or as_json) as report:
-        scores = score_all(
-            loaded,
-            asked,
-            **how,
-            progress=lambda done: report(f"score all {what}", done, len(asked)),
-        )
+        if how.get("method") in _BASELINES:
+            scores = rank_nodes(loaded, asked, **how).scores
+        else:
+            score_all = score_nodes if what == "nodes" else score_edges
+            scores = score_all(
+                loaded,
+                asked,
+                **how,
+                progress=lambda done: report(f"score all {what}", done, len(asked)),
+            )
     aggregate = aggregate or "abs-of-mean"
     question = describe_question(loaded, asked, **how, aggregate=aggregate)
     write_scores(out, question, scores)
@@ -126,20 +149,30 @@ def score(
     if as_json:
         show_json({"file": str(out), "scores": [{"name": n, "score": s} for n, s in ranked]})
     elif not quiet:
-        rows = [[str(rank), n, f"{s:+.4f}"] for rank, (n, s) in enumerate(ranked[:top], start=1)]
+        sign = "" if isinstance(scores, NodeScores) and scores.unsigned else "+"
+        rows = [
+            [str(rank), n, f"{s:{sign}.4f}"] for rank, (n, s) in enumerate(ranked[:top], start=1)
+        ]
         show_table(
             f"the {len(rows)} largest of {len(ranked)} {what}", ["rank", what[:-1], "score"], rows
         )
-        click.echo(f"\n{_method_line(how, aggregate)}")
+        click.echo(f"\n{_method_line(scores, how, aggregate)}")
         click.echo(f"written to {out}; measure the best with: wiremap verify {out}")
 
 
-def _method_line(how: dict[str, Any], aggregate: str) -> str:
+def _refuse_options(method: str, given: dict[str, object]) -> None:
+    superfluous = [name for name, value in given.items() if value is not None]
+    if superfluous:
+        raise InputError(f"{', '.join(superfluous)}: not for method {method}; leave it out")
+
+
+def _method_line(scores: NodeScores | EdgeScores, how: dict[str, Any], aggregate: str) -> str:
     """What the scores are, in a line."""
     if "method" not in how:
         return f"edge attribution patching, gradient at the {how['gradient']} run"
-    unsigned = ", an unsigned ranking" if how["gradient"] == "graddrop" else ""
+    gradient = f", gradient {how['gradient']}" if "gradient" in how else ""
+    unsigned = ", an unsigned ranking" if getattr(scores, "unsigned", False) else ""
     return (
-        f"method {how['method']}, gradient {how['gradient']}, positions {how['positions']}, "
-        f"ranked by {aggregate}{unsigned}"
+        f"method {how['method']}{gradient}, positions {how['positions']}, ranked by "
+        f"{aggregate}{unsigned}"
     )

@@ -345,7 +345,7 @@ class _Scorer:
         table: Float32[Tensor, "pair node"],
         layer: int,
         gradients: Gradients,
-        weight: float = 1.0,
+        weight: int = 1,
         absolute: bool = False,
     ) -> None:
         """Adds the estimates of a layer's nodes that these gradients allow."""

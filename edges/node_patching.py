@@ -166,7 +166,7 @@ def patch_edits(
     patch_with: str | Source = "corrupted",
 ) -> Effects:
     """Exact effects of sets of nodes; else as ``patch_nodes``."""
-    source = patch_with if isinstance(patch_with, Source) else Source(patch_with)  # pyright: ignore[reportArgumentType]
+    source = patch_with if isinstance(patch_with, Source) else Source(patch_with)
     source.check(pairs, direction)
     edits.check_positions(pairs)
     needed = {name for name, _ in edits.by_site}

@@ -45,7 +45,7 @@ class Source:
         InputError: an unknown kind, a scale or number of seeds that is not positive.
     """
 
-    kind: Kind = "corrupted"
+    kind: str = "corrupted"  # checked below, in words
     mean_over: PromptPairs | None = None
     noise_scale: float = 3.0
     noise_seeds: int = 10
@@ -84,6 +84,13 @@ class Source:
                     f"alike; got lengths {', '.join(map(str, lengths))}: use --patch-with mean, or "
                     "pairs and data of one length"
                 )
+
+    def fingerprint(self) -> str:
+        """Equal for sources that give equal values."""
+        if self.kind == "noise":
+            return f"noise {self.noise_scale} {self.noise_seeds}"
+        data = self.mean_over.fingerprint() if self.mean_over else ""
+        return f"{self.kind} {data}" if self.kind.startswith("mean") else self.kind
 
     @property
     def n_draws(self) -> int:

@@ -13,7 +13,7 @@ from slow import SlowModel
 
 from wiremap.edges import Model, PromptPairs
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session", params=tiny.KINDS)

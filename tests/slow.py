@@ -8,7 +8,7 @@ derivative by an edge are all one line each.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,8 @@ from torch import Tensor
 
 Writes = dict[str, Tensor]
 Read = Callable[[str, Writes], Tensor]
+Values = dict[str, Tensor]
+See = Callable[[str, Tensor], Tensor]
 
 
 def total(_: str, writes: Writes) -> Tensor:
@@ -141,35 +143,56 @@ class SlowModel:
         cos, sin = angle.cos(), angle.sin()
         return torch.cat([one * cos - two * sin, two * cos + one * sin, x[..., n_rotated:]], -1)
 
-    def mlp(self, layer: int, x: Tensor) -> Tensor:
+    def pattern(self, queries: Tensor, keys: Tensor) -> Tensor:
+        """Attention weights of one head, from its queries and keys before any rotation."""
+        n_pos = queries.shape[1]
+        future = torch.ones(n_pos, n_pos, dtype=torch.bool).triu(1)
+        scores = self.rotate(queries) @ self.rotate(keys).transpose(1, 2) / math.sqrt(self.d_head)
+        return scores.masked_fill(future, -math.inf).softmax(-1)
+
+    def neurons(self, layer: int, x: Tensor) -> Tensor:
+        """An MLP's neurons, after the activation and the gate."""
         if self.kind == "llama":
             prefix = f"model.layers.{layer}.mlp"
-            gate, up, down = (
-                self.weights[f"{prefix}.{name}_proj.weight"] for name in ("gate", "up", "down")
-            )
+            gate, up = (self.weights[f"{prefix}.{name}_proj.weight"] for name in ("gate", "up"))
             gated = x @ gate.T
-            return (gated * gated.sigmoid() * (x @ up.T)) @ down.T
+            return gated * gated.sigmoid() * (x @ up.T)
         if self.kind == "gpt2":
-            prefix = f"transformer.h.{layer}.mlp"
-            hidden = x @ self.weights[f"{prefix}.c_fc.weight"] + self.weights[f"{prefix}.c_fc.bias"]
+            prefix = f"transformer.h.{layer}.mlp.c_fc"
+            hidden = x @ self.weights[f"{prefix}.weight"] + self.weights[f"{prefix}.bias"]
             cubic = math.sqrt(2 / math.pi) * (hidden + 0.044715 * hidden**3)
-            hidden = hidden / 2 * (1 + cubic.tanh())
-            return (
-                hidden @ self.weights[f"{prefix}.c_proj.weight"]
-                + self.weights[f"{prefix}.c_proj.bias"]
-            )
-        prefix = f"gpt_neox.layers.{layer}.mlp"
-        into, out = f"{prefix}.dense_h_to_4h", f"{prefix}.dense_4h_to_h"
-        hidden = x @ self.weights[f"{into}.weight"].T + self.weights[f"{into}.bias"]
-        hidden = hidden / 2 * (1 + torch.erf(hidden / math.sqrt(2)))
-        return hidden @ self.weights[f"{out}.weight"].T + self.weights[f"{out}.bias"]
+            return hidden / 2 * (1 + cubic.tanh())
+        prefix = f"gpt_neox.layers.{layer}.mlp.dense_h_to_4h"
+        hidden = x @ self.weights[f"{prefix}.weight"].T + self.weights[f"{prefix}.bias"]
+        return hidden / 2 * (1 + torch.erf(hidden / math.sqrt(2)))
+
+    def mlp_output(self, layer: int, neurons: Tensor) -> Tensor:
+        if self.kind == "llama":
+            return neurons @ self.weights[f"model.layers.{layer}.mlp.down_proj.weight"].T
+        if self.kind == "gpt2":
+            prefix = f"transformer.h.{layer}.mlp.c_proj"
+            return neurons @ self.weights[f"{prefix}.weight"] + self.weights[f"{prefix}.bias"]
+        prefix = f"gpt_neox.layers.{layer}.mlp.dense_4h_to_h"
+        return neurons @ self.weights[f"{prefix}.weight"].T + self.weights[f"{prefix}.bias"]
+
+    def mlp(self, layer: int, x: Tensor) -> Tensor:
+        return self.mlp_output(layer, self.neurons(layer, x))
+
+    @property
+    def embedding(self) -> Tensor:
+        """The token embedding, ``[d_vocab, d_model]``."""
+        name = {
+            "gpt2": "transformer.wte",
+            "llama": "model.embed_tokens",
+            "gpt_neox": "gpt_neox.embed_in",
+        }
+        return self.weights[f"{name[self.kind]}.weight"]
 
     def embed(self, tokens: Tensor) -> Tensor:
+        written = self.embedding[tokens]
         if self.kind == "gpt2":
-            positions = self.weights["transformer.wpe.weight"][: tokens.shape[1]]
-            return self.weights["transformer.wte.weight"][tokens] + positions
-        name = "gpt_neox.embed_in" if self.kind == "gpt_neox" else "model.embed_tokens"
-        return self.weights[f"{name}.weight"][tokens]
+            written = written + self.weights["transformer.wpe.weight"][: tokens.shape[1]]
+        return written
 
     def norm_names(self, layer: int) -> tuple[str, str]:
         if self.kind == "gpt2":
@@ -191,8 +214,6 @@ class SlowModel:
     def run(self, tokens: Tensor, read: Read = total) -> tuple[Tensor, Writes]:
         """Logits at the last position, and what every writer wrote (biases as ``bias{layer}``)."""
         writes: Writes = {"input": self.embed(tokens)}
-        n_pos = tokens.shape[1]
-        future = torch.ones(n_pos, n_pos, dtype=torch.bool).triu(1)
         for layer in range(self.n_layers):
             first_norm, second_norm = self.norm_names(layer)
             new: Writes = {}
@@ -203,14 +224,12 @@ class SlowModel:
                     x = self.norm(read(f"{self.kv_name(layer, head)}<{slot}>", writes), first_norm)
                     weight, bias = self.head_weight(layer, slot, head)
                     both.append(x @ weight + bias)
-                keys_values.append((self.rotate(both[0]), both[1]))
+                keys_values.append((both[0], both[1]))
             for head in range(self.n_heads):
                 x = self.norm(read(f"a{layer}.h{head}<q>", writes), first_norm)
                 weight, bias = self.head_weight(layer, "q", head)
-                query = self.rotate(x @ weight + bias)
                 key, value = keys_values[head * self.n_kv_heads // self.n_heads]
-                scores = query @ key.transpose(1, 2) / math.sqrt(self.d_head)
-                pattern = scores.masked_fill(future, -math.inf).softmax(-1)
+                pattern = self.pattern(x @ weight + bias, key)
                 new[f"a{layer}.h{head}"] = pattern @ value @ self.head_output(layer, head)
             new[f"bias{layer}"] = self.output_bias(layer).expand_as(writes["input"])
             seen_by_mlp = writes if self.parallel else {**writes, **new}
@@ -249,3 +268,83 @@ class SlowModel:
             return total(reader, known)
 
         return self.run(clean, read)[0]
+
+    # ---- nodes: values of activations, edited, or constant in the backward pass
+
+    def run_nodes(self, resid: Tensor, see: See, dropped: int | None = None) -> Tensor:
+        """Logits at the last position of an ordinary run, from what the input writes.
+
+        ``see`` is shown every activation by name, and what it returns goes on. Names are those of
+        nodes without positions; ``m2.n`` are all neurons of an MLP, ``a1.h2<pattern>`` a head's
+        attention weights. What layer ``dropped`` writes is constant in the backward pass.
+        """
+        resid = see("input", resid)
+        for layer in range(self.n_layers):
+            resid = see(f"r{layer}", resid)
+            first_norm, second_norm = self.norm_names(layer)
+            normed = self.norm(resid, first_norm)
+            read: Values = {}
+            for slot, n_heads in (
+                ("q", self.n_heads),
+                ("k", self.n_kv_heads),
+                ("v", self.n_kv_heads),
+            ):
+                for head in range(n_heads):
+                    weight, bias = self.head_weight(layer, slot, head)
+                    name = self.slot_name(layer, slot, head)
+                    read[name] = see(name, normed @ weight + bias)
+            write = self.output_bias(layer)
+            for head in range(self.n_heads):
+                of_group = head * self.n_kv_heads // self.n_heads
+                key = read[self.slot_name(layer, "k", of_group)]
+                value = read[self.slot_name(layer, "v", of_group)]
+                pattern = self.pattern(read[self.slot_name(layer, "q", head)], key)
+                pattern = see(f"a{layer}.h{head}<pattern>", pattern)
+                output = see(f"a{layer}.h{head}", pattern @ value)
+                write = write + output @ self.head_output(layer, head)
+            seen_by_mlp = resid if self.parallel else resid + write
+            neurons = self.neurons(layer, self.norm(seen_by_mlp, second_norm))
+            neurons = see(f"m{layer}.n", neurons)
+            write = write + see(f"m{layer}", self.mlp_output(layer, neurons))
+            resid = resid + (write.detach() if layer == dropped else write)
+        return self.unembed(resid[:, -1:])[:, 0]
+
+    def slot_name(self, layer: int, slot: str, head: int) -> str:
+        node = f"a{layer}.h{head}" if slot == "q" else self.kv_name(layer, head)
+        return f"{node}<{slot}>"
+
+    def values(self, resid: Tensor) -> Values:
+        """Every activation of a run, by name."""
+        found: Values = {}
+
+        def see(name: str, value: Tensor) -> Tensor:
+            found[name] = value
+            return value
+
+        self.run_nodes(resid, see)
+        return found
+
+    def patched(self, resid: Tensor, new: Values, items: Sequence[Sequence[str]]) -> Tensor:
+        """Logits ``[item pair vocab]`` when the nodes of each item have the values ``new``."""
+        n_pairs = len(resid)
+        edits: dict[str, list[tuple[int, int | slice, int | slice]]] = {}
+        for item, nodes in enumerate(items):
+            for node in nodes:
+                name, _, position = node.partition("@")
+                name, of_neuron, neuron = name.partition(".n")
+                edits.setdefault(name + of_neuron, []).append(
+                    (
+                        item,
+                        int(position) if position else slice(None),
+                        int(neuron) if neuron else slice(None),
+                    )
+                )
+
+        def see(name: str, value: Tensor) -> Tensor:
+            rows = value.clone().unflatten(0, (len(items), n_pairs))
+            for item, position, entry in edits.get(name, ()):
+                rows[item, :, position, entry] = new[name][:, position, entry]
+            return rows.flatten(0, 1)
+
+        logits = self.run_nodes(resid.repeat(len(items), 1, 1), see)
+        return logits.unflatten(0, (len(items), n_pairs))

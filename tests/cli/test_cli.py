@@ -230,7 +230,7 @@ def test_scores_are_ranked_written_and_verified(tmp_path: Path, what: str) -> No
     assert len(magnitudes) == {"nodes": 68, "edges": 479}[what]
     result = wiremap("verify", scores, "--top-k", "10", "--json")
     assert result.exit_code == 0, result.output
-    verified = json.loads(result.stdout)
+    verified = json.loads(result.stdout)["effects"]
     assert [row["name"] for row in verified] == [r["name"] for r in as_json["scores"][:10]]
     effects = scores.with_suffix(".effects.jsonl")
     assert len(effects.read_text().splitlines()) == 10
@@ -238,6 +238,126 @@ def test_scores_are_ranked_written_and_verified(tmp_path: Path, what: str) -> No
     more = wiremap("verify", scores, "--budget", "15", "--resume")
     assert more.exit_code == 0, more.output
     assert len(effects.read_text().splitlines()) == 15
+
+
+@pytest.fixture(scope="module")
+def equal_pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two pairs of one length that ioi-mini answers."""
+    path = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
+    scene = "While {a} and {b} waited at the school, {s} showed a book to"
+    records = [
+        {
+            "clean": scene.format(a=a, b=b, s=b),
+            "corrupted": scene.format(a=a, b=b, s=a),
+            "answer": f" {a}",
+            "wrong_answer": f" {b}",
+        }
+        for a, b in (("Mary", "John"), ("Rose", "Tim"))
+    ]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def test_every_kind_of_node_is_scored_and_measured(tmp_path: Path, equal_pairs: Path) -> None:
+    for family, positions in (("neurons", "each"), ("residual", "sum"), ("heads", "each")):
+        scores = tmp_path / f"{family}.safetensors"
+        asked = ["--pairs", equal_pairs, "--nodes", family, "--positions", positions, "-o", scores]
+        shown = wiremap("score", "nodes", *asked)
+        assert shown.exit_code == 0, shown.output
+        assert f"positions {positions}" in shown.stdout
+        found = json.loads(wiremap("verify", scores, "--top-k", "2", "--json").stdout)
+        names = [row["name"] for row in found["effects"]]
+        assert all(("@" in name) == (positions == "each") for name in names)
+        assert json.loads(wiremap("validate", scores, "--json").stdout)[0]["nodes"] > 2
+
+
+def test_the_method_is_the_papers_advice_and_is_said(tmp_path: Path) -> None:
+    asked = ["score", "nodes", "--force", "-o", tmp_path / "s.safetensors"]
+    one = wiremap(*asked, "--n-pairs", "1").stdout
+    assert "method atp-star, gradient graddrop, positions sum" in one
+    assert "an unsigned ranking" in one
+    many = wiremap(*asked, "--n-pairs", "4").stdout
+    assert "method atp-qk, gradient clean" in many
+    assert "an unsigned ranking" not in many
+    mlps = wiremap(*asked, "--n-pairs", "4", "--nodes", "mlps", "--aggregate", "mean-of-abs").stdout
+    assert "method atp, gradient clean, positions sum, ranked by mean-of-abs" in mlps
+
+
+@pytest.mark.parametrize("method", ["iterative", "subsampling", "blocks", "hierarchical"])
+def test_baselines_rank_nodes_too(tmp_path: Path, equal_pairs: Path, method: str) -> None:
+    scores = tmp_path / "s.safetensors"
+    asked = ["--pairs", equal_pairs, "--nodes", "mlps", "--nodes", "heads", "--method", method]
+    result = wiremap("score", "nodes", *asked, "-o", scores)
+    assert result.exit_code == 0, result.output
+    assert f"method {method}, positions sum" in result.stdout
+    assert wiremap("verify", scores, "--top-k", "3", "--quiet").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--method", "atp-star", "--gradient", "both"], "method atp-star means gradient graddrop"),
+        (["--method", "blocks", "--gradient", "both"], "--gradient: not for method blocks"),
+        (["--samples", "9"], "--samples: not for method atp-qk"),
+        (["--positions", "each"], "needs prompts of one length"),
+        (["--metric", "kl", "--gradient", "clean"], "metric kl is 0 at the clean run"),
+    ],
+)
+def test_node_options_that_contradict_each_other_are_refused(
+    tmp_path: Path, options: list[str], message: str
+) -> None:
+    out = tmp_path / "s.safetensors"
+    assert message in refused("score", "nodes", "--n-pairs", "8", *options, "-o", out)
+    assert not out.exists()
+
+
+def test_options_of_nodes_are_refused_for_edges(tmp_path: Path) -> None:
+    asked = ["--method", "atp", "-o", tmp_path / "s.safetensors"]
+    assert "--method: for scores of nodes" in refused("score", "edges", *asked)
+
+
+def test_values_of_other_sources_are_patched_in(tmp_path: Path, equal_pairs: Path) -> None:
+    scores = tmp_path / "s.safetensors"
+    wiremap("score", "nodes", "--pairs", equal_pairs, "--nodes", "mlps", "-o", scores)
+    found: list[float] = []
+    for source in ("corrupted", "mean", "mean-by-position", "zero", "noise"):
+        out = tmp_path / f"{source}.jsonl"
+        asked = ["--top-k", "1", "--patch-with", source, "-o", out, "--json"]
+        result = wiremap("verify", scores, *asked)
+        assert result.exit_code == 0, result.output
+        found.append(json.loads(result.stdout)["effects"][0]["effect"])
+        error = refused("verify", scores, "--resume", "-o", tmp_path / "corrupted.jsonl", "--top-k", "1",
+                        "--patch-with", "zero")  # fmt: skip
+        assert "measured for question" in error
+    assert len(set(found)) == len(found)
+
+
+def test_what_was_not_measured_is_bounded(tmp_path: Path, equal_pairs: Path) -> None:
+    scores = tmp_path / "s.safetensors"
+    wiremap("score", "nodes", "--pairs", equal_pairs, "--nodes", "heads", "-o", scores)
+    asked = ["verify", scores, "--top-k", "20", "--samples", "300", "--probability", "0.1"]
+    shown = wiremap(*asked, "--bound", "-o", tmp_path / "a.jsonl")
+    assert shown.exit_code == 0, shown.output
+    assert "With 99 % confidence no unverified node" in shown.stdout
+    found = json.loads(wiremap(*asked, "--bound", "-o", tmp_path / "b.jsonl", "--json").stdout)
+    assert found["bound"]["largest"] > 0
+    for options, message in (
+        (["--confidence", "1.5"], "expected a confidence above 0 and below 1"),
+        (["--samples", "2"], "samples"),
+        (["--patch-with", "zero"], "--bound patches with the pairs' other runs"),
+    ):
+        assert message in refused(*asked, "--bound", *options, "-o", tmp_path / "c.jsonl")
+        assert not (tmp_path / "c.jsonl").exists()
+    everything = ["verify", scores, "--top-k", "64", "--bound", "-o", tmp_path / "d.jsonl"]
+    assert "nothing to bound" in refused(*everything)
+
+
+def test_a_budget_beyond_all_there_are_is_refused(tmp_path: Path, equal_pairs: Path) -> None:
+    scores = tmp_path / "s.safetensors"
+    wiremap("score", "nodes", "--pairs", equal_pairs, "--nodes", "mlps", "-o", scores)
+    assert "expected a budget of at most 4, all there are, got 5" in refused(
+        "verify", scores, "--top-k", "5"
+    )
 
 
 def test_the_scores_of_a_run_are_verified_too(run: Path, tmp_path: Path) -> None:
