@@ -128,7 +128,7 @@ def gradient_methods(setting: Setting) -> Iterator[tuple[str, Callable[[], Ranke
                 setting.family,
                 method=method,
                 gradient=gradient,
-                positions=setting.positions,  # pyright: ignore[reportArgumentType]
+                positions=setting.positions,
             ).scores
             order = scores.abs().argsort(descending=True, stable=True).numpy()
             return Ranked(order, numpy.full(len(order), cost))
@@ -148,7 +148,7 @@ def joint_methods(
                 setting.pairs,
                 setting.family,
                 method,
-                positions=setting.positions,  # pyright: ignore[reportArgumentType]
+                positions=setting.positions,
                 **parameter,  # pyright: ignore[reportArgumentType]
             )
             return Ranked(numpy.array(found.order), numpy.array(found.costs, dtype=float))
@@ -205,7 +205,7 @@ def measure(setting: Setting) -> Found:
         setting.pairs,
         setting.family,
         method="atp",
-        positions=setting.positions,  # pyright: ignore[reportArgumentType]
+        positions=setting.positions,
     )
     exact = patch_nodes(setting.model, setting.pairs, scored.names)
     truth = exact.mean().abs().double().numpy()

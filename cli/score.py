@@ -118,7 +118,7 @@ def score(
     if what == "nodes":
         how["nodes"] = list(nodes or ("heads", "mlps"))
         how["positions"] = positions or "sum"
-        how["method"] = method or recommended_method(how["nodes"], len(asked))
+        how["method"] = method or recommended_method(how["nodes"], len(asked), gradient)
         if how["method"] in _BASELINES:
             _refuse_options(how["method"], {"--gradient": gradient, "--steps": steps})
             how |= {"n_samples": samples or 300, "seed": seed or 0}

@@ -34,7 +34,7 @@ from .errors import InputError, WiremapError
 from .memory import BatchSize
 from .metrics import Metric, Targets, resolve_metric
 from .model import Model
-from .nodes import NodeSet, Positions, Site
+from .nodes import NodeSet, Site
 from .prompts import PairBatch, PromptPairs, name_rows
 from .qk_fix import KeyFix, contract_rows, pattern_difference
 from .trace import Run, Tape, run
@@ -93,13 +93,15 @@ class NodeScores:
         return [(names[index], values[index].item()) for index in order]
 
 
-def recommended_method(families: Collection[str], n_pairs: int) -> Method:
-    """The paper's recommendation: AtP* for a single pair; for a distribution AtP with the QK fix
-    for attention nodes, plain AtP for all others. For ``writers``, whose scores are the sums of
-    their edges' scores, always plain AtP."""
+def recommended_method(
+    families: Collection[str], n_pairs: int, gradient: str | None = None
+) -> Method:
+    """The paper's recommendation: AtP* for a single pair, unless another ``gradient`` is asked for;
+    for a distribution AtP with the QK fix for attention nodes, plain AtP for all others. For
+    ``writers``, whose scores are the sums of their edges' scores, always plain AtP."""
     if "writers" in families:
         return "atp"
-    if n_pairs == 1:
+    if n_pairs == 1 and gradient in (None, "graddrop"):
         return "atp-star"
     return "atp-qk" if "heads" in families else "atp"
 
@@ -113,7 +115,7 @@ def score_nodes(
     gradient: str | None = None,
     steps: int = 10,
     direction: str = "noising",
-    positions: Positions = "sum",
+    positions: str = "sum",
     per_pair: bool = False,
     batch_size: int | None = None,
     progress: Callable[[int], Any] | None = None,
@@ -145,7 +147,7 @@ def score_nodes(
         WiremapError: activations or gradients that are not finite; the module and pairs are named.
     """
     families = (nodes,) if isinstance(nodes, str) else tuple(nodes)
-    method = method or recommended_method(families, len(pairs))
+    method = method or recommended_method(families, len(pairs), gradient)
     rule, fix = check_method(method, gradient, direction, metric, steps)
     n_layers = model.graph.n_layers
     if rule == "graddrop" and n_layers < 2:

@@ -30,7 +30,7 @@ from .errors import InputError
 from .metrics import Metric
 from .model import Model
 from .node_patching import NodeEdits, patch_edits, patch_nodes
-from .nodes import NodeSet, Positions
+from .nodes import NodeSet
 from .prompts import PromptPairs
 
 Baseline = Literal["iterative", "subsampling", "blocks", "hierarchical"]
@@ -66,7 +66,7 @@ def rank_nodes(
     method: str = "subsampling",
     metric: str | Metric = "logit_diff",
     direction: str = "noising",
-    positions: Positions = "sum",
+    positions: str = "sum",
     n_samples: int = 300,
     probability: float = 0.03,
     block_size: int | None = None,

@@ -63,8 +63,7 @@ class NodeEdits:
             position = torch.full_like(place, -1) if nodes.n_pos is None else place % nodes.n_pos
             edits = torch.stack([item, place // (nodes.n_pos or 1), position], dim=1)
             if len(edits):
-                key = (site.activation, site.layer)
-                by_site[key] = torch.cat([by_site[key], edits]) if key in by_site else edits
+                by_site[site.activation, site.layer] = edits
         return cls._of(nodes.graph.n_layers, by_site, len(members))
 
     @classmethod

@@ -23,7 +23,6 @@ from .errors import InputError
 from .graph import SLOTS, ModelGraph
 
 Kind = Literal["input", "resid", "q", "k", "v", "head", "neuron", "mlp"]
-Positions = Literal["sum", "each"]
 
 FAMILIES: dict[str, tuple[Kind, ...]] = {
     "writers": ("input", "head", "mlp"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,10 @@ def test_the_python_example_runs(
     printed = capsys.readouterr().out.splitlines()
     assert float(printed[-1]) > 0.5
     assert (tmp_path / "circuit.graphml").is_file()
+
+
+def test_the_example_runs() -> None:
+    runpy.run_path(str(README.parent / "examples" / "own_bridge.py"))
 
 
 def test_the_commands_exist() -> None:

@@ -23,7 +23,7 @@ from wiremap.edges import (
 )
 from wiremap.edges.atpstar import one_length, recommended_method
 from wiremap.edges.metrics import METRICS, Targets
-from wiremap.edges.nodes import FAMILIES, NodeSet, Positions
+from wiremap.edges.nodes import FAMILIES, NodeSet
 from wiremap.edges.trace import Tape
 
 ALL = tuple(FAMILIES)
@@ -129,15 +129,14 @@ class SlowScores:
         passes: list[Values] = []
         for layer in range(n_layers):
             estimates = self.estimates(self.gradients(self.edited_resid, layer), fix)
-            for name, values in estimates.items():
-                if name[0] in "am" and int(name[1]) == layer:
-                    assert not bool(values.any())
+            for name, values in estimates.items():  # what the dropped layer's own nodes are worth
+                assert name[:2] not in (f"a{layer}", f"m{layer}") or not bool(values.any())
             passes.append({name: values.abs() for name, values in estimates.items()})
+        outside = ("input", *(f"r{layer}" for layer in range(n_layers)))  # of all layers
         return {
-            name: values
-            * (n_layers if name[0] in "ir" else n_layers / (n_layers - 1))
-            / (n_layers if name[0] in "ir" else 1)
-            for name, values in mean(passes).items()
+            name: torch.stack([found[name] for found in passes]).sum(0)
+            / (n_layers if name in outside else n_layers - 1)
+            for name in passes[0]
         }
 
     def estimates(self, gradients: Values, fix: bool) -> Values:
@@ -199,7 +198,7 @@ def by_site(nodes: NodeSet) -> Iterator[tuple[str, slice]]:
 @pytest.mark.parametrize("positions", ["each", "sum"])
 @pytest.mark.parametrize("options", CASES, ids=lambda case: "-".join(map(str, case.values())))
 def test_every_node_equals_the_slow_model(
-    twins: tuple[Model, SlowModel], options: Options, positions: Positions
+    twins: tuple[Model, SlowModel], options: Options, positions: str
 ) -> None:
     """All nodes of all families, to 1e-4 of the largest of their kind and layer."""
     model, slow = twins
@@ -526,7 +525,7 @@ def one_pair(pairs: PromptPairs, row: int) -> PromptPairs:
     ids=["atp-star", "integrated"],
 )
 def test_a_batch_gives_what_its_pairs_give_alone(
-    kind: str, options: Options, positions: Positions
+    kind: str, options: Options, positions: str
 ) -> None:
     model, pairs = tiny.model(kind), some_pairs(3)
     options = {**options, "positions": positions, "per_pair": True}
@@ -577,7 +576,7 @@ def test_prompts_of_several_lengths_have_no_common_positions() -> None:
 
 
 @pytest.mark.parametrize("positions", ["each", "sum"])
-def test_families_alone_score_as_they_do_among_others(positions: Positions) -> None:
+def test_families_alone_score_as_they_do_among_others(positions: str) -> None:
     model, pairs = tiny.model("neox"), some_pairs()
     options: Options = {"method": "atp-star", "positions": positions}
     among = dict(score_nodes(model, pairs, ALL, **options).top())
@@ -638,6 +637,13 @@ def test_the_papers_method_is_the_default(
     assert found.gradient == ("graddrop" if method == "atp-star" else "clean")
     explicit = score_nodes(model, pairs, families, method=method)
     assert torch.equal(found.scores, explicit.scores)
+
+
+def test_a_single_pair_may_ask_for_another_gradient() -> None:
+    model, pairs = tiny.model("gpt2"), some_pairs(1)
+    assert score_nodes(model, pairs, "heads", gradient="both").method == "atp-qk"
+    assert score_nodes(model, pairs, "neurons", gradient="integrated").method == "atp"
+    assert score_nodes(model, pairs, "heads", gradient="graddrop").method == "atp-star"
 
 
 @pytest.mark.parametrize(
@@ -754,7 +760,7 @@ def test_graddrop_of_one_layer_is_refused() -> None:
 @pytest.mark.parametrize("run", ["clean", "corrupted"])
 @pytest.mark.parametrize("positions", ["each", "sum"])
 def test_what_is_not_finite_names_the_module_and_the_pair(
-    method: str, run: str, positions: Positions
+    method: str, run: str, positions: str
 ) -> None:
     """A finite embedding whose square is not, in one prompt."""
     model, pairs = tiny.model("neox"), some_pairs(3)
