@@ -228,7 +228,7 @@ sys.path.insert(0, {tests!r})
 import torch, tiny
 from wiremap.circuits import discover
 from wiremap.edges import PromptPairs
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 
 tokens = torch.load({tokens!r}, weights_only=True)
 calls = 0

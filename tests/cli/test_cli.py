@@ -137,7 +137,10 @@ def test_resume_finishes_a_run(run: Path) -> None:
 def test_control_c_keeps_what_there_is_and_says_how_to_go_on(tmp_path: Path) -> None:
     out = tmp_path / "run"
     command = [sys.executable, "-m", "wiremap.cli", "discover", "--budget", "400", "-o", str(out)]
+    # Tests run in the background ignore Ctrl-C, and their children would inherit that.
+    ours = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    signal.signal(signal.SIGINT, ours)
     effects = out / "effects.jsonl"
     deadline = time.monotonic() + 120
     while not (effects.exists() and effects.stat().st_size) and time.monotonic() < deadline:
