@@ -19,6 +19,12 @@ import torch
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
 
+_HEADER = """# Results of the benchmarks
+
+Sections say on what kind of device they were measured. Where one is not marked CUDA, that code has
+not yet been run on a GPU.
+"""
+
 
 def interleaved_seconds(
     functions: Mapping[str, Callable[[], Any]], repeats: int, device: torch.device
@@ -106,7 +112,7 @@ def write_section(title: str, device: torch.device, text: str) -> None:
     """Puts a section into RESULTS.md, in place of the one of that title on that kind of device."""
     heading = f"## {title} ({device.type.upper()})"
     section = f"{heading}\n\n{machine(device)}\n\n{text.strip()}\n\n"
-    old = RESULTS.read_text() if RESULTS.exists() else "# Results of the benchmarks\n\n"
+    old = (RESULTS.read_text() if RESULTS.exists() else _HEADER).rstrip() + "\n\n"
     pattern = re.compile(rf"^{re.escape(heading)}\n.*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
     new = pattern.sub(lambda _: section, old) if pattern.search(old) else old + section
     RESULTS.write_text(new.rstrip() + "\n")
