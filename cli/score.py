@@ -128,6 +128,8 @@ def score(
             how["gradient"], _ = check_method(
                 how["method"], gradient, direction, metric, how["steps"]
             )
+            if how["gradient"] != "integrated":
+                _refuse_options(how["method"], {"--steps": steps})
     else:
         how["gradient"] = check_gradient(gradient, direction, metric)
     measure_gap(loaded, asked, metric, allow_weak, batch_size)
@@ -163,7 +165,9 @@ def score(
 def _refuse_options(method: str, given: dict[str, object]) -> None:
     superfluous = [name for name, value in given.items() if value is not None]
     if superfluous:
-        raise InputError(f"{', '.join(superfluous)}: not for method {method}; leave it out")
+        raise InputError(
+            f"{', '.join(superfluous)}: not for method {method} with this gradient; leave it out"
+        )
 
 
 def _method_line(scores: NodeScores | EdgeScores, how: dict[str, Any], aggregate: str) -> str:

@@ -110,6 +110,19 @@ def verify(
     out = out or scores.with_suffix(".effects.jsonl")
     if out.exists() and not resume:
         raise InputError(f"{out} exists; go on with it (--resume), or choose another file (-o)")
+    given: dict[str, tuple[object, tuple[str, ...]]] = {
+        "--mean-over": (mean_over, ("mean", "mean-by-position")),
+        "--noise-scale": (noise_scale, ("noise",)),
+        "--noise-seeds": (noise_seeds, ("noise",)),
+    }
+    for option, (value, kinds) in given.items():
+        if value is not None and patch_with not in kinds:
+            raise InputError(f"{option} goes with --patch-with {' or '.join(kinds)}")
+    if edges is not None and patch_with not in (None, "corrupted"):
+        raise InputError(
+            f"edges are patched with the pairs' other runs, got --patch-with {patch_with}; leave it "
+            "out, or measure nodes"
+        )
     if bound and patch_with not in (None, "corrupted"):
         raise InputError(
             f"--bound patches with the pairs' other runs, got --patch-with {patch_with}; leave one "
@@ -120,7 +133,7 @@ def verify(
         subsets_for_bound(rest, samples, probability, confidence, items=what)
     model, pairs = options.reload(question["model"], question["task"], device)
     source = None
-    if patch_with is not None:
+    if patch_with is not None and edges is None:
         source = Source(
             patch_with,  # pyright: ignore[reportArgumentType]
             PromptPairs.read(mean_over, model) if mean_over else None,

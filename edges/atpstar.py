@@ -1,6 +1,6 @@
 """Scores of nodes: AtP, its QK fix, GradDrop, and AtP* (Kramar et al., 2024, arXiv 2403.00745).
 
-    AtP        estimate(n) = (n_clean - n_other) . d metric / d n              (Nanda, 2022)
+    AtP        estimate(n) = (n_clean - n_corrupted) . d metric / d n          (Nanda, 2022)
     QK fix     queries and keys through the exact softmax: see ``qk_fix``
     GradDrop   1/(L-1) sum over layers l of |estimate(n), l's write into the residual stream
                constant in the backward pass|: cancelling paths no longer hide each other
@@ -37,7 +37,7 @@ from .model import Model
 from .nodes import NodeSet, Site
 from .prompts import PairBatch, PromptPairs, name_rows
 from .qk_fix import KeyFix, contract_rows, pattern_difference
-from .trace import Run, Tape, run
+from .trace import Run, Tape, first_nonfinite, run
 
 Method = Literal["atp", "atp-qk", "atp-star"]
 METHODS: dict[str, tuple[str | None, bool]] = {
@@ -169,7 +169,8 @@ def score_nodes(
 
     with model.borrowed():
         for bucket in pairs.batches():
-            size = BatchSize(batch_size) if batch_size else trace_size(model, bucket)
+            n_patterns = 11 if fix else 4
+            size = BatchSize(batch_size) if batch_size else trace_size(model, bucket, n_patterns)
             for batch, found in size.map(bucket, scores_of):
                 total += torch.stack([found.sum(0), found.abs().sum(0)])
                 if table is not None:
@@ -406,14 +407,19 @@ class _Scorer:
 
     def refuse_nonfinite(self, table: Float32[Tensor, "pair node"]) -> None:
         """Raises WiremapError, with the module and the pairs, if an estimate is not finite."""
-        for site, part in zip(self.nodes.sites, self.nodes.slices, strict=True):
-            finite = torch.isfinite(table[:, part]).all(1).cpu()
-            if not bool(finite.all()):
-                rows = self.batch.rows[~finite].tolist()
-                raise WiremapError(
-                    f"NaN or infinite values in the {site.activation} of layer {site.layer}, or "
-                    f"gradients by it, {name_rows(rows, 'try float32 (--dtype float32)')}"
-                )
+        finite = torch.isfinite(table).all(1).cpu()
+        if bool(finite.all()):
+            return
+        where = first_nonfinite(self.model, self.batch)
+        if where is None:  # the last in backward order is the first that went wrong
+            for site, part in zip(self.nodes.sites, self.nodes.slices, strict=True):
+                if not bool(torch.isfinite(table[:, part]).all()):
+                    where = f"gradient by the {site.activation} of layer {site.layer}"
+        rows = self.batch.rows[~finite].tolist()
+        raise WiremapError(
+            f"NaN or infinite values in the {where}, "
+            + name_rows(rows, "try float32 (--dtype float32)")
+        )
 
 
 def _backward(

@@ -152,11 +152,15 @@ def check_gradient(gradient: str | None, direction: str, metric: str | Metric) -
     raise InputError(f"unknown gradient {gradient!r}; there are {', '.join(GRADIENTS)}")
 
 
-def trace_size(model: Model, bucket: PairBatch) -> BatchSize:
-    """How many pairs to trace at once: an estimate of what autograd keeps of one pair."""
+def trace_size(model: Model, bucket: PairBatch, n_patterns: int = 4) -> BatchSize:
+    """How many pairs to trace at once: an estimate of what autograd keeps of one pair.
+
+    Args:
+        n_patterns: how many tables of the size of attention patterns are kept for each layer.
+    """
     n_pos = bucket.clean.shape[1]
     residual_like = 60 * n_pos * model.d_model
-    patterns = 4 * model.graph.n_heads * n_pos**2
+    patterns = n_patterns * model.graph.n_heads * n_pos**2
     numbers = model.graph.n_layers * (residual_like + patterns) + 3 * model.d_vocab
     return BatchSize.fitting(4 * numbers, model.device)
 

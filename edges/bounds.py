@@ -160,7 +160,7 @@ def node_effects(
         edits = NodeEdits.of_names(model, _named(names, members))
         labels = [f"subset {sample + 1} of the nodes" for sample in range(len(members))]
         effects = patch_edits(model, pairs, labels, edits, metric, direction, batch_size, progress)
-        return effects.effects.double().mean(1).cpu()
+        return effects.effects.cpu().double().mean(1)
 
     return measure
 
@@ -194,7 +194,7 @@ def edge_effects(
         for subset in map(set, _named(names, members)):
             kept = [name for name in everything if name not in subset]
             found = run_edges(model, pairs, kept, metric, batch_size, progress)
-            values.append(float((found.full - found.circuit).double().mean()))
+            values.append(float((found.full - found.circuit).cpu().double().mean()))
         return torch.tensor(values, dtype=torch.float64)
 
     return measure

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -167,14 +168,20 @@ def patch_edits(
     """Exact effects of sets of nodes; else as ``patch_nodes``."""
     source = patch_with if isinstance(patch_with, Source) else Source(patch_with)
     source.check(pairs, direction)
+    if source.mean_over is not None:
+        model.check_pairs(source.mean_over)
     edits.check_positions(pairs)
     needed = {name for name, _ in edits.by_site}
+
+    @cache
+    def means() -> Activations:
+        return source.means(model, pairs, needed)
 
     def both_runs(batch: PairBatch) -> Iterator[tuple[Run, Run | Activations]]:
         noising = direction == "noising"
         base = {"resid_pre"}
         clean = run(model, batch.clean, base if noising else needed)
-        for other in source.others(model, pairs, batch, needed if noising else base):
+        for other in source.others(model, batch, needed if noising else base, means):
             yield clean, other
 
     def final(runs: Runs, layer: int, part: Sequence[int]) -> Float[Tensor, "row pos d_model"]:

@@ -12,12 +12,11 @@ what matters; its scale is in standard deviations of the token embedding's entri
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from .errors import InputError
@@ -98,16 +97,24 @@ class Source:
         return self.noise_seeds if self.kind == "noise" else 1
 
     def others(
-        self, model: Model, pairs: PromptPairs, batch: PairBatch, keep: Collection[str]
+        self,
+        model: Model,
+        batch: PairBatch,
+        keep: Collection[str],
+        means: Callable[[], Activations],
     ) -> Iterator[Run | Activations]:
-        """For each draw, the run (or, where it is none, the activations) values come from."""
+        """For each draw, the run (or, where it is none, the activations) values come from.
+
+        Args:
+            means: gives the ``means`` of the same names, where they are needed.
+        """
         if self.kind == "corrupted":
             yield run(model, batch.corrupted, keep)
         elif self.kind == "noise":
             for seed in range(self.noise_seeds):
                 yield self._noised(model, batch, keep, seed)
         else:
-            yield self._constants(model, pairs, batch, keep)
+            yield self._constants(model, batch, keep, means)
 
     def _noised(self, model: Model, batch: PairBatch, keep: Collection[str], seed: int) -> Run:
         resid = model.embed(batch.clean.to(model.device))
@@ -123,42 +130,49 @@ class Source:
         return Run(resid, kept, final, answer_logits(model, final))
 
     def _constants(
-        self, model: Model, pairs: PromptPairs, batch: PairBatch, keep: Collection[str]
+        self,
+        model: Model,
+        batch: PairBatch,
+        keep: Collection[str],
+        means: Callable[[], Activations],
     ) -> Activations:
         """Zeros or means in the shape of the batch's activations."""
         like = run(model, batch.clean[:1], keep).kept
-        means = None if self.kind == "zero" else self._means(model, pairs, keep)
         found = Activations()
         for name in keep:
             for layer, tensor in enumerate(getattr(like, name)):
                 shape = (len(batch), *tensor.shape[1:])
-                value = tensor.new_zeros(()) if means is None else getattr(means, name)[layer]
-                getattr(found, name).append(value.to(tensor.dtype).expand(shape))
+                value = (
+                    tensor.new_zeros(())
+                    if self.kind == "zero"
+                    else getattr(means(), name)[layer].to(tensor)
+                )
+                getattr(found, name).append(value.expand(shape))
         return found
 
-    def _means(self, model: Model, pairs: PromptPairs, keep: Collection[str]) -> Activations:
+    def means(self, model: Model, pairs: PromptPairs, keep: Collection[str]) -> Activations:
         """Means over the data set: of all its tokens, or at each position. ``[1 pos ...]``"""
         data = self.mean_over or pairs
-        model.check_pairs(data)
         over = (0,) if self.kind == "mean-by-position" else (0, 1)
-        sums: dict[tuple[str, int], Float[Tensor, "..."]] = {}
+        sums: dict[tuple[str, int], Tensor] = {}
         count = 0
 
-        def add(batch: PairBatch) -> None:
+        def totals(batch: PairBatch) -> dict[tuple[str, int], Tensor]:
             kept = run(model, batch.corrupted, keep).kept
-            for name in keep:
-                for layer, tensor in enumerate(getattr(kept, name)):
-                    total = tensor.double().sum(over, keepdim=True).cpu()
-                    sums[name, layer] = sums.get((name, layer), 0) + total
+            return {
+                (name, layer): tensor.cpu().double().sum(over, keepdim=True)
+                for name in keep
+                for layer, tensor in enumerate(getattr(kept, name))
+            }
 
         for bucket in data.batches():
-            numbers = bucket.clean.shape[1] * (20 * model.d_model + 4 * model.d_mlp)
-            for part, _ in BatchSize.fitting(4 * model.graph.n_layers * numbers, model.device).map(
-                bucket, add
-            ):
-                n_pos = 1 if self.kind == "mean-by-position" else bucket.clean.shape[1]
-                count += len(part) * n_pos
-        found = Activations()
+            n_pos = bucket.clean.shape[1]
+            numbers = model.graph.n_layers * n_pos * (20 * model.d_model + 4 * model.d_mlp)
+            size = BatchSize.fitting(4 * numbers, model.device)
+            for part, found in size.map(bucket, totals):
+                sums = {key: sums.get(key, 0) + total for key, total in found.items()}
+                count += len(part) * (1 if self.kind == "mean-by-position" else n_pos)
+        means = Activations()
         for (name, _), total in sums.items():  # layers of a name come in order
-            getattr(found, name).append((total / count).float().to(model.device))
-        return found
+            getattr(means, name).append((total / count).float())
+        return means

@@ -197,6 +197,26 @@ def trace(
     return difference
 
 
+def first_nonfinite(model: Model, batch: PairBatch) -> str | None:
+    """Which activation of which layer is the first that is not finite, in either run, in words."""
+    for name_of_run, tokens in (("clean", batch.clean), ("corrupted", batch.corrupted)):
+        found: list[str] = []
+
+        def see(name: str, layer: int, value: Tensor, found: list[str] = found) -> Tensor:
+            if not found and not bool(torch.isfinite(value).all()):
+                found.append(f"{name} of layer {layer}")
+            return value
+
+        with torch.no_grad():
+            final = model.run(model.embed(tokens.to(model.device)), see)
+            logits = answer_logits(model, final)
+        if not found and not bool(torch.isfinite(logits).all()):
+            found.append("logits")
+        if found:
+            return f"{found[0]} in the {name_of_run} run"
+    return None
+
+
 def _refuse_nonfinite(found: Trace, batch: PairBatch, gradient: str) -> None:
     """Raises WiremapError, with the first layer and the pairs, if anything traced is not finite."""
     finite = torch.isfinite(found.input_gradient).flatten(1).all(1)

@@ -302,6 +302,7 @@ def test_baselines_rank_nodes_too(tmp_path: Path, equal_pairs: Path, method: str
         (["--method", "atp-star", "--gradient", "both"], "method atp-star means gradient graddrop"),
         (["--method", "blocks", "--gradient", "both"], "--gradient: not for method blocks"),
         (["--samples", "9"], "--samples: not for method atp-qk"),
+        (["--steps", "9"], "--steps: not for method atp-qk with this gradient"),
         (["--positions", "each"], "needs prompts of one length"),
         (["--metric", "kl", "--gradient", "clean"], "metric kl is 0 at the clean run"),
     ],
@@ -333,6 +334,17 @@ def test_values_of_other_sources_are_patched_in(tmp_path: Path, equal_pairs: Pat
                         "--patch-with", "zero")  # fmt: skip
         assert "measured for question" in error
     assert len(set(found)) == len(found)
+
+
+def test_options_of_a_source_need_that_source(tmp_path: Path, equal_pairs: Path) -> None:
+    scores = tmp_path / "s.safetensors"
+    wiremap("score", "nodes", "--pairs", equal_pairs, "--nodes", "mlps", "-o", scores)
+    asked = ["verify", scores, "--patch-with", "zero"]
+    assert "--noise-seeds goes with --patch-with noise" in refused(*asked, "--noise-seeds", "3")
+    assert "--mean-over goes with" in refused(*asked, "--mean-over", equal_pairs)
+    edges = tmp_path / "e.safetensors"
+    wiremap("score", "edges", "--pairs", equal_pairs, "-o", edges)
+    assert "edges are patched with" in refused("verify", edges, "--patch-with", "zero")
 
 
 def test_what_was_not_measured_is_bounded(tmp_path: Path, equal_pairs: Path) -> None:

@@ -773,10 +773,11 @@ def test_what_is_not_finite_names_the_module_and_the_pair(
         model.bridge.embed.weight[token] = 3e38
     options: Options = {"method": method, "positions": positions}
     with pytest.raises(
-        WiremapError, match=r"NaN or infinite values in the q of layer 0, .* in row 2; try float32"
+        WiremapError,
+        match=r"NaN or infinite values in the \w+ of layer 0 in the \w+ run, in row 2; try float32",
     ):
         score_nodes(model, pairs, "heads", batch_size=2, **options)
-    with pytest.raises(WiremapError, match=r"in the neurons of layer 0, .* in row 2;"):
+    with pytest.raises(WiremapError, match=rf"of layer 0 in the {run} run, in row 2;"):
         score_nodes(model, pairs, "neurons", **options)
 
 
@@ -790,5 +791,17 @@ def test_a_gradient_that_is_not_finite_names_the_pair() -> None:
         return values.index_put((second,), at_zero.sqrt())
 
     for method in ("atp", "atp-qk", "atp-star"):
-        with pytest.raises(WiremapError, match=r"gradients by it, in row 2;"):
+        with pytest.raises(
+            WiremapError, match=r"in the gradient by the \w+ of layer \d, in row 2;"
+        ):
             score_nodes(model, pairs, "heads", root, method=method)
+
+
+def test_what_is_not_finite_is_found_although_no_node_of_it_was_asked_for() -> None:
+    hf = tiny.hf_model("gpt2")
+    model = Model(tiny.bridge(hf), name="damaged later")
+    model.check_pairs(tiny.pairs())
+    with torch.no_grad():
+        hf.transformer.h[1].mlp.c_proj.bias[0] = torch.inf
+    with pytest.raises(WiremapError, match="in the mlp_out of layer 1 in the clean run, in 3 rows"):
+        score_nodes(model, tiny.pairs(), "heads")

@@ -435,3 +435,21 @@ def test_an_effect_that_is_not_finite_names_node_and_pair() -> None:
 
     with pytest.raises(WiremapError, match=r"effect of m0 \+ m1@2 on pair 2 is not finite"):
         patch_nodes(tiny.model("gpt2"), pairs, [["m0", "m1@2"], "m2"], metric=broken)
+
+
+def test_means_survive_running_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, pairs = tiny.model("gpt2"), tiny.pairs(4)
+    expected = patch_nodes(model, pairs, ["a0.h1"], patch_with="mean").effects
+    double, calls = torch.Tensor.double, 0
+
+    def fails_once(tensor: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return double(tensor)
+
+    monkeypatch.setattr(torch.Tensor, "double", fails_once)
+    found = patch_nodes(model, pairs, ["a0.h1"], patch_with="mean").effects
+    assert calls > 2
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
