@@ -22,7 +22,7 @@ import safetensors.torch
 import torch
 
 from ..edges.atpstar import NodeScores
-from ..edges.attribution import EdgeScores
+from ..edges.attribution import EdgeScores, existing_edges
 from ..edges.errors import InputError
 from ..edges.files import read_text, write_atomically
 from ..edges.nodes import NodeSet
@@ -216,10 +216,7 @@ def read_scores(path: Path) -> tuple[NodeScores | None, EdgeScores | None, dict[
     nodes = edges = None
     try:
         if "edge_scores" in tensors:
-            exists = torch.zeros(len(graph.writers), len(graph.readers), dtype=torch.bool)
-            for index, reader in enumerate(graph.readers):
-                exists[: reader.n_writers, index] = True
-            edges = EdgeScores(graph, _checked(tensors, "edge_scores", exists))
+            edges = EdgeScores(graph, _checked(tensors, "edge_scores", existing_edges(graph)))
         if "node_scores" in tensors:
             told = field(described, "nodes", dict)
             n_pos, d_mlp = told.get("n_pos"), field(told, "d_mlp", int, "nodes")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..edges.errors import InputError
+from ..edges.nodes import FAMILIES
 from . import options
 from .console import progress, show_json, show_table
 
@@ -26,7 +27,7 @@ _BASELINES = ("iterative", "subsampling", "blocks", "hierarchical")
 @click.option(
     "--nodes",
     multiple=True,
-    type=click.Choice(["heads", "mlps", "neurons", "residual", "writers"]),
+    type=click.Choice(list(FAMILIES)),
     help="Which nodes; may be given again (heads and mlps by default).",
 )
 @click.option(

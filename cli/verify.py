@@ -97,6 +97,7 @@ def verify(
         scores = scores / SCORES_FILE
     nodes, edges, question = read_scores(scores)
     how = question["method"]
+    items = "nodes" if edges is None else "edges"
     if edges is not None:
         ranked = edges.top()
     elif nodes is not None:
@@ -129,13 +130,12 @@ def verify(
             "of them out"
         )
     if bound:
-        what = "nodes" if edges is None else "edges"
-        subsets_for_bound(rest, samples, probability, confidence, items=what)
+        subsets_for_bound(rest, samples, probability, confidence, items=items)
     model, pairs = options.reload(question["model"], question["task"], device)
     source = None
     if patch_with is not None and edges is None:
         source = Source(
-            patch_with,  # pyright: ignore[reportArgumentType]
+            patch_with,
             PromptPairs.read(mean_over, model) if mean_over else None,
             3.0 if noise_scale is None else noise_scale,
             noise_seeds or 10,
@@ -162,7 +162,7 @@ def verify(
                     rest,
                     how["metric"],
                     how["direction"],
-                    "nodes" if edges is None else "edges",
+                    items,
                     samples,
                     probability,
                     confidence,
@@ -202,10 +202,9 @@ def verify(
             ]
             for item in largest
         ]
-        what = "node" if edges is None else "edge"
         show_table(
-            f"the {len(rows)} largest of {len(verified)} measured {what}s",
-            [what, "effect", "s.e.", "score"],
+            f"the {len(rows)} largest of {len(verified)} measured {items}",
+            [items[:-1], "effect", "s.e.", "score"],
             rows,
         )
         if bounded is not None:

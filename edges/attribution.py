@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Float32
+from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
 from .errors import InputError
@@ -119,11 +119,17 @@ def score_edges(
             f"the metric's gradient at the {at} run is zero for all pairs: the metric does not "
             "change with the model's output there; use another metric or gradient"
         )
-    exists = torch.zeros(shape, dtype=torch.bool, device=model.device)
-    for index, reader in enumerate(graph.readers):
-        exists[: reader.n_writers, index] = True
+    exists = existing_edges(graph).to(model.device)
     mean = (total / len(pairs)).masked_fill(~exists, torch.nan)
     return EdgeScores(graph, mean, None if table is None else table.masked_fill(~exists, torch.nan))
+
+
+def existing_edges(graph: ModelGraph) -> Bool[Tensor, "writer reader"]:
+    """Which entries of a table of all writers and readers are edges of the model."""
+    exists = torch.zeros(len(graph.writers), len(graph.readers), dtype=torch.bool)
+    for index, reader in enumerate(graph.readers):
+        exists[: reader.n_writers, index] = True
+    return exists
 
 
 def check_direction(direction: str) -> None:

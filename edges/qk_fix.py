@@ -38,7 +38,7 @@ def contract_rows(
     The gradient is taken relative to its value at the row's largest score: where that key has all
     the weight, its difference is lost to rounding, and must not count.
     """
-    return (difference * _relative(scores, gradient)).sum(-1)
+    return (difference * _relative(gradient, scores.argmax(-1, keepdim=True))).sum(-1)
 
 
 class KeyFix:
@@ -62,7 +62,6 @@ class KeyFix:
         scores: Float[Tensor, "*batch query key"],
         patched: Float[Tensor, "*batch query key"],
     ) -> None:
-        self.scores = scores
         self.largest = scores.argmax(-1, keepdim=True)
         self.pattern = scores.softmax(-1)
         others = scores.scatter(-1, self.largest, -torch.inf)
@@ -78,16 +77,16 @@ class KeyFix:
 
     def contract(self, gradient: Float[Tensor, "*batch query key"]) -> Float[Tensor, "*batch key"]:
         """The estimates for each key, summed over queries."""
-        relative = _relative(self.scores, gradient)
+        relative = _relative(gradient, self.largest)
         mean = (self.pattern * relative).sum(-1, keepdim=True)
         difference = (relative - mean) / self.rest
         of_largest = -(self.other_pattern * relative).sum(-1, keepdim=True)
         return (self.change * difference.scatter(-1, self.largest, of_largest)).sum(-2)
 
 
-def _relative(scores: Tensor, gradient: Tensor) -> Tensor:
-    """The gradient less its value at each row's largest score."""
-    return gradient - gradient.gather(-1, scores.argmax(-1, keepdim=True))
+def _relative(gradient: Tensor, largest: Tensor) -> Tensor:
+    """The gradient less its value at each row's largest score, whose place is ``largest``."""
+    return gradient - gradient.gather(-1, largest)
 
 
 def _sigmoid_difference(one: Tensor, other: Tensor) -> Tensor:
