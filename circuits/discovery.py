@@ -10,12 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ..edges.atpstar import NodeScores, score_nodes
-from ..edges.attribution import (
-    EdgeScores,
-    check_gradient,
-    score_edges,
-)
+from ..edges.attribution import EdgeScores, score_edges
 from ..edges.errors import InputError
+from ..edges.gradients import resolve_gradient
 from ..edges.graph import SLOTS
 from ..edges.masking import run_edges
 from ..edges.model import Model
@@ -158,7 +155,7 @@ def discover(
         metric=metric,
         direction=direction,
         patch_with="corrupted",
-        gradient=check_gradient(gradient, direction, metric),
+        gradient=resolve_gradient(gradient, direction, metric).name,
         reader="linear",
         budget=budget,
         target=target,

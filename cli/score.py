@@ -98,8 +98,9 @@ def score(
     from ..circuits.discovery import describe_question, measure_gap, usual_metric
     from ..circuits.runs import write_scores
     from ..edges.atpstar import NodeScores, check_method, recommended_method, score_nodes
-    from ..edges.attribution import check_gradient, score_edges
+    from ..edges.attribution import score_edges
     from ..edges.baselines import rank_nodes
+    from ..edges.gradients import resolve_gradient
 
     of_nodes = {
         "--nodes": nodes or None, "--method": method, "--samples": samples, "--steps": steps,
@@ -126,13 +127,12 @@ def score(
         else:
             _refuse_options(how["method"], {"--samples": samples})
             how["steps"] = steps or 10
-            how["gradient"], _ = check_method(
-                how["method"], gradient, direction, metric, how["steps"]
-            )
+            rule, _ = check_method(how["method"], gradient, direction, metric, how["steps"])
+            how["gradient"] = rule.name
             if how["gradient"] != "integrated":
                 _refuse_options(how["method"], {"--steps": steps})
     else:
-        how["gradient"] = check_gradient(gradient, direction, metric)
+        how["gradient"] = resolve_gradient(gradient, direction, metric).name
     measure_gap(loaded, asked, metric, allow_weak, batch_size)
     with progress(quiet or as_json) as report:
         if how.get("method") in _BASELINES:

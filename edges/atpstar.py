@@ -14,30 +14,37 @@ Deviations from the paper: the gradient may be taken at other runs (``gradient``
 summed, a query or key node is patched at all positions at once, so its fix recomputes the whole
 pattern, where the paper's nodes are single positions and each key is patched alone.
 
-GradDrop costs (L + 1) / 2 backward passes: dropping layer l changes no gradient above it, so each
-pass restarts from the residual stream's gradient after layer l.
+Gradients come from the gradient rules that edges use too (see ``gradients``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Float32
+from jaxtyping import Float32
 from torch import Tensor
 
-from .attribution import check_direction, trace_size
+from .attribution import trace_size
 from .errors import InputError, WiremapError
+from .gradients import (
+    GradientRule,
+    Gradients,
+    check_depends,
+    check_direction,
+    resolve_gradient,
+)
 from .memory import BatchSize
-from .metrics import Metric, Targets, resolve_metric
+from .metrics import Metric, resolve_metric
 from .model import Model
 from .nodes import NodeSet, Site
 from .prompts import PairBatch, PromptPairs, name_rows
 from .qk_fix import KeyFix, contract_rows, pattern_difference
-from .trace import Run, Tape, first_nonfinite, run
+from .spans import one_length
+from .trace import BothRuns, first_nonfinite
 
 Method = Literal["atp", "atp-qk", "atp-star"]
 METHODS: dict[str, tuple[str | None, bool]] = {
@@ -47,7 +54,6 @@ METHODS: dict[str, tuple[str | None, bool]] = {
 }
 """Of each method, the gradient rule it fixes (None: any) and whether it has the QK fix."""
 
-GRADIENTS = ("clean", "corrupted", "both", "integrated", "graddrop")
 AGGREGATES = ("abs-of-mean", "mean-of-abs")
 """|mean estimate| over pairs, the estimand's form, and mean |estimate|, the paper's eq. 5."""
 
@@ -112,8 +118,9 @@ def score_nodes(
     nodes: str | Sequence[str] = ("heads", "mlps"),
     metric: str | Metric = "logit_diff",
     method: str | None = None,
-    gradient: str | None = None,
+    gradient: str | GradientRule | None = None,
     steps: int = 10,
+    schedule: str = "midpoint",
     direction: str = "noising",
     positions: str = "sum",
     per_pair: bool = False,
@@ -127,10 +134,9 @@ def score_nodes(
             ``neurons``, ``residual`` (linear estimates of whole residual streams are poor: patch
             them, they are few), ``writers`` (input, head outputs, MLPs).
         method: ``atp``, ``atp-qk`` or ``atp-star``; None takes ``recommended_method``.
-        gradient: the runs it is taken at: ``clean``, ``corrupted``, ``both`` (their mean),
-            ``integrated`` (the mean over ``steps`` midpoints between the two input embeddings), or
-            ``graddrop`` at the run edited. None takes the run edited (the corrupted one for
-            ``kl``), and ``graddrop`` for AtP*.
+        gradient: a rule of ``gradients``, by name. None takes the run edited (the corrupted one
+            for ``kl``), and ``graddrop`` for AtP*.
+        steps, schedule: of ``integrated``.
         direction: ``noising`` edits the clean run, ``denoising`` the corrupted one.
         positions: ``sum`` makes a node of all its positions together, ``each`` one of every
             position, for which all prompts must be of one length.
@@ -147,48 +153,52 @@ def score_nodes(
         WiremapError: activations or gradients that are not finite; the module and pairs are named.
     """
     families = (nodes,) if isinstance(nodes, str) else tuple(nodes)
-    method = method or recommended_method(families, len(pairs), gradient)
-    rule, fix = check_method(method, gradient, direction, metric, steps)
-    n_layers = model.graph.n_layers
-    if rule == "graddrop" and n_layers < 2:
-        raise InputError("GradDrop needs at least two layers, one to drop and one to keep")
-    node_set = NodeSet(model.graph, model.d_mlp, families, one_length(pairs, positions))
+    named = gradient if gradient is None or isinstance(gradient, str) else gradient.name
+    method = method or recommended_method(families, len(pairs), named)
+    rule, fix = check_method(method, gradient, direction, metric, steps, schedule)
+    rule.check(model)
+    node_set = node_set_of(model, families, pairs, positions)
     chosen_metric = resolve_metric(metric, pairs.wrong.shape[1] > 0)
     model.check_pairs(pairs)
     total = torch.zeros(2, len(node_set), device=model.device)
     table = torch.zeros(len(pairs), len(node_set), device=model.device) if per_pair else None
     depends = False
+    n_rows = 1
 
     def scores_of(batch: PairBatch) -> Float32[Tensor, "pair node"]:
         nonlocal depends
-        scorer = _Scorer(model, batch, node_set, chosen_metric, rule, fix, direction, steps)
-        found = scorer.scores()
-        depends |= scorer.depends
+        scorer = _Scorer(model, batch, node_set, chosen_metric, rule, fix, direction)
+        found = scorer.scores(n_rows)
+        depends |= scorer.runs.depends
         scorer.refuse_nonfinite(found)
         return found
 
     with model.borrowed():
         for bucket in pairs.batches():
             n_patterns = 11 if fix else 4
-            size = BatchSize(batch_size) if batch_size else trace_size(model, bucket, n_patterns)
+            size = trace_size(model, bucket, n_patterns)
+            n_rows = size.rows
+            if batch_size is not None:
+                size = BatchSize(batch_size)
             for batch, found in size.map(bucket, scores_of):
                 total += torch.stack([found.sum(0), found.abs().sum(0)])
                 if table is not None:
                     table[batch.rows] = found
                 if progress is not None:
                     progress(len(batch))
-    if not depends:
-        raise InputError(
-            "the metric's gradient is zero for all pairs: the metric does not change with the "
-            "model's output there; use another metric or gradient"
-        )
+    check_depends(depends)
     scores, contributions = total / len(pairs)
-    return NodeScores(node_set, scores, contributions, method, rule, rule == "graddrop", table)
+    return NodeScores(node_set, scores, contributions, method, rule.name, rule.unsigned, table)
 
 
 def check_method(
-    method: str, gradient: str | None, direction: str, metric: str | Metric, steps: int
-) -> tuple[str, bool]:
+    method: str,
+    gradient: str | GradientRule | None,
+    direction: str,
+    metric: str | Metric,
+    steps: int = 10,
+    schedule: str = "midpoint",
+) -> tuple[GradientRule, bool]:
     """The gradient rule and whether to fix queries and keys.
 
     Raises:
@@ -197,43 +207,33 @@ def check_method(
     check_direction(direction)
     if method not in METHODS:
         raise InputError(f"unknown method {method!r}; there are {', '.join(METHODS)}")
-    if gradient is not None and gradient not in GRADIENTS:
-        raise InputError(f"unknown gradient {gradient!r}; there are {', '.join(GRADIENTS)}")
-    if steps < 1:
-        raise InputError(f"expected at least one step, got {steps}")
     fixed, fix = METHODS[method]
     if fixed is not None and gradient not in (None, fixed):
         raise InputError(
             f"method {method} means gradient {fixed}, got {gradient}; leave the gradient out, or "
             "use method atp-qk"
         )
-    edited = "clean" if direction == "noising" else "corrupted"
-    rule = gradient or fixed or ("corrupted" if metric == "kl" else edited)
-    if metric == "kl" and "clean" in (rule, edited if rule == "graddrop" else rule):
-        raise InputError(
-            "metric kl is 0 at the clean run, and so is its gradient; use the gradient at the "
-            "corrupted run (--gradient corrupted), or denoising"
-        )
-    return rule, fix
+    return resolve_gradient(gradient or fixed, direction, metric, steps, schedule), fix
 
 
-def one_length(pairs: PromptPairs, positions: str) -> int | None:
-    """How many positions to tell apart; None for their sum. Raises InputError for mixed lengths."""
-    if positions == "sum":
-        return None
-    if positions != "each":
+def node_set_of(
+    model: Model, families: Sequence[str], pairs: PromptPairs, positions: str
+) -> NodeSet:
+    """The nodes of some families, those of all positions together or of each.
+
+    Raises:
+        InputError: unknown names, prompts of several lengths with ``each``, neurons of a model
+            that has none by themselves.
+    """
+    if positions not in ("sum", "each"):
         raise InputError(f"unknown positions {positions!r}; there are sum, each")
-    lengths = sorted(set(pairs.lengths.tolist()))
-    if len(lengths) > 1:
+    n_pos = None if positions == "sum" else one_length(pairs)
+    if "neurons" in families and not model.has_neurons:
         raise InputError(
-            "a node of each position needs prompts of one length, got lengths "
-            f"{', '.join(map(str, lengths))}; use --positions sum, or pairs of one length"
+            f"model {model.name} has mixtures of experts, whose neurons are no nodes; use "
+            "--nodes mlps"
         )
-    return lengths[0]
-
-
-Gradients = dict[str, Tensor]
-"""Gradients by the activations of a block, by name."""
+    return NodeSet(model.graph, model.d_mlp, tuple(families), n_pos)
 
 
 class _Scorer:
@@ -245,111 +245,48 @@ class _Scorer:
         batch: PairBatch,
         nodes: NodeSet,
         metric: Metric,
-        rule: str,
+        rule: GradientRule,
         fix: bool,
         direction: str,
-        steps: int,
     ) -> None:
-        self.model, self.batch, self.nodes, self.metric = model, batch, nodes, metric
-        self.rule, self.steps = rule, steps
+        self.model, self.batch, self.nodes, self.rule = model, batch, nodes, rule
         self.fixed = {"q", "k"} & set(nodes.kinds) if fix else set[str]()
-        self.depends = False
         values = {site.activation for site in nodes.sites}
         self.by = values - self.fixed - {"input", "resid_pre"}
         if self.fixed:
             values |= {"q", "k"}
             self.by |= {"pattern"}
-        self.clean = self._run("clean", batch.clean, direction, values)
-        self.corrupted = self._run("corrupted", batch.corrupted, direction, values)
+        self.runs = BothRuns(model, batch, metric, values)
         noising = direction == "noising"
-        self.edited, self.other = (
-            (self.clean, self.corrupted) if noising else (self.corrupted, self.clean)
-        )
+        self.edited, self.other = ("clean", "corrupted") if noising else ("corrupted", "clean")
         self.sign = -1 if noising else 1
-        self.reactions = {
-            (site.kind, site.layer): self._reaction(site)
-            for site in nodes.sites
-            if site.kind in self.fixed
-        }
-
-    # ---- runs
-
-    def _run(
-        self, name: str, tokens: Tensor, direction: str, values: Collection[str]
-    ) -> Run | Tape:
-        edited = "clean" if direction == "noising" else "corrupted"
-        taped = {"both": ("clean", "corrupted"), "graddrop": (edited,), "integrated": ()}
-        if name not in taped.get(self.rule, (self.rule,)):
-            return run(self.model, tokens, values)
-        resid = self.model.embed(tokens.to(self.model.device))
-        return self._tape(resid, None if name == "clean" else self.clean.logits, values)
-
-    def _tape(
-        self, resid: Tensor, clean_logits: Tensor | None, values: Collection[str] = ()
-    ) -> Tape:
-        """A tape from these input writes; without ``clean_logits`` it is the clean run itself."""
-
-        def metric(logits: Float[Tensor, "pair d_vocab"]) -> Float[Tensor, "pair"]:
-            clean = logits.detach() if clean_logits is None else clean_logits
-            return self.metric(logits, Targets.of(self.batch, clean))
-
-        tape = Tape(self.model, resid, metric, self.by, values)
-        self.depends |= bool(tape.final_gradient.any())
-        return tape
-
-    def _tapes(self) -> Iterator[Tape]:
-        """The runs that the gradients of a rule are averaged over."""
-        if self.rule != "integrated":
-            yield from (run for run in (self.clean, self.corrupted) if isinstance(run, Tape))
-            return
-        difference = self.clean.input - self.corrupted.input
-        for step in range(self.steps):
-            part = (step + 0.5) / self.steps
-            yield self._tape(self.corrupted.input + part * difference, self.clean.logits)
+        self.reactions: dict[Site, Callable[[Tensor], Tensor]] = {}
 
     # ---- scores
 
-    def scores(self) -> Float32[Tensor, "pair node"]:
-        """The estimates of all nodes, on each pair."""
+    def scores(self, n_rows: int) -> Float32[Tensor, "pair node"]:
+        """The estimates of all nodes, on each pair; ``n_rows`` may be run at once."""
         table = torch.zeros(len(self.batch), len(self.nodes), device=self.model.device)
-        n_tapes = 0
-        for tape in self._tapes():
-            if self.rule == "graddrop":
-                self._drop_each_layer(tape, table)
-            else:
-                for layer, gradients in _backward(tape):
-                    self._add(table, layer, gradients)
-            n_tapes += 1
-        return table / n_tapes
-
-    def _drop_each_layer(self, tape: Tape, table: Float32[Tensor, "pair node"]) -> None:
-        """GradDrop: adds every node's mean of absolutes over the passes with one layer dropped.
-
-        The passes that drop a layer below a node leave its gradient as it is; those above restart
-        after the dropped layer, with the gradient that its residual stream alone passes on. Nodes
-        of the dropped layer have no gradient there, but the residual stream before it has.
-        """
         n_layers = self.model.graph.n_layers
-        after = [tape.final_gradient] * n_layers
-        for layer, gradients in _backward(tape, again=True):
-            if layer > 0:
-                after[layer - 1] = gradients["resid_pre"]
-            self._add(table, layer, gradients, weight=layer, absolute=True)
-        for dropped in reversed(range(n_layers)):
-            skipped = {"resid_pre": after[dropped]}
-            self._add(table, dropped, skipped, absolute=True)
-            for layer, gradients in _backward(tape, after[dropped], dropped, again=True):
-                self._add(table, layer, gradients, absolute=True)
+        for one in self.rule.passes(self.runs, self.by, n_rows):
+            for layer, gradients, times in one.layers:
+                summed = {
+                    name: gradient.unflatten(0, (one.n_runs, -1)).sum(0)
+                    if one.n_runs > 1
+                    else gradient
+                    for name, gradient in gradients.items()
+                }
+                self._add(table, layer, summed, times)
         for site, part in zip(self.nodes.sites, self.nodes.slices, strict=True):
-            table[:, part] /= n_layers if site.kind in ("input", "resid") else n_layers - 1
+            table[:, part] /= self.rule.divisor(n_layers, site.kind not in ("input", "resid"))
+        return table
 
     def _add(
         self,
         table: Float32[Tensor, "pair node"],
         layer: int,
         gradients: Gradients,
-        weight: int = 1,
-        absolute: bool = False,
+        times: int,
     ) -> None:
         """Adds the estimates of a layer's nodes that these gradients allow."""
         for site, part in zip(self.nodes.sites, self.nodes.slices, strict=True):
@@ -360,7 +297,7 @@ class _Scorer:
             ):
                 continue
             estimates = self._estimates(site, gradients)
-            table[:, part] += weight * (estimates.abs() if absolute else estimates)
+            table[:, part] += times * (estimates.abs() if self.rule.unsigned else estimates)
 
     def _estimates(self, site: Site, gradients: Gradients) -> Float32[Tensor, "pair node"]:
         """The estimates of a site's nodes, in their order."""
@@ -369,7 +306,7 @@ class _Scorer:
         else:
             name = site.activation
             clean, corrupted = (
-                getattr(run.kept, name)[site.layer] for run in (self.clean, self.corrupted)
+                getattr(self.runs.at(run).kept, name)[site.layer] for run in ("clean", "corrupted")
             )
             gradient = gradients["resid_pre" if name == "input" else name]
             product = (clean - corrupted).float() * gradient.float()
@@ -388,8 +325,8 @@ class _Scorer:
     def _reaction(self, site: Site) -> Callable[[Tensor], Float32[Tensor, "pair head pos"]]:
         """How the pattern reacts to the other run's queries or keys, as a function of its gradient."""
         layer = site.layer
-        q, k = (getattr(self.edited.kept, slot)[layer] for slot in ("q", "k"))
-        other = getattr(self.other.kept, site.kind)[layer]
+        q, k = (getattr(self.runs.at(self.edited).kept, slot)[layer] for slot in ("q", "k"))
+        other = getattr(self.runs.at(self.other).kept, site.kind)[layer]
         of = self.model.attention_scores
         scores = of(layer, q, k).float()
         patched = (of(layer, other, k) if site.kind == "q" else of(layer, q, other)).float()
@@ -402,7 +339,9 @@ class _Scorer:
         self, site: Site, gradient: Float32[Tensor, "pair head query key"]
     ) -> Float32[Tensor, "pair pos entry"]:
         """Estimates by query or key position; a key counts for all query heads of its group."""
-        by_head = self.sign * self.reactions[site.kind, site.layer](gradient)
+        if site not in self.reactions:
+            self.reactions[site] = self._reaction(site)
+        by_head = self.sign * self.reactions[site](gradient)
         return by_head.unflatten(1, (site.n, -1)).sum(2).transpose(1, 2)
 
     def refuse_nonfinite(self, table: Float32[Tensor, "pair node"]) -> None:
@@ -420,12 +359,3 @@ class _Scorer:
             f"NaN or infinite values in the {where}, "
             + name_rows(rows, "try float32 (--dtype float32)")
         )
-
-
-def _backward(
-    tape: Tape, gradient: Tensor | None = None, start: int | None = None, again: bool = False
-) -> Iterator[tuple[int, Gradients]]:
-    """The gradients of each block, last first, that by the residual stream before it included."""
-    gradient = tape.final_gradient if gradient is None else gradient
-    for layer, found, below in tape.backward(gradient, start, again):
-        yield layer, {**found, "resid_pre": below}

@@ -1,39 +1,56 @@
-"""Scores of edges: first-order estimates of every edge's effect, all at once.
+"""Scores of edges: a gradient rule times a reader rule, every edge at once.
 
-Edge attribution patching (Syed et al., 2023, arXiv 2310.10348):
+Edge attribution patching (Syed et al., 2023, arXiv 2310.10348) is the linear reader:
 
     score(u->v) = (u_clean - u_corrupted) . d metric / d (input of v)
 
-summed over positions, averaged over pairs, in units of the metric. The sign follows the effect it
-estimates: positive carries the behaviour (EAP as published has the opposite sign). The scores of a
-writer's outgoing edges sum to its node score, which is (u_clean - u_corrupted) . d metric / d u.
+The exact reader computes v anew and goes on from its output by the gradient (see ``readers``); where
+the gradient is taken is the gradient rule's business (see ``gradients``):
 
-The gradient at a reader's input is never asked of autograd for each head: it is linear in the
-gradient at the reader's projection, J_norm^T (W_Q[head] g_q), and is made for a chunk of tokens.
+                   linear reader               exact-attention                  exact reader
+    clean          EAP                         AtP's QK fix on edges
+    graddrop       AtP with GradDrop           AtP* on edges
+    integrated     EAP-IG (2403.17806)
+    relevance      RelP (2508.21258)
+
+Scores are summed over positions, averaged over pairs, in units of the metric. The sign follows the
+effect they estimate: positive carries the behaviour (EAP as published has the opposite sign). With
+the linear reader and a signed rule a writer's outgoing edge scores sum to its node score.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Float32
+from jaxtyping import Bool, Float32
 from torch import Tensor
 
-from .errors import InputError
-from .graph import SLOTS, ModelGraph
-from .memory import BatchSize
-from .metrics import Metric, resolve_metric
+from .errors import InputError, WiremapError
+from .gradients import GradientRule, Gradients, check_depends, resolve_gradient
+from .graph import ModelGraph
+from .memory import BatchSize, available_bytes
+from .metrics import Metric, Targets, resolve_metric
 from .model import Model
-from .prompts import PairBatch, PromptPairs
-from .trace import GRADIENTS, Gradient, Trace, trace
+from .prompts import PairBatch, PromptPairs, name_rows
+from .readers import (
+    INPUTS,
+    OUTPUTS,
+    REACTIONS,
+    WRITES,
+    ExactReader,
+    OutputGradients,
+    Writes,
+    linear_scores,
+)
+from .spans import Labels, position_labels
+from .trace import BothRuns, first_nonfinite
 
-DIRECTIONS = ("noising", "denoising")
-
-_WRITES_BYTES = 64 << 20
-"""What the projected writes of one chunk of tokens may take."""
+READERS = ("linear", "exact", "exact-attention")
+AGGREGATES = ("sum", "sum-of-abs")
+"""Of an edge's scores by position: their sum, or the sum of their absolute values."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,87 +58,163 @@ class EdgeScores:
     """Estimated effects of all edges, mean over pairs, in units of the metric.
 
     Attributes:
-        scores: nan where no edge exists; rows and columns in the order of ``graph.writers`` and
-            ``graph.readers``.
+        scores: summed over positions; nan where no edge exists; rows and columns in the order of
+            ``graph.writers`` and ``graph.readers``.
         per_pair: the same for each pair, if asked for.
+        by_position: the same for each position (or span), if asked for.
+        positions: the names of the positions.
+        unsigned: a ranking, not estimates of effects (GradDrop).
+        gradient, reader: how they were made.
+        exact: which edges the exact reader was asked about, if not all or none.
     """
 
     graph: ModelGraph
     scores: Float32[Tensor, "writer reader"]
     per_pair: Float32[Tensor, "pair writer reader"] | None = None
+    by_position: Float32[Tensor, "position writer reader"] | None = None
+    positions: tuple[str, ...] = ()
+    unsigned: bool = False
+    gradient: str = "clean"
+    reader: str = "linear"
+    exact: Bool[Tensor, "writer reader"] | None = None
 
-    def top(self, n: int | None = None) -> list[tuple[str, float]]:
-        """The ``n`` largest by magnitude (all by default), as (edge name, score)."""
+    def top(self, n: int | None = None, aggregate: str = "sum") -> list[tuple[str, float]]:
+        """The ``n`` largest by magnitude (all by default), as (edge name, score).
+
+        Args:
+            aggregate: a name in ``AGGREGATES``; ``sum-of-abs`` needs scores by position.
+        """
         edges = list(self.graph.edges())
         rows, columns = torch.tensor(edges).T
-        scores = self.scores.cpu()[rows, columns]
+        scores = self.aggregated(aggregate).cpu()[rows, columns]
         order = scores.abs().argsort(descending=True, stable=True)[:n].tolist()
         return [(self.graph.edge_name(edges[index]), scores[index].item()) for index in order]
+
+    def aggregated(self, aggregate: str) -> Float32[Tensor, "writer reader"]:
+        """One number for each edge; see ``AGGREGATES``."""
+        if aggregate not in AGGREGATES:
+            raise InputError(f"unknown aggregate {aggregate!r}; there are {', '.join(AGGREGATES)}")
+        if aggregate == "sum":
+            return self.scores
+        if self.by_position is None:
+            raise InputError(
+                "aggregate sum-of-abs needs scores by position (--positions each or spans)"
+            )
+        return self.by_position.abs().sum(0)
+
+    def top_by_position(self, n: int | None = None) -> list[tuple[str, float]]:
+        """The ``n`` largest by magnitude, as (edge name @ position, score)."""
+        if self.by_position is None:
+            raise InputError("expected scores by position; ask for positions each or spans")
+        edges = list(self.graph.edges())
+        rows, columns = torch.tensor(edges).T
+        scores = self.by_position.cpu()[:, rows, columns].flatten()
+        order = scores.abs().argsort(descending=True, stable=True)[:n].tolist()
+        names = [self.graph.edge_name(edge) for edge in edges]
+        return [
+            (f"{names[i % len(edges)]} @{self.positions[i // len(edges)]}", scores[i].item())
+            for i in order
+        ]
 
 
 def score_edges(
     model: Model,
     pairs: PromptPairs,
     metric: str | Metric = "logit_diff",
-    gradient: str | None = None,
+    gradient: str | GradientRule | None = None,
     direction: str = "noising",
+    steps: int = 10,
+    schedule: str = "midpoint",
+    reader: str = "linear",
+    candidates: int | None = None,
+    positions: str = "sum",
     per_pair: bool = False,
     batch_size: int | None = None,
+    memory_limit: int | None = None,
     progress: Callable[[int], Any] | None = None,
 ) -> EdgeScores:
-    """Edge attribution patching (Syed et al., 2023, arXiv 2310.10348): every edge at once.
-
-    score(u->v) = (u_clean - u_corrupted) . d metric / d (input of v), norms included in the
-    derivative. Deviations from the paper: the sign (see above), and the gradient may be taken at
-    either run. Costs two forward passes, one backward pass, and a matrix product per layer.
+    """Estimates of the effects of all edges at once; see the module for what can be combined.
 
     Args:
         metric: a name in ``METRICS`` or a function ``(logits, targets) -> [row]``.
-        gradient: the run the gradient is taken at, ``clean`` or ``corrupted``; None takes the run
-            that ``direction`` edits, and the corrupted one for ``kl``.
+        gradient: a name in ``GRADIENTS``, or a rule of your own; None takes the run that
+            ``direction`` edits, and the corrupted one for ``kl``.
         direction: ``noising`` edits the clean run, ``denoising`` the corrupted one.
+        steps, schedule: of ``integrated``; schedule ``left`` is EAP-IG's.
+        reader: ``linear``, ``exact``, or ``exact-attention``: queries and keys through the exact
+            softmax, all else linear (the QK fix alone).
+        candidates: ask the exact reader about so many edges, the best by the linear one.
+        positions: ``sum``; ``each`` scores every token position too, for which all prompts must be
+            of one length; ``spans`` the named spans of the pairs' ``spans`` column. With the exact
+            reader positions are patched one at a time, and a key's scores are then of that key
+            alone (their sum is not the effect of all keys together).
         per_pair: keep the scores of each pair too (pairs x writers x readers numbers).
         batch_size: pairs at once; None takes what fits into memory.
+        memory_limit: bytes to work with; None takes 1 GiB on a CPU, 40 % of what is free on a GPU.
         progress: called with the number of pairs finished since the last call.
+
+    Costs, with F a forward and B a backward pass: 2F + 1B for one gradient, 2F + k(F + B) for k
+    steps, 2F + (L + 1) / 2 B for GradDrop, and a matrix product per layer and gradient. The exact
+    reader evaluates a reader for every edge, about one forward pass for every two writers.
 
     Raises:
         InputError: unknown option values, pairs the model cannot run, a metric that is constant.
-        WiremapError: activations or gradients that are not finite.
+        WiremapError: activations or gradients that are not finite; the module and pairs are named.
     """
-    graph = model.graph
-    shape = (len(graph.writers), len(graph.readers))
+    rule = resolve_gradient(gradient, direction, metric, steps, schedule)
+    rule.check(model)
+    check_reader(reader, candidates, model.graph)
     chosen_metric = resolve_metric(metric, pairs.wrong.shape[1] > 0)
-    at = check_gradient(gradient, direction, metric)
+    labels = position_labels(pairs, positions)
     model.check_pairs(pairs)
-    total = torch.zeros(shape, device=model.device)
-    table = torch.zeros((len(pairs), *shape), device=model.device) if per_pair else None
-    depends = False
 
-    def scores_of(batch: PairBatch) -> Float32[Tensor, "group writer reader"]:
-        nonlocal depends
-        found = trace(model, batch, chosen_metric, at, (*SLOTS, "mlp_in"))
-        depends |= bool(found.final_gradient.any())
-        n_pairs = len(batch)
-        groups = [slice(row, row + 1) for row in range(n_pairs)] if per_pair else [slice(n_pairs)]
-        return torch.stack([_edges(model, found, group) for group in groups])
+    def score(reader: str, wanted: Tensor | None) -> EdgeScores:
+        scorer = _Scorer(
+            model, pairs, chosen_metric, rule, direction, reader, wanted, labels, per_pair,
+            memory_limit,
+        )  # fmt: skip
+        return scorer.run(batch_size, progress)
 
-    with model.borrowed():
-        for bucket in pairs.batches():
-            size = BatchSize(batch_size) if batch_size else trace_size(model, bucket)
-            for batch, scores in size.map(bucket, scores_of):
-                total += scores.sum(0)
-                if table is not None:
-                    table[batch.rows] = scores
-                if progress is not None:
-                    progress(len(batch))
-    if not depends:
+    if candidates is None:
+        return score(reader, None)
+    linear = score("linear", None)
+    best = [model.graph.edge(name) for name, _ in linear.top(candidates)]
+    wanted = torch.zeros_like(linear.scores, dtype=torch.bool)
+    rows, columns = torch.tensor(best, device=wanted.device).T
+    wanted[rows, columns] = True
+    return _overlaid(linear, score(reader, wanted), wanted)
+
+
+def check_reader(reader: str, candidates: int | None, graph: ModelGraph) -> None:
+    """Raises InputError for a reader rule that is not known, or candidates that cannot be."""
+    if reader not in READERS:
+        raise InputError(f"unknown reader {reader!r}; there are {', '.join(READERS)}")
+    if candidates is None:
+        return
+    if reader == "linear":
         raise InputError(
-            f"the metric's gradient at the {at} run is zero for all pairs: the metric does not "
-            "change with the model's output there; use another metric or gradient"
+            "candidates are for the exact reader (--reader exact); the linear one scores all edges"
         )
-    exists = existing_edges(graph).to(model.device)
-    mean = (total / len(pairs)).masked_fill(~exists, torch.nan)
-    return EdgeScores(graph, mean, None if table is None else table.masked_fill(~exists, torch.nan))
+    if not 1 <= candidates <= graph.n_edges:
+        raise InputError(
+            f"expected between 1 and {graph.n_edges:,} candidates, the edges of the model, got "
+            f"{candidates:,}; leave them out to ask about all"
+        )
+
+
+def _overlaid(linear: EdgeScores, exact: EdgeScores, wanted: Tensor) -> EdgeScores:
+    """The exact scores where they were asked for, the linear ones elsewhere."""
+
+    def both(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+        return None if one is None or other is None else torch.where(wanted, one, other)
+
+    return replace(
+        exact,
+        scores=torch.where(wanted, exact.scores, linear.scores),
+        per_pair=both(exact.per_pair, linear.per_pair),
+        by_position=both(exact.by_position, linear.by_position),
+        exact=wanted,
+    )
 
 
 def existing_edges(graph: ModelGraph) -> Bool[Tensor, "writer reader"]:
@@ -132,33 +225,9 @@ def existing_edges(graph: ModelGraph) -> Bool[Tensor, "writer reader"]:
     return exists
 
 
-def check_direction(direction: str) -> None:
-    """Raises InputError for a direction that is not known."""
-    if direction not in DIRECTIONS:
-        raise InputError(f"unknown direction {direction!r}; there are {', '.join(DIRECTIONS)}")
-
-
-def check_gradient(gradient: str | None, direction: str, metric: str | Metric) -> Gradient:
-    """The run to take gradients at: None takes the edited run, or what the metric needs.
-
-    Raises:
-        InputError: names that are not known, or a gradient that is zero by definition.
-    """
-    check_direction(direction)
-    if gradient is None:
-        return "corrupted" if direction == "denoising" or metric == "kl" else "clean"
-    if gradient == "clean" and metric == "kl":
-        raise InputError(
-            "metric kl is 0 at the clean run, and so is its gradient; use the gradient at the "
-            "corrupted run (--gradient corrupted)"
-        )
-    for known in GRADIENTS:
-        if gradient == known:
-            return known
-    raise InputError(f"unknown gradient {gradient!r}; there are {', '.join(GRADIENTS)}")
-
-
-def trace_size(model: Model, bucket: PairBatch, n_patterns: int = 4) -> BatchSize:
+def trace_size(
+    model: Model, bucket: PairBatch, n_patterns: int = 4, memory_limit: int | None = None
+) -> BatchSize:
     """How many pairs to trace at once: an estimate of what autograd keeps of one pair.
 
     Args:
@@ -168,76 +237,199 @@ def trace_size(model: Model, bucket: PairBatch, n_patterns: int = 4) -> BatchSiz
     residual_like = 60 * n_pos * model.d_model
     patterns = n_patterns * model.graph.n_heads * n_pos**2
     numbers = model.graph.n_layers * (residual_like + patterns) + 3 * model.d_vocab
-    return BatchSize.fitting(4 * numbers, model.device)
+    return BatchSize.fitting(4 * numbers, model.device, memory_limit)
 
 
-def _edges(model: Model, found: Trace, pairs: slice) -> Float32[Tensor, "writer reader"]:
-    """Scores of all edges, summed over these pairs and their positions, a chunk of tokens at a time.
+class _Scorer:
+    """One way of scoring, over all batches."""
 
-    The writers of a chunk are projected once, layer by layer; what stands in the table before a
-    reader is exactly what it reads.
-    """
-    graph = model.graph
-    n_writers = len(graph.writers)
-    scores = torch.zeros(n_writers, len(graph.readers), device=model.device)
-    n_tokens = found.input[pairs].shape[:2].numel()
-    chunk = max(1, _WRITES_BYTES // (4 * n_writers * model.d_model))
-    for start in range(0, n_tokens, chunk):
-        tokens = slice(start, min(start + chunk, n_tokens))
+    def __init__(
+        self,
+        model: Model,
+        pairs: PromptPairs,
+        metric: Metric,
+        rule: GradientRule,
+        direction: str,
+        reader: str,
+        wanted: Bool[Tensor, "writer reader"] | None,
+        labels: Labels,
+        per_pair: bool,
+        memory_limit: int | None,
+    ) -> None:
+        self.model, self.pairs, self.metric, self.rule = model, pairs, metric, rule
+        self.direction, self.reader, self.labels = direction, reader, labels
+        self.per_pair, self.memory_limit = per_pair, memory_limit
+        self.exists = existing_edges(model.graph).to(model.device)
+        self.wanted = self.exists if wanted is None else wanted
+        self.chunk_bytes = available_bytes(model.device, memory_limit) // 16
+        n_layers = model.graph.n_layers
+        within = [reader.kind != "logits" for reader in model.graph.readers]
+        self.divisor = torch.tensor(
+            [rule.divisor(n_layers, inside) for inside in within], device=model.device
+        )
+        self.depends = False
 
-        def cut(tensor: Tensor, tokens: slice = tokens) -> Tensor:
-            return tensor[pairs].flatten(0, 1)[tokens]
+    def run(self, batch_size: int | None, progress: Callable[[int], Any] | None) -> EdgeScores:
+        """The scores of all pairs."""
+        model, n_pairs = self.model, len(self.pairs)
+        shape = self.exists.shape
+        by_position = torch.zeros(len(self.labels.names), *shape, device=model.device)
+        table = torch.zeros(n_pairs, *shape, device=model.device) if self.per_pair else None
+        with model.borrowed():
+            for bucket in self.pairs.batches():
+                size = trace_size(model, bucket, memory_limit=self.memory_limit)
+                self.n_rows = size.rows
+                if batch_size is not None:
+                    size = BatchSize(batch_size)
+                for batch, scores in size.map(bucket, self._batch):
+                    by_position += scores.sum(0)
+                    if table is not None:
+                        table[batch.rows] = scores.sum(1)
+                    if progress is not None:
+                        progress(len(batch))
+        check_depends(self.depends)
+        by_position = (by_position / n_pairs).masked_fill(~self.exists, torch.nan)
+        return EdgeScores(
+            model.graph,
+            by_position.sum(0),
+            None if table is None else table.masked_fill(~self.exists, torch.nan),
+            None if self.labels.summed else by_position,
+            () if self.labels.summed else self.labels.names,
+            self.rule.unsigned,
+            self.rule.name,
+            self.reader,
+        )
 
-        writes = scores.new_empty(n_writers, tokens.stop - tokens.start, model.d_model)
-        writes[0] = cut(found.input)
-        for layer in range(graph.n_layers):
-            heads, mlp, mlp_reader = (
-                graph.head_writers(layer),
-                graph.mlp_writer(layer),
-                graph.mlp_reader(layer),
+    def _batch(self, batch: PairBatch) -> Float32[Tensor, "pair_or_all position writer reader"]:
+        """A batch's scores by position; of each pair, if pairs count by themselves."""
+        by_pair = self.per_pair or self.rule.unsigned
+        groups, n_groups = self.labels.groups(batch, by_pair)
+        self.groups, self.n_groups = groups.to(self.model.device), n_groups
+        linear, exact = self.reader != "exact", self.reader != "linear"
+        by = (*(INPUTS if linear else ()), *(OUTPUTS if exact else ()))
+        keep = (*WRITES, *(REACTIONS if exact else ()))
+        runs = BothRuns(self.model, batch, self.metric, keep)
+        totals = torch.zeros(n_groups, *self.exists.shape, device=self.model.device)
+        outputs: dict[int, list[tuple[Gradients, int]]] = {}
+        difference: Writes | None = None
+        for one in self.rule.passes(runs, by, self.n_rows):
+            found = {layer: (gradients, times) for layer, gradients, times in one.layers}
+            if exact:
+                self._add_outputs(outputs, found, one.n_runs)
+            if linear:
+                difference = difference or Writes.difference(runs.at("clean"), runs.at("corrupted"))
+                self._add_linear(totals, difference, one.streams, found, one.n_runs, one.frozen)
+            del one, found
+        self.depends |= runs.depends
+        if exact:
+            self._replace_exact(totals, runs, OutputGradients(outputs))
+        totals = totals / self.divisor
+        self._refuse_nonfinite(totals, batch)
+        return totals.view(-1, len(self.labels.names), *self.exists.shape)
+
+    def _add_linear(
+        self,
+        totals: Float32[Tensor, "group writer reader"],
+        difference: Writes,
+        streams: Any,
+        found: dict[int, tuple[Gradients, int]],
+        n_runs: int,
+        frozen: bool,
+    ) -> None:
+        layers = {layer: gradients for layer, (gradients, _) in found.items()}
+        times = torch.tensor(
+            [
+                found[reader.layer][1] if reader.layer in found else 0
+                for reader in self.model.graph.readers
+            ],
+            device=totals.device,
+        )
+        for group in range(self.n_groups):
+            tokens = (self.groups.flatten() == group).nonzero().flatten()
+            scores = linear_scores(
+                self.model, difference, streams, layers, n_runs, frozen, tokens, self.chunk_bytes
             )
-            scores[: heads.start, graph.attention_readers(layer)] += _attention_scores(
-                model,
-                layer,
-                writes[: heads.start],
-                cut(found.resid_pre[layer]),
-                [cut(getattr(found.gradients, slot)[layer]) for slot in SLOTS],
-            )
-            writes[heads] = torch.einsum(
-                "the,hem->htm", cut(found.z[layer]), model.output_weight(layer)
-            )
-            n_read = graph.readers[mlp_reader].n_writers
-            gradient = cut(found.gradients.mlp_in[layer]).to(writes.dtype)
-            scores[:n_read, mlp_reader] += writes[:n_read].flatten(1) @ gradient.flatten()
-            writes[mlp] = cut(found.mlp_out[layer])
-        gradient = cut(found.final_gradient).to(writes.dtype)
-        scores[:, -1] += writes.flatten(1) @ gradient.flatten()
-    return scores
+            totals[group] += times * (scores.abs() if self.rule.unsigned else scores)
 
+    def _add_outputs(
+        self,
+        outputs: dict[int, list[tuple[Gradients, int]]],
+        found: dict[int, tuple[Gradients, int]],
+        n_runs: int,
+    ) -> None:
+        """Signed gradients are summed as they come; absolute values need each by itself."""
+        for layer, (gradients, times) in found.items():
+            if not set(OUTPUTS) <= set(gradients):
+                continue
+            new = {
+                name: gradients[name].unflatten(0, (n_runs, -1)).sum(0, dtype=torch.float32)
+                for name in OUTPUTS
+            }
+            if self.rule.unsigned:
+                outputs.setdefault(layer, []).append((new, times))
+            elif layer in outputs:
+                for name, gradient in outputs[layer][0][0].items():
+                    gradient += new[name]
+            else:
+                outputs[layer] = [(new, times)]
 
-def _attention_scores(
-    model: Model,
-    layer: int,
-    writes: Float32[Tensor, "writer token d_model"],
-    resid: Float[Tensor, "token d_model"],
-    gradients: Sequence[Float[Tensor, "token _ d_head"]],
-) -> Float32[Tensor, "writer reader"]:
-    """Scores of the edges from ``writes`` into the queries, keys and values of ``layer``.
+    @torch.no_grad()
+    def _replace_exact(
+        self,
+        totals: Float32[Tensor, "group writer reader"],
+        runs: BothRuns,
+        gradients: OutputGradients,
+    ) -> None:
+        """The scores of the exact reader, in place of what stands there."""
+        noising = self.direction == "noising"
+        names = ("clean", "corrupted") if noising else ("corrupted", "clean")
+        base, other = (runs.at(name) for name in names)
+        reader = ExactReader(
+            self.model,
+            base,
+            Writes.difference(other, base),
+            gradients,
+            -1 if noising else 1,
+            not self.labels.summed,
+            self.wanted & self.exists,
+            self.chunk_bytes,
+        )
+        for writers, column, estimates in reader.reactions(self.reader == "exact-attention"):
+            grouped = self._grouped(estimates)
+            layer = self.model.graph.readers[column].layer
+            times = torch.tensor(gradients.times(layer), device=grouped.device)[:, None, None]
+            found = (times * (grouped.abs() if self.rule.unsigned else grouped)).sum(0)
+            totals[:, writers, column] = found.T
+        if self.reader == "exact-attention":
+            return
+        targets = Targets.of(runs.batch, runs.at("clean").logits)
+        for writers, effects in reader.effects_on_logits(self.metric, targets):
+            at_last = effects.new_zeros(1, *effects.shape, self.groups.shape[1])
+            at_last[0, ..., -1] = effects
+            (found,) = self._grouped(at_last)
+            found = found.abs() if self.rule.unsigned else found
+            # A constant of the rule's mean, whatever the gradients.
+            totals[:, writers, -1] = found.T * self.divisor[-1]
 
-    With n = W g the gradient at the normalized stream, the gradient at the reader's input is
-    J_norm^T n = P(weight * scale * n) - normalized (normalized . weight * scale * n) / d_model.
-    It is never formed: scale goes to g, weight and P to W, and the last term is of rank one.
-    """
-    norm = model.attention_norm_derivative(layer, resid)
-    towards: list[Tensor] = []
-    for slot, gradient in zip(SLOTS, gradients, strict=True):
-        weight, _ = model.projection(layer, slot)
-        weight = weight.float() * norm.weight[:, None]
-        if norm.centers:
-            weight = weight - weight.mean(1, keepdim=True)
-        towards.append(torch.einsum("the,hme->htm", gradient * norm.scale[:, :, None], weight))
-    reads = torch.cat(towards).to(writes.dtype)
-    normalized = norm.normalized.to(writes.dtype)
-    along_writes = torch.einsum("wtm,tm->wt", writes, normalized)
-    along_reads = torch.einsum("rtm,tm->rt", reads, normalized) / model.d_model
-    return writes.flatten(1) @ reads.flatten(1).T - along_writes @ along_reads.T
+    def _grouped(
+        self, estimates: Float32[Tensor, "variant writer pair pos"]
+    ) -> Float32[Tensor, "variant writer group"]:
+        """Summed over the tokens of each group."""
+        summed = estimates.new_zeros(*estimates.shape[:2], self.n_groups)
+        return summed.index_add_(2, self.groups.flatten(), estimates.flatten(2))
+
+    def _refuse_nonfinite(self, totals: Tensor, batch: PairBatch) -> None:
+        """Raises WiremapError, with the module and the pairs, if a score is not finite."""
+        if bool(torch.isfinite(totals).all()):
+            return
+        where, rows = None, batch.rows.tolist()
+        for index in range(len(batch)):
+            where = first_nonfinite(self.model, batch[index : index + 1])
+            if where is not None:
+                rows = [rows[index]]
+                break
+        where = where or f"{self.rule.name} gradient"
+        raise WiremapError(
+            f"NaN or infinite values in the {where}, "
+            + name_rows(rows, "try float32 (--dtype float32) or another metric")
+        )

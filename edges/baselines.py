@@ -24,13 +24,12 @@ import torch
 from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
-from .atpstar import NodeScores, one_length
+from .atpstar import NodeScores, node_set_of
 from .bounds import draw_subsets
 from .errors import InputError
 from .metrics import Metric
 from .model import Model
 from .node_patching import NodeEdits, patch_edits, patch_nodes
-from .nodes import NodeSet
 from .prompts import PromptPairs
 
 Baseline = Literal["iterative", "subsampling", "blocks", "hierarchical"]
@@ -96,7 +95,7 @@ def rank_nodes(
         WiremapError: an effect that is not finite.
     """
     families = (nodes,) if isinstance(nodes, str) else tuple(nodes)
-    node_set = NodeSet(model.graph, model.d_mlp, families, one_length(pairs, positions))
+    node_set = node_set_of(model, families, pairs, positions)
     n_nodes = len(node_set)
     options = (metric, direction, batch_size, progress)
 

@@ -31,8 +31,8 @@ from jaxtyping import Bool, Float, Float64
 from scipy.special import stdtrit
 from torch import Tensor
 
-from .attribution import check_direction
 from .errors import InputError
+from .gradients import check_direction
 from .masking import run_edges
 from .metrics import Metric
 from .model import Model

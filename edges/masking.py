@@ -23,7 +23,7 @@ from .model import Model
 from .prompts import PairBatch, PromptPairs, name_rows
 from .trace import Run, answer_logits, run
 
-_KEPT = ("resid_pre", "mlp_in", "q", "k", "v", "z", "mlp_out")
+_KEPT = ("resid_pre", "mlp_in", "q", "k", "v", "written", "mlp_out")
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,8 +134,9 @@ def _masked_logits(
                     1, 2, 0, 3
                 )
         if bool(has_inputs[attention].any()):
-            z = model.attend(layer, read["q"], read["k"], read["v"]) - base.z[layer]
-            changes[heads] = torch.einsum("pthe,hem->hptm", z, model.output_weight(layer))
+            z = model.attend(layer, read["q"], read["k"], read["v"])
+            change = model.written(layer, z) - base.written[layer]
+            changes[heads] = torch.einsum("pthe,hem->hptm", change, model.output_weight(layer))
         reader = graph.mlp_reader(layer)
         if bool(has_inputs[reader]):
             n_read = graph.readers[reader].n_writers

@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 
-from .errors import WiremapError
+from .errors import InputError, WiremapError
 
 _CPU_BYTES = 1 << 30
 """What one batch may take on a CPU. Larger batches are no faster there."""
@@ -40,12 +40,11 @@ class BatchSize:
         self.rows = max(rows, 1)
 
     @classmethod
-    def fitting(cls, bytes_per_row: int, device: torch.device) -> BatchSize:
-        """As many rows as take 1 GiB on a CPU, or 40 % of what is free on a GPU."""
-        available = _CPU_BYTES
-        if device.type == "cuda":
-            available = int(0.4 * torch.cuda.mem_get_info(device)[0])
-        return cls(available // max(bytes_per_row, 1))
+    def fitting(
+        cls, bytes_per_row: int, device: torch.device, memory_limit: int | None = None
+    ) -> BatchSize:
+        """As many rows as take what is available; see ``available_bytes``."""
+        return cls(available_bytes(device, memory_limit) // max(bytes_per_row, 1))
 
     def map(self, rows: Part, function: Callable[[Part], Result]) -> Iterator[tuple[Part, Result]]:
         """``function`` of each batch of ``rows``, in order. Out of memory: halves and goes on.
@@ -78,6 +77,21 @@ class BatchSize:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         return None
+
+
+def available_bytes(device: torch.device, memory_limit: int | None = None) -> int:
+    """What one batch may take: the limit, else 1 GiB on a CPU, or 40 % of what is free on a GPU.
+
+    Raises:
+        InputError: a limit that is not positive.
+    """
+    if memory_limit is not None:
+        if memory_limit <= 0:
+            raise InputError(f"expected a memory limit above 0 bytes, got {memory_limit}")
+        return memory_limit
+    if device.type == "cuda":
+        return int(0.4 * torch.cuda.mem_get_info(device)[0])
+    return _CPU_BYTES
 
 
 def _reason(error: BaseException) -> str:

@@ -22,27 +22,40 @@ from torch import Tensor
 
 from .errors import InputError, WiremapError
 from .graph import SLOTS, ModelGraph, Slot
+from .parts import Norm, NormDerivative, Scores, See, at_least_float32
 from .prompts import PromptPairs, name_rows
 from .tokens import Tokenizer
 
 _SUPPORTED = {
     "GPT2LMHeadModel": "GPT-2",
     "LlamaForCausalLM": "Llama",
+    "MistralForCausalLM": "Mistral",
     "GPTNeoXForCausalLM": "NeoX",
+    "GPTJForCausalLM": "GPT-J",
+    "PhiForCausalLM": "Phi",
+    "FalconForCausalLM": "Falcon",
+    "Qwen2ForCausalLM": "Qwen2",
+    "Qwen3ForCausalLM": "Qwen3",
+    "Gemma2ForCausalLM": "Gemma-2",
+    "Gemma3ForCausalLM": "Gemma-3",
+    "Olmo2ForCausalLM": "OLMo-2",
+    "GraniteForCausalLM": "Granite",
+    "MixtralForCausalLM": "Mixtral",
+    "Qwen2MoeForCausalLM": "Qwen2-MoE",
+    "Qwen3MoeForCausalLM": "Qwen3-MoE",
 }
 _MISSING = {
-    "MistralForCausalLM": "attention in a sliding window",
-    "Qwen2ForCausalLM": "its layout has not been proved against a reference",
-    "Qwen3ForCausalLM": "norms of queries and keys",
-    "Gemma2ForCausalLM": "norms after attention and MLP, and soft-capped scores",
-    "Gemma3ForCausalLM": "norms after attention and MLP, and norms of queries and keys",
-    "Olmo2ForCausalLM": "norms after attention and MLP, and norms of queries and keys",
-    "GraniteForCausalLM": "scaled residual contributions",
-    "MixtralForCausalLM": "mixtures of experts",
-    "GPTJForCausalLM": "attention and MLP behind one norm",
-    "PhiForCausalLM": "attention and MLP behind one norm",
-    "FalconForCausalLM": "attention and MLP behind one norm",
+    "BloomForCausalLM": "attention with ALiBi biases",
+    "MptForCausalLM": "attention with ALiBi biases",
+    "GptOssForCausalLM": "attention sinks and biased experts",
+    "DeepseekV2ForCausalLM": "latent attention, whose keys and values are no function of one head",
+    "DeepseekV3ForCausalLM": "latent attention, whose keys and values are no function of one head",
+    "MambaForCausalLM": "a state-space model has no attention heads",
+    "Gemma3ForConditionalGeneration": "a model of images and text; load its text model alone",
 }
+KV = ("grouped", "per-query")
+"""Readers of keys and values: one for each key-value head, or one for each query head it serves."""
+
 _NOT_THE_MODEL = ("_name_or_path", "architectures", "dtype", "transformers_version", "use_cache")
 _HOOK_KINDS = (
     "_forward_hooks",
@@ -50,10 +63,6 @@ _HOOK_KINDS = (
     "_backward_hooks",
     "_backward_pre_hooks",
 )
-
-
-See = Callable[[str, int, Tensor], Tensor]
-"""Shown (name, layer, value) of every activation of a run as it comes; what it returns goes on."""
 
 
 @dataclass
@@ -67,9 +76,11 @@ class Activations:
         neurons: of the MLP, after the activation (and the gate). ``[pair pos d_mlp]``
         mlp_in: the residual stream as its MLP reads it, a branch of its own, so that the gradient
             by it is the one that comes through the MLP. ``[pair pos d_model]``
-        q, k, v: queries, keys and values before any rotation. ``[pair pos head d_head]``
+        q, k, v: queries, keys and values, after their norms and before any rotation.
+            ``[pair pos head d_head]``
         z: the heads' outputs before W_O. ``[pair pos head d_head]``
-        mlp_out: what the MLP writes. ``[pair pos d_model]``
+        written: z times the scale of a norm behind attention; z itself where there is none.
+        mlp_out: what the MLP writes, after a norm behind it. ``[pair pos d_model]``
     """
 
     input: list[Tensor] = field(default_factory=list[Tensor])
@@ -79,6 +90,7 @@ class Activations:
     k: list[Tensor] = field(default_factory=list[Tensor])
     v: list[Tensor] = field(default_factory=list[Tensor])
     z: list[Tensor] = field(default_factory=list[Tensor])
+    written: list[Tensor] = field(default_factory=list[Tensor])
     mlp_out: list[Tensor] = field(default_factory=list[Tensor])
     pattern: list[Tensor] = field(default_factory=list[Tensor])
     neurons: list[Tensor] = field(default_factory=list[Tensor])
@@ -94,22 +106,81 @@ class Activations:
         return see
 
 
-@dataclass(frozen=True)
-class NormDerivative:
-    """The derivative of a LayerNorm or RMSNorm at a residual stream x, one row per token.
+class Layer:
+    """The modules of a block, by what wiremap uses them for; what it does not have is None."""
 
-    The norm is ``weight * normalized + bias`` with ``normalized = (x - mean) * scale`` (no mean for
-    RMS). With P taking the mean away (the identity for RMS), its derivative is
+    def __init__(self, bridge: Any, layer: int) -> None:
+        block = bridge.blocks[layer]
 
-        weight * scale * (P - normalized normalized^T / d_model)
+        def norm(of: Any, name: str) -> Norm | None:
+            return Norm(of.submodules[name]) if name in of.submodules else None
 
-    The epsilon of the norm is part of ``scale``, which makes this exact.
-    """
+        self.post_attention_norm = norm(block, "ln1_post")
+        self.post_mlp_norm = norm(block, "ln2_post")
+        self.attention_norm = norm(block, "ln1")
+        self.mlp_norm = norm(block, "ln2")
+        if self.mlp_norm is None and self.post_mlp_norm is None:
+            self.mlp_norm = self.attention_norm  # one norm before attention and MLP
+        attention = block.attn
+        self.linears: dict[str, Any] = {name: getattr(attention, name) for name in (*SLOTS, "o")}
+        norms = {slot: norm(attention, f"{slot}_norm") for slot in SLOTS}
+        self.head_norms = {slot: one for slot, one in norms.items() if one is not None}
+        self.scores = Scores(bridge, layer)
+        self.multiplier = float(getattr(block, "residual_contribution_scale", 1.0))
+        mlp = block.mlp
+        self.mlp: Any = mlp.original_component
+        self.out: Any = mlp.submodules.get("out")
+        self.up: Any = mlp.submodules.get("in")
+        self.gate: Any = mlp.submodules.get("gate")
+        self.activation = _activation(self.mlp) if self.out is not None else None
+        self.d_mlp = 0 if self.out is None else self.out_weight().shape[0]
 
-    weight: Float[Tensor, "d_model"]
-    scale: Float[Tensor, "token 1"]
-    normalized: Float[Tensor, "token d_model"]
-    centers: bool
+    def out_weight(self) -> Float[Tensor, "d_mlp d_model"]:
+        """What the neurons are multiplied with."""
+        return in_out_weight(self.out)
+
+    def show_mlp(self, layer: int, see: See) -> list[torch.utils.hooks.RemovableHandle]:
+        """Hooks through which ``see`` is shown the inside of the MLP; none for experts."""
+        if self.out is None:
+            return []
+
+        def before(name: str) -> Callable[[Any, tuple[Tensor]], tuple[Tensor]]:
+            return lambda module, arguments: (see(name, layer, arguments[0]),)
+
+        def after(name: str) -> Callable[[Any, tuple[Tensor], Tensor], Tensor]:
+            return lambda module, arguments, value: see(name, layer, value)
+
+        hooks: list[torch.utils.hooks.RemovableHandle] = []
+        if self.gate is not None:
+            hooks.append(self.up.register_forward_hook(after("up")))
+            hooks.append(self.out.register_forward_pre_hook(before("product")))
+        hooks.append(self.out.register_forward_pre_hook(before("neurons")))
+        if self.activation is not None:
+            hooks.append(self.activation.register_forward_pre_hook(before("gate")))
+            hooks.append(self.activation.register_forward_hook(after("activation")))
+        return hooks
+
+
+def _activation(mlp: Any) -> Any:
+    """The activation module of an MLP; None for one that has none of its own."""
+    for name in ("act", "act_fn", "activation_fn"):
+        if isinstance(getattr(mlp, name, None), torch.nn.Module):
+            return getattr(mlp, name)
+    return None
+
+
+def in_out_weight(linear: Any) -> Float[Tensor, "n_in n_out"]:
+    """The weight of a linear map; GPT-2 keeps its matrices as [in, out], others as [out, in]."""
+    module = linear.original_component
+    return module.weight if type(module).__name__ == "Conv1D" else module.weight.T
+
+
+def mix(
+    pattern: Float[Tensor, "row head query key"], v: Float[Tensor, "row key kv_head d_head"]
+) -> Float[Tensor, "row query head d_head"]:
+    """The values that a pattern attends to, summed."""
+    grouped = pattern.unflatten(1, (v.shape[2], -1))
+    return torch.einsum("rgnqk,rkgd->rqgnd", grouped, v).flatten(2, 3)
 
 
 class Model:
@@ -122,6 +193,9 @@ class Model:
         tokenizer: a ``transformers`` tokenizer; None takes the bridge's own, if it has one.
         bos: put the BOS token before every prompt. None takes the bridge's own convention (yes,
             but for models trained without one, or whose tokenizer has none).
+        kv: ``grouped`` makes one reader of each key-value head; ``per-query`` one of each query
+            head, the field's usual edges of grouped-query models: the key, or value, that this
+            query head alone sees. The weights stay grouped.
 
     Raises:
         InputError: an architecture wiremap does not know, or weights that are not finite.
@@ -133,30 +207,38 @@ class Model:
         name: str | None = None,
         tokenizer: Any = None,
         bos: bool | None = None,
+        kv: str = "grouped",
     ) -> None:
         architecture = str(bridge.cfg.architecture)
         refuse_unsupported(architecture)
         self.bridge = bridge
         self.name = name or str(bridge.cfg.model_name)
         self.architecture = architecture
+        config = bridge.original_model.config
+        if kv not in KV:
+            raise InputError(f"unknown kv {kv!r}; there are {', '.join(KV)}")
         n_heads = int(bridge.cfg.n_heads)
+        n_kv_heads = int(bridge.cfg.n_key_value_heads or n_heads)
+        self.kv = kv if n_kv_heads != n_heads else "grouped"
+        self.kv_group = n_heads // n_kv_heads if kv == "per-query" else 1
+        """How many readers of keys, or of values, one key-value head is split into."""
         self.graph = ModelGraph(
             n_layers=int(bridge.cfg.n_layers),
             n_heads=n_heads,
-            n_kv_heads=int(bridge.cfg.n_key_value_heads or n_heads),
+            n_kv_heads=n_kv_heads * self.kv_group,
             parallel=bool(bridge.cfg.parallel_attn_mlp),
         )
         self.d_head = int(bridge.cfg.d_head)
         self.d_model = int(bridge.cfg.d_model)
-        self.d_mlp = int(bridge.cfg.d_mlp)
         self.d_vocab = int(bridge.cfg.d_vocab)
         self.n_context = int(bridge.cfg.n_ctx)
         self._checked: tuple[frozenset[int], int] | None = None
-        if getattr(bridge.original_model.config, "scale_attn_weights", True) is False:
-            raise InputError(
-                f"model {self.name}: attention without scaling (scale_attn_weights=False) is not "
-                "supported, here or by TransformerBridge; multiply it into the query weights"
-            )
+        self._refuse_variants(config)
+        self._layers = [Layer(bridge, layer) for layer in range(self.graph.n_layers)]
+        self.d_mlp = self._layers[0].d_mlp
+        self._final_norm = Norm(bridge.ln_final)
+        self._logits_divisor = float(getattr(config, "logits_scaling", 1.0))
+        self._logits_cap: float | None = getattr(config, "final_logit_softcapping", None)
         self._refuse_nonfinite_weights()
         tokenizer = tokenizer or getattr(bridge, "tokenizer", None)
         self.tokenizer: Tokenizer | None = None
@@ -173,6 +255,7 @@ class Model:
         device: str = "auto",
         dtype: torch.dtype = torch.float32,
         bos: bool | None = None,
+        kv: str = "grouped",
     ) -> Model:
         """Loads a bundled model, a local Hugging Face directory, or a model of the hub.
 
@@ -181,6 +264,7 @@ class Model:
 
         Args:
             device: ``auto`` (CUDA, else MPS, else CPU) or a torch device.
+            bos, kv: see ``Model``.
 
         Raises:
             InputError: no such model, files missing, an unsupported architecture.
@@ -188,7 +272,7 @@ class Model:
         from .loading import load_bridge  # transformers and transformer_lens take seconds
 
         bridge, tokenizer = load_bridge(name, device, dtype)
-        return cls(bridge, name, tokenizer, bos)
+        return cls(bridge, name, tokenizer, bos, kv)
 
     def require_tokenizer(self) -> Tokenizer:
         """The tokenizer. Raises InputError when the model came without one."""
@@ -222,55 +306,97 @@ class Model:
 
     # ---- the parts of a block
 
-    @cached_property
-    def _blocks(self) -> list[Any]:
-        return list(self.bridge.blocks)
-
     def embed(self, tokens: Int64[Tensor, "pair pos"]) -> Float[Tensor, "pair pos d_model"]:
         """What the ``input`` writes: token embedding, and position embedding where there is one."""
-        resid = self.bridge.embed(tokens)
+        resid = self.bridge.embed(tokens) * self._embedding_factor
         if hasattr(self.bridge, "pos_embed"):
             positions = torch.arange(tokens.shape[1], device=tokens.device)
             resid = resid + self.bridge.pos_embed(positions[None])
         return resid
 
+    @cached_property
+    def _embedding_factor(self) -> float:
+        """What the model multiplies its embedding with outside of the embedding module."""
+        return float(getattr(self.bridge.original_model.config, "embedding_multiplier", 1.0))
+
     def embedding_deviation(self) -> float:
         """The standard deviation of the token embedding's entries."""
-        return float(self.bridge.embed.original_component.weight.float().std())
+        module = self.bridge.embed.original_component
+        factor = self._embedding_factor * float(getattr(module, "scalar_embed_scale", 1.0))
+        return float(module.weight.float().std()) * factor
 
-    def attention_norm(self, layer: int, resid: Tensor) -> Tensor:
+    def attention_norm(
+        self, layer: int, resid: Float[Tensor, "*token d_model"], see: See | None = None
+    ) -> Float[Tensor, "*token d_model"]:
         """The residual stream as queries, keys and values of ``layer`` are computed from it."""
-        return self._blocks[layer].ln1(resid)
+        norm = self._layers[layer].attention_norm
+        return resid if norm is None else norm(resid, see, layer)
 
     def attention_norm_derivative(
-        self, layer: int, resid: Float[Tensor, "token d_model"]
-    ) -> NormDerivative:
-        """The derivative of ``attention_norm`` at a residual stream."""
-        norm = self._blocks[layer].ln1
-        resid = resid.to(_at_least_float32(resid.dtype))  # squares overflow in float16
-        centered = resid if norm.uses_rms_norm else resid - resid.mean(-1, keepdim=True)
-        module = norm.original_component
-        eps = module.eps if hasattr(module, "eps") else module.variance_epsilon
-        scale = (centered.pow(2).mean(-1, keepdim=True) + eps).rsqrt()
-        return NormDerivative(norm.weight, scale, centered * scale, not norm.uses_rms_norm)
+        self, layer: int, resid: Float[Tensor, "*token d_model"], frozen: bool = False
+    ) -> NormDerivative | None:
+        """The derivative of ``attention_norm`` at a residual stream; None if it is the identity."""
+        norm = self._layers[layer].attention_norm
+        return None if norm is None else norm.derivative(resid, frozen)
 
-    def mlp_norm(self, layer: int, resid: Tensor) -> Tensor:
+    def mlp_norm(
+        self, layer: int, resid: Float[Tensor, "*token d_model"], see: See | None = None
+    ) -> Float[Tensor, "*token d_model"]:
         """The residual stream as the MLP of ``layer`` is computed from it."""
-        return self._blocks[layer].ln2(resid)
+        norm = self._layers[layer].mlp_norm
+        return resid if norm is None else norm(resid, see, layer)
 
     def projection(
         self, layer: int, slot: Slot
     ) -> tuple[Float[Tensor, "head d_model d_head"], Float[Tensor, "head d_head"] | None]:
         """Weight and bias of the queries, keys or values of ``layer``, by (key-value) head."""
-        linear = getattr(self._blocks[layer].attn, slot)
+        linear = self._layers[layer].linears[slot]
         weight = linear.weight.view(-1, self.d_head, self.d_model).transpose(1, 2)
         bias = None if linear.bias is None else linear.bias.view(-1, self.d_head)
         return weight, bias
 
-    def project(self, layer: int, slot: Slot, normed: Tensor) -> Tensor:
-        """Queries, keys or values of all heads. ``[... d_model] -> [... head d_head]``"""
-        projected = getattr(self._blocks[layer].attn, slot)(normed)
-        return projected.unflatten(-1, (-1, self.d_head))
+    def head_norm(self, layer: int, slot: Slot) -> Norm | None:
+        """The norm of the queries or keys of ``layer``, where there is one."""
+        return self._layers[layer].head_norms.get(slot)
+
+    def norm_spans_heads(self, layer: int, slot: Slot) -> bool:
+        """Whether the norm of queries or keys is one over all heads, rather than one for each."""
+        norm = self.head_norm(layer, slot)
+        return norm is not None and len(norm.weight) != self.d_head
+
+    def project_raw(
+        self, layer: int, slot: Slot, normed: Float[Tensor, "*token d_model"]
+    ) -> Float[Tensor, "*token head d_head"]:
+        """Queries, keys or values by (key-value) head, before any norm of theirs."""
+        return self._layers[layer].linears[slot](normed).unflatten(-1, (-1, self.d_head))
+
+    def project(
+        self,
+        layer: int,
+        slot: Slot,
+        normed: Float[Tensor, "*token d_model"],
+        see: See | None = None,
+    ) -> Float[Tensor, "*token head d_head"]:
+        """Queries, keys or values, one for each reader of that slot."""
+        heads = self.project_raw(layer, slot, normed)
+        heads = self._normalize_heads(layer, slot, heads, see)
+        return heads if slot == "q" else self.for_readers(heads)
+
+    def for_readers(
+        self, heads: Float[Tensor, "*token kv_head d_head"]
+    ) -> Float[Tensor, "*token head d_head"]:
+        """Keys or values (or what is of their shape) by reader: as they are, unless per query."""
+        return heads if self.kv_group == 1 else heads.repeat_interleave(self.kv_group, -2)
+
+    def _normalize_heads(
+        self, layer: int, slot: Slot, heads: Tensor, see: See | None = None
+    ) -> Tensor:
+        norm = self.head_norm(layer, slot)
+        if norm is None:
+            return heads
+        if self.norm_spans_heads(layer, slot):
+            return norm(heads.flatten(-2), see, layer).view_as(heads)
+        return norm(heads, see, layer)
 
     def project_heads(
         self,
@@ -281,35 +407,104 @@ class Model:
     ) -> Float[Tensor, "item pair pos d_head"]:
         """The query, key or value of ``heads[i]`` computed from a stream of its own, for each i."""
         chosen = torch.tensor(heads, device=normed.device)
+        if slot != "q":
+            chosen = chosen // self.kv_group
+        if self.norm_spans_heads(layer, slot):
+            every = self._normalize_heads(layer, slot, self.project_raw(layer, slot, normed))
+            return every[torch.arange(len(heads), device=normed.device), :, :, chosen]
         weight, bias = self.projection(layer, slot)
-        projected = torch.einsum("ebpm,emd->ebpd", normed, weight[chosen])
-        return projected if bias is None else projected + bias[chosen][:, None, None]
+        if len(set(heads)) == 1:
+            projected = normed @ weight[chosen[0]]  # no copy of the weight for each item
+        else:
+            projected = torch.einsum("ebpm,emd->ebpd", normed, weight[chosen])
+        if bias is not None:
+            projected = projected + bias[chosen][:, None, None]
+        return self._normalize_heads(layer, slot, projected)
 
-    def output_weight(self, layer: int) -> Float[Tensor, "head d_head d_model"]:
-        """W_O of ``layer``: a head writes ``z @ W_O[head]`` to the residual stream."""
-        linear = self._blocks[layer].attn.o.original_component
-        # GPT-2 keeps its matrices as [in, out], everyone else as [out, in].
-        weight = linear.weight if type(linear).__name__ == "Conv1D" else linear.weight.T
+    def attention_gain(self, layer: int) -> Float[Tensor, "#d_model"]:
+        """What the heads' summed outputs are multiplied with, after any scale, when written."""
+        one = self._layers[layer]
+        if one.post_attention_norm is None:
+            return torch.full((1,), one.multiplier, device=self.device, dtype=self.dtype)
+        return one.post_attention_norm.weight * one.multiplier
+
+    def raw_output_weight(self, layer: int) -> Float[Tensor, "head d_head d_model"]:
+        """W_O of ``layer``."""
+        weight = in_out_weight(self._layers[layer].linears["o"])
         return weight.reshape(-1, self.d_head, self.d_model)
 
-    def attention_output(self, layer: int, z: Tensor) -> Tensor:
-        """What attention adds to the residual stream, bias included. ``[... head d_head]``"""
-        return self._blocks[layer].attn.o(z.flatten(-2))
+    def output_weight(self, layer: int) -> Float[Tensor, "head d_head d_model"]:
+        """What makes a head's write of its ``written``: W_O, and the gain behind it."""
+        weight = self.raw_output_weight(layer)
+        one = self._layers[layer]
+        if one.post_attention_norm is None and one.multiplier == 1:
+            return weight
+        return weight * self.attention_gain(layer)
 
-    def mlp(self, layer: int, normed: Tensor, see: See | None = None) -> Tensor:
-        """What the MLP of ``layer`` writes, given its normalized input; ``see`` sees its neurons."""
-        mlp = self._blocks[layer].mlp
-        if see is None:
-            return mlp(normed)
+    def raw_attention_output(
+        self, layer: int, z: Float[Tensor, "*token head d_head"]
+    ) -> Float[Tensor, "*token d_model"]:
+        """The heads' outputs summed through W_O, bias included, before any norm behind it."""
+        return self._layers[layer].linears["o"](z.flatten(-2))
 
-        def show(module: torch.nn.Module, arguments: tuple[Tensor]) -> tuple[Tensor]:
-            return (see("neurons", layer, arguments[0]),)
+    def finish_attention(
+        self, layer: int, raw: Float[Tensor, "*token d_model"], see: See | None = None
+    ) -> Float[Tensor, "*token d_model"]:
+        """What attention adds to the residual stream, from ``raw_attention_output``."""
+        one = self._layers[layer]
+        if one.post_attention_norm is not None:
+            raw = one.post_attention_norm(raw, see, layer)
+        return raw * one.multiplier if one.multiplier != 1 else raw
 
-        hook = mlp.out.register_forward_pre_hook(show)
+    def written(
+        self, layer: int, z: Float[Tensor, "*token head d_head"], see: See | None = None
+    ) -> Float[Tensor, "*token head d_head"]:
+        """z, times the scale of the norm behind attention where there is one.
+
+        A head writes ``written @ output_weight``: with the scale of its own run, so that writes add
+        up to the residual stream.
+        """
+        norm = self._layers[layer].post_attention_norm
+        if norm is None:
+            return z
+        scale = norm.scale(self.raw_attention_output(layer, z))
+        if see is not None:
+            scale = see("norm_scale", layer, scale)
+        return (z * scale[..., None]).to(z.dtype)
+
+    def mlp(
+        self, layer: int, normed: Float[Tensor, "*token d_model"], see: See | None = None
+    ) -> Float[Tensor, "*token d_model"]:
+        """What the MLP of ``layer`` writes, given its normalized input; ``see`` sees its neurons.
+
+        Shown are, where the MLP has them: ``gate`` (the activation's input), ``activation`` (its
+        output), and for gated ones ``up`` (what that is multiplied with) and ``product``; last
+        ``neurons``, what W_out is applied to.
+        """
+        one = self._layers[layer]
+        hooks = [] if see is None else one.show_mlp(layer, see)
         try:
-            return mlp(normed)
+            out = one.mlp(normed)
         finally:
-            hook.remove()
+            for hook in hooks:
+                hook.remove()
+        if one.post_mlp_norm is not None:
+            out = one.post_mlp_norm(out, see, layer)
+        return out * one.multiplier if one.multiplier != 1 else out
+
+    @property
+    def has_neurons(self) -> bool:
+        """Whether every MLP is one layer of neurons, and no mixture of experts."""
+        return all(one.out is not None for one in self._layers)
+
+    def unruled_modules(self) -> str | None:
+        """The first MLP whose inside cannot be shown, in words; None if there is none."""
+        for layer, one in enumerate(self._layers):
+            if one.out is None:
+                return f"the mixture of experts blocks.{layer}.mlp ({type(one.mlp).__name__})"
+            if one.activation is None:
+                return f"the activation of blocks.{layer}.mlp ({type(one.mlp).__name__})"
+        return None
 
     def attend(
         self,
@@ -322,14 +517,15 @@ class Model:
         """Causal attention: z = softmax(rotated q . rotated k * scale) v, softmax in float32.
 
         Any number of heads may be given, so long as ``kv_head`` divides ``head``: each key and
-        value serves as many consecutive query heads. ``see`` sees the pattern.
+        value serves as many consecutive query heads. ``see`` sees the scores and the pattern.
         """
         scores = self.attention_scores(layer, q, k)
-        pattern = scores.softmax(-1, dtype=_at_least_float32(scores.dtype)).to(v.dtype)
+        if see is not None:
+            scores = see("scores", layer, scores)
+        pattern = scores.softmax(-1, dtype=at_least_float32(scores.dtype)).to(v.dtype)
         if see is not None:
             pattern = see("pattern", layer, pattern)
-        grouped = pattern.unflatten(1, (k.shape[2], -1))
-        return torch.einsum("rgnqk,rkgd->rqgnd", grouped, v).flatten(2, 3)
+        return mix(pattern, v)
 
     def attention_scores(
         self,
@@ -338,30 +534,21 @@ class Model:
         k: Float[Tensor, "row pos kv_head d_head"],
     ) -> Float[Tensor, "row head query key"]:
         """What the softmax of ``attend`` is taken of; -inf where a query may not look."""
-        n_pos, n_kv_heads = k.shape[1:3]
-        q, k = self._rotate(q), self._rotate(k)
-        grouped_q = q.unflatten(2, (n_kv_heads, -1))
-        scores = torch.einsum("rqgnd,rkgd->rgnqk", grouped_q, k) * self._score_scale(layer)
-        future = torch.ones(n_pos, n_pos, dtype=torch.bool, device=q.device).triu(1)
-        return scores.masked_fill(future, -torch.inf).flatten(1, 2)
+        scores = self._layers[layer].scores
+        grouped_q = scores.rotate(q).unflatten(2, (k.shape[2], -1))
+        products = torch.einsum("rqgnd,rkgd->rgnqk", grouped_q, scores.rotate(k))
+        return scores(products).flatten(1, 2)
 
-    def _score_scale(self, layer: int) -> float:
-        by_layer = getattr(self.bridge.cfg, "scale_attn_by_inverse_layer_idx", False)
-        return self.d_head**-0.5 / (layer + 1 if by_layer else 1)
-
-    def _rotate(self, heads: Float[Tensor, "row pos head d_head"]) -> Tensor:
-        """Rotary position embedding of queries or keys; the identity where there is none."""
-        if not hasattr(self.bridge, "rotary_emb"):
-            return heads
-        positions = torch.arange(heads.shape[1], device=heads.device)[None]
-        cos, sin = (table[:, :, None] for table in self.bridge.rotary_emb(heads, positions))
-        rotated, rest = heads[..., : cos.shape[-1]], heads[..., cos.shape[-1] :]
-        low, high = rotated.chunk(2, dim=-1)
-        return torch.cat([rotated * cos + torch.cat([-high, low], -1) * sin, rest], -1)
-
-    def logits(self, resid: Tensor) -> Tensor:
-        """Logits from the last residual stream. ``[... d_model] -> [... d_vocab]``"""
-        return self.bridge.unembed(self.bridge.ln_final(resid))
+    def logits(
+        self, resid: Float[Tensor, "*token d_model"], see: See | None = None
+    ) -> Float[Tensor, "*token d_vocab"]:
+        """Logits from the last residual stream."""
+        logits = self.bridge.unembed(self._final_norm(resid, see, self.graph.n_layers))
+        if self._logits_divisor != 1:
+            logits = logits / self._logits_divisor
+        if self._logits_cap is not None:
+            logits = (logits / self._logits_cap).tanh() * self._logits_cap
+        return logits
 
     # ---- runs
 
@@ -377,14 +564,21 @@ class Model:
             return value if see is None else see(name, layer, value)
 
         resid = seen("resid_pre", resid)
-        normed = self.attention_norm(layer, resid)
-        q, k, v = (seen(slot, self.project(layer, slot, normed)) for slot in SLOTS)
+        normed = self.attention_norm(layer, resid, see)
+        q, k, v = (seen(slot, self.project(layer, slot, normed, see)) for slot in SLOTS)
         z = seen("z", self.attend(layer, q, k, v, see))
-        after_attention = resid + self.attention_output(layer, z)
+        after_attention = resid + self._write_attention(layer, z, see)
         mlp_in = resid if self.graph.parallel else after_attention
         mlp_in = seen("mlp_in", mlp_in.view_as(mlp_in))
-        mlp_out = seen("mlp_out", self.mlp(layer, self.mlp_norm(layer, mlp_in), see))
+        mlp_out = seen("mlp_out", self.mlp(layer, self.mlp_norm(layer, mlp_in, see), see))
         return after_attention + mlp_out
+
+    def _write_attention(self, layer: int, z: Tensor, see: See | None) -> Tensor:
+        """What attention adds to the residual stream; ``see`` sees what each head writes."""
+        written = z if see is None else see("written", layer, self.written(layer, z, see))
+        if see is None or self._layers[layer].post_attention_norm is None:
+            return self.finish_attention(layer, self.raw_attention_output(layer, written), see)
+        return torch.einsum("rthe,hem->rtm", written, self.output_weight(layer))
 
     def run(
         self,
@@ -428,6 +622,24 @@ class Model:
                 module.training = True
 
     # ---- checks
+
+    def _refuse_variants(self, config: Any) -> None:
+        """Raises InputError for variants of supported architectures that are taken apart wrongly."""
+        refused = {
+            "attention without scaling (scale_attn_weights=False), here or by TransformerBridge; "
+            "multiply it into the query weights": not getattr(config, "scale_attn_weights", True),
+            "ALiBi position biases (alibi=True)": bool(getattr(config, "alibi", False)),
+            "attention before the MLP (parallel_attn=False)": not getattr(
+                config, "parallel_attn", True
+            ),
+            "biases behind attention that a norm scales (attention_bias=True)": (
+                "ln1_post" in self.bridge.blocks[0].submodules
+                and bool(getattr(config, "attention_bias", False))
+            ),
+        }
+        for what, has in refused.items():
+            if has:
+                raise InputError(f"model {self.name}: not supported is {what}")
 
     def _refuse_nonfinite_weights(self) -> None:
         for name, weight in self.bridge.named_parameters():
@@ -478,24 +690,23 @@ class Model:
             and tokens.shape[1] <= self._checked[1]
         ):
             return
-        tolerance = 1e-4 if _at_least_float32(self.dtype) == self.dtype else 3e-2
+        tolerance = 1e-4 if at_least_float32(self.dtype) == self.dtype else 3e-2
         with torch.no_grad():
             with self.borrowed(with_hooks=True):
                 whole = self.bridge(tokens)
             with self.borrowed():
                 kept = Activations()
                 total = self.embed(tokens)
-                final = self.run(total, kept.noting(("z", "mlp_out")))
-                for layer, (z, mlp_out) in enumerate(zip(kept.z, kept.mlp_out, strict=True)):
-                    bias = self.attention_output(layer, torch.zeros_like(z))
+                final = self.run(total, kept.noting(("written", "mlp_out")))
+                for layer, (z, mlp_out) in enumerate(zip(kept.written, kept.mlp_out, strict=True)):
+                    bias = self.raw_attention_output(layer, torch.zeros_like(z)[:1, :1])
                     writes = torch.einsum("pthd,hdm->ptm", z, self.output_weight(layer))
+                    bias = bias * self.attention_gain(layer)
                     total = total + writes + bias + mlp_out
                 parts = self.logits(final)
-                norm, by_formula = self._norm_both_ways(total.flatten(0, 1))
         compared = (
             ("logits", parts, whole),
             ("sum of writers", total, final),
-            ("norm", by_formula, norm),
         )
         for what, one, other in compared:
             if not bool(torch.isfinite(other).all()):
@@ -507,14 +718,6 @@ class Model:
             if not error <= tolerance:
                 raise self._parts_differ(what, error, tolerance)
         self._checked = self._hooks(), tokens.shape[1]
-
-    def _norm_both_ways(self, resid: Float[Tensor, "token d_model"]) -> tuple[Tensor, Tensor]:
-        """Differences of a norm's values at two streams, from the module and from the formula."""
-        other = resid.roll(1, dims=-1)
-        of = self.attention_norm_derivative
-        one, two = of(0, resid), of(0, other)
-        by_formula = one.weight * (one.normalized - two.normalized)
-        return self.attention_norm(0, resid) - self.attention_norm(0, other), by_formula
 
     def _hooks(self) -> frozenset[int]:
         """Identities of all hooks on the bridge, the caller's and its own."""
@@ -537,7 +740,7 @@ class Model:
                 f"{', '.join(hooked[:5])}. wiremap studies the model without hooks; remove them "
                 "(bridge.reset_hooks()) or write the change into the weights"
             )
-        if _at_least_float32(self.dtype) != self.dtype:
+        if at_least_float32(self.dtype) != self.dtype:
             return WiremapError(
                 f"model {self.name}: in {self.dtype} its {what} cannot be computed closely enough "
                 f"(off by {error:.1e} of the largest value, allowed {tolerance:.0e}); use float32 "
@@ -557,7 +760,3 @@ def refuse_unsupported(architecture: str) -> None:
         known = ", ".join(f"{kind} ({cls})" for cls, kind in _SUPPORTED.items())
         why = _MISSING.get(architecture, "its layout is unknown")
         raise InputError(f"architecture {architecture} is not supported: {why}. Supported: {known}")
-
-
-def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from .errors import InputError
 from .metrics import Metric
-from .model import Activations, Model, See
+from .model import Activations, Model
 from .nodes import ACTIVATION, NodeSet, parse_node
+from .parts import See
 from .patching import Effects, Runs, patch_items
 from .prompts import PairBatch, PromptPairs
 from .sources import Source

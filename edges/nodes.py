@@ -3,7 +3,8 @@
 A node is the value of one activation of one module, at all positions or at one:
 
     input          what the embedding writes            r2             the residual stream before block 2
-    a0.h1<q>       the query of a head                  a0.h1          the head's output (z, before W_O)
+    a0.h1<q>       the query of a head                  a0.h1          the head's output (z, before W_O;
+                                                                       among ``writers`` what it writes)
     a0.h1<k>, <v>  its key, value; a0.kv0<k> where a key-value head serves a group of query heads
     m2             what an MLP writes                   m2.n17         one of its neurons, after the activation
 
@@ -22,10 +23,10 @@ from typing import Literal, NamedTuple
 from .errors import InputError
 from .graph import SLOTS, ModelGraph
 
-Kind = Literal["input", "resid", "q", "k", "v", "head", "neuron", "mlp"]
+Kind = Literal["input", "resid", "q", "k", "v", "head", "write", "neuron", "mlp"]
 
 FAMILIES: dict[str, tuple[Kind, ...]] = {
-    "writers": ("input", "head", "mlp"),
+    "writers": ("input", "write", "mlp"),
     "heads": ("q", "k", "v", "head"),
     "mlps": ("mlp",),
     "neurons": ("neuron",),
@@ -40,6 +41,7 @@ ACTIVATION: dict[Kind, str] = {
     "k": "k",
     "v": "v",
     "head": "z",
+    "write": "written",
     "neuron": "neurons",
     "mlp": "mlp_out",
 }
@@ -102,6 +104,8 @@ class NodeSet:
     def kinds(self) -> tuple[Kind, ...]:
         """The kinds of its nodes, in the order they are computed within a block."""
         asked = {kind for family in self.families for kind in FAMILIES[family]}
+        if "head" in asked:
+            asked.discard("write")  # two views of the same node
         return tuple(kind for kind in ACTIVATION if kind in asked)
 
     @cached_property
@@ -144,7 +148,7 @@ class NodeSet:
 
 def n_entries(graph: ModelGraph, d_mlp: int, kind: Kind) -> int:
     """How many nodes of a kind a layer has."""
-    if kind in ("q", "head"):
+    if kind in ("q", "head", "write"):
         return graph.n_heads
     if kind in ("k", "v"):
         return graph.n_kv_heads
@@ -162,6 +166,7 @@ def node_name(graph: ModelGraph, node: Node) -> str:
             "input": "input",
             "resid": f"r{layer}",
             "head": f"a{layer}.h{entry}",
+            "write": f"a{layer}.h{entry}",
             "neuron": f"m{layer}.n{entry}",
             "mlp": f"m{layer}",
         }[kind]

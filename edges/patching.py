@@ -23,18 +23,19 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from .attribution import check_direction
 from .errors import WiremapError
+from .gradients import check_direction
 from .graph import SLOTS, Reader, Slot
 from .memory import BatchSize
 from .metrics import Metric, Targets, resolve_metric
 from .model import Activations, Model
 from .prompts import PairBatch, PromptPairs
+from .readers import reread
 from .trace import Run, answer_logits, run
 
 _KINDS: tuple[Literal["mlp"] | Slot, ...] = ("mlp", *SLOTS)
-_BASE = ("resid_pre", "mlp_in", "q", "k", "v", "z", "mlp_out")
-_OTHER = ("input", "z", "mlp_out")
+_BASE = ("resid_pre", "mlp_in", "q", "k", "v", "z", "written", "mlp_out")
+_OTHER = ("input", "written", "mlp_out")
 
 
 @dataclass(frozen=True, eq=False)
@@ -221,7 +222,7 @@ def _difference(model: Model, runs: Runs, writer: int) -> Float[Tensor, "pair po
         return other.input[0] - runs.base.input
     if node.kind == "mlp":
         return other.mlp_out[node.layer] - base.mlp_out[node.layer]
-    change = (other.z[node.layer] - base.z[node.layer])[:, :, node.head]
+    change = (other.written[node.layer] - base.written[node.layer])[:, :, node.head]
     return change @ model.output_weight(node.layer)[node.head]
 
 
@@ -246,46 +247,20 @@ def _after_readers(
             resid[items] = runs.resid_after(layer) + mlp_out - runs.base.kept.mlp_out[layer]
         else:
             heads = [readers[index].head for index in items.tolist()]
-            written = _reread(model, runs.base.kept, layer, kind, heads, change[items])
+            normed = model.attention_norm(layer, runs.base.kept.resid_pre[layer] + change[items])
+            z, of = reread(model, runs.base.kept, layer, kind, heads, normed)
+            raw = torch.einsum("ebpnd,endm->ebpm", z, model.raw_output_weight(layer)[of])
+            written = _written_change(model, runs, layer, raw)
             resid[items] = _after_attention(model, runs, layer, written)
     return resid
 
 
-def _reread(
-    model: Model,
-    base: Activations,
-    layer: int,
-    slot: Slot,
-    heads: Sequence[int],
-    change: Float[Tensor, "item pair pos d_model"],
+def _written_change(
+    model: Model, runs: Runs, layer: int, raw: Float[Tensor, "item pair pos d_model"]
 ) -> Float[Tensor, "item pair pos d_model"]:
-    """How attention's write changes when one query, key or value (a head each) is read anew.
-
-    A key or value serves all query heads of its group; they are recomputed, no others.
-    """
-    graph = model.graph
-    group = graph.n_heads // graph.n_kv_heads
-    chosen = torch.tensor(heads, device=change.device)
-    if slot == "q":
-        kv_heads, query_heads = chosen // group, chosen[:, None]
-    else:
-        kv_heads = chosen
-        query_heads = chosen[:, None] * group + torch.arange(group, device=change.device)
-
-    def rows(activation: Tensor, of: Tensor) -> Tensor:
-        """``[pair pos head d_head]`` at heads ``[item n]`` as ``[(item pair) pos n d_head]``."""
-        return activation[:, :, of].permute(2, 0, 1, 3, 4).flatten(0, 1)
-
-    normed = model.attention_norm(layer, base.resid_pre[layer] + change)
-    read = {
-        "q": rows(base.q[layer], query_heads),
-        "k": rows(base.k[layer], kv_heads[:, None]),
-        "v": rows(base.v[layer], kv_heads[:, None]),
-    }
-    read[slot] = model.project_heads(layer, slot, heads, normed).flatten(0, 1)[:, :, None]
-    z = model.attend(layer, read["q"], read["k"], read["v"]) - rows(base.z[layer], query_heads)
-    z = z.unflatten(0, change.shape[:2])
-    return torch.einsum("ebpnd,endm->ebpm", z, model.output_weight(layer)[query_heads])
+    """How what attention writes changes when the sum of its heads changes by ``raw``."""
+    base = model.raw_attention_output(layer, runs.base.kept.z[layer])
+    return model.finish_attention(layer, base + raw) - model.finish_attention(layer, base)
 
 
 def _after_attention(

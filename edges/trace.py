@@ -1,27 +1,24 @@
-"""What a clean and a corrupted run leave behind: differences and gradients, never per head.
+"""What the clean and the corrupted run of a batch leave behind: small tensors only, never per head.
 
-Kept are z, the MLP outputs and the gradients of q, k, v and the MLP inputs: O(layers x tokens x
-d_model), whatever the number of heads. A head's write, and the gradient at its reader's input,
-are made of them when and where they are needed (``attribution``, ``patching``).
+Kept are z, the MLP outputs and the gradients at the readers: O(layers x tokens x d_model), whatever
+the number of heads. A head's write, and the gradient at its reader's input, are made of them when
+and where they are needed (``readers``, ``patching``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from .errors import InputError, WiremapError
+from .errors import InputError
 from .metrics import Metric, Targets
 from .model import Activations, Model
-from .prompts import PairBatch, name_rows
-
-Gradient = Literal["clean", "corrupted"]
-GRADIENTS: tuple[Gradient, ...] = ("clean", "corrupted")
+from .parts import See
+from .prompts import PairBatch
 
 
 @dataclass(frozen=True)
@@ -40,31 +37,11 @@ class Run:
     logits: Float[Tensor, "pair d_vocab"]
 
 
-@dataclass(frozen=True)
-class Trace:
-    """Differences (clean - corrupted) of all writes, and gradients of the metric at one run.
-
-    Attributes:
-        input, z, mlp_out: the differences of what was written.
-        resid_pre: the residual streams of the run the gradients belong to.
-        gradients: by the activations asked for.
-        input_gradient, final_gradient: by the first and the last residual stream.
-    """
-
-    input: Float[Tensor, "pair pos d_model"]
-    z: list[Tensor]
-    mlp_out: list[Tensor]
-    resid_pre: list[Tensor]
-    gradients: Activations
-    input_gradient: Float[Tensor, "pair pos d_model"]
-    final_gradient: Float[Tensor, "pair pos d_model"]
-
-
 def answer_logits(
-    model: Model, final: Float[Tensor, "row pos d_model"]
+    model: Model, final: Float[Tensor, "row pos d_model"], see: See | None = None
 ) -> Float[Tensor, "row d_vocab"]:
-    """Logits at the last position alone, in float32 at least."""
-    logits = model.logits(final[:, -1])
+    """Logits at the last position alone, in float32 at least; ``see`` sees the final norm."""
+    logits = model.logits(final[:, -1], see)
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
@@ -88,6 +65,8 @@ class Tape:
         metric: of the logits at the answer position, one number per row.
         by: names of the activations whose gradients are wanted.
         keep: names of the activations to keep the values of.
+        through: what changes how gradients pass an activation; it is shown each after its gradient
+            was asked for, so that the change counts for what lies before it.
 
     Attributes:
         kept, final, logits: as in ``Run``.
@@ -101,6 +80,7 @@ class Tape:
         metric: Callable[[Float[Tensor, "pair d_vocab"]], Float[Tensor, "pair"]],
         by: Collection[str],
         keep: Collection[str] = (),
+        through: See | None = None,
     ) -> None:
         self.kept = Activations()
         self.input = resid.detach()
@@ -113,10 +93,11 @@ class Tape:
 
         def see(name: str, layer: int, value: Tensor) -> Tensor:
             if name in self._by:
+                value = value if through is None else value.view_as(value)
                 self._sites[layer][name] = value
             if name in keep:
                 getattr(self.kept, name).append(value.detach())
-            return value
+            return value if through is None else through(name, layer, value)
 
         with torch.enable_grad():
             for layer in range(model.graph.n_layers):
@@ -125,7 +106,7 @@ class Tape:
                 resid = model.block(layer, self._leaves[layer], see)
                 self._outputs.append(resid)
             final = resid.detach().requires_grad_()
-            logits = answer_logits(model, final)
+            logits = answer_logits(model, final, through)
             values = metric(logits)
             if not values.requires_grad:
                 raise InputError("the metric does not depend on the logits; use another metric")
@@ -159,42 +140,64 @@ class Tape:
             yield layer, dict(zip(sites, found, strict=True)), gradient
 
 
-def trace(
-    model: Model, batch: PairBatch, metric: Metric, gradient: Gradient, by: Collection[str]
-) -> Trace:
-    """Both runs of a batch, and the metric's gradients, by the activations named in ``by``.
+class BothRuns:
+    """The clean and the corrupted run of a batch, each computed when it is first needed.
 
-    Raises:
-        InputError: a metric that does not depend on the logits.
-        WiremapError: NaN or infinite activations or gradients; the layer and pairs are named.
+    Args:
+        metric: a function of (logits, targets), one number per row.
+        keep: names of the activations that both runs keep.
+
+    Attributes:
+        depends: whether the metric's gradient was anything but zero so far.
     """
-    writes = ("z", "mlp_out")
-    clean = run(model, batch.clean, writes) if gradient == "corrupted" else None
-    tokens = batch.clean if gradient == "clean" else batch.corrupted
 
-    def of_logits(logits: Float[Tensor, "pair d_vocab"]) -> Float[Tensor, "pair"]:
-        return metric(logits, Targets.of(batch, clean.logits if clean else logits.detach()))
+    def __init__(
+        self, model: Model, batch: PairBatch, metric: Metric, keep: Collection[str]
+    ) -> None:
+        self.model, self.batch, self.metric = model, batch, metric
+        self.depends = False
+        self._keep = frozenset(keep)
+        self._runs: dict[str, Run | Tape] = {}
 
-    tape = Tape(model, model.embed(tokens.to(model.device)), of_logits, by, (*writes, "resid_pre"))
-    gradients = Activations()
-    input_gradient = tape.final_gradient
-    for _, found, below in tape.backward(tape.final_gradient):
-        input_gradient = below
-        for name in by:
-            getattr(gradients, name).insert(0, found[name])
-    other = clean or run(model, batch.corrupted, writes)
-    one, two = (tape, other) if gradient == "clean" else (other, tape)
-    difference = Trace(
-        input=one.input - two.input,
-        z=[a - b for a, b in zip(one.kept.z, two.kept.z, strict=True)],
-        mlp_out=[a - b for a, b in zip(one.kept.mlp_out, two.kept.mlp_out, strict=True)],
-        resid_pre=tape.kept.resid_pre,
-        gradients=gradients,
-        input_gradient=input_gradient,
-        final_gradient=tape.final_gradient,
-    )
-    _refuse_nonfinite(difference, batch, gradient)
-    return difference
+    def at(self, name: str) -> Run | Tape:
+        """The run called ``clean`` or ``corrupted``."""
+        if name not in self._runs:
+            self._runs[name] = run(self.model, self._tokens(name), self._keep)
+        return self._runs[name]
+
+    def _tokens(self, name: str) -> Int64[Tensor, "pair pos"]:
+        return self.batch.clean if name == "clean" else self.batch.corrupted
+
+    def tape(self, name: str, by: Collection[str], through: See | None = None) -> Tape:
+        """The run called ``name``, to be gone through backwards; see ``Tape``."""
+        resid = self.model.embed(self._tokens(name).to(self.model.device))
+        if name != "clean":
+            self.at("clean")  # its logits are what others may be compared with
+        tape = self._tape(resid, 1, by, {*self._keep, "resid_pre"}, through)
+        self._runs.setdefault(name, tape)
+        return tape
+
+    def between(self, parts: Collection[float], by: Collection[str]) -> Tape:
+        """Runs from inputs on the line from the corrupted (0) to the clean one (1), part by part."""
+        corrupted, clean = self.at("corrupted").input, self.at("clean").input
+        resid = torch.cat([corrupted + part * (clean - corrupted) for part in parts])
+        return self._tape(resid, len(parts), by, ("resid_pre",), None)
+
+    def _tape(
+        self,
+        resid: Tensor,
+        times: int,
+        by: Collection[str],
+        keep: Collection[str],
+        through: See | None,
+    ) -> Tape:
+        def metric(logits: Float[Tensor, "row d_vocab"]) -> Float[Tensor, "row"]:
+            clean = self._runs["clean"].logits if "clean" in self._runs else logits.detach()
+            return self.metric(logits, Targets.of(self.batch, clean).repeat(times))
+
+        tape = Tape(self.model, resid, metric, by, keep, through)
+        self.depends |= bool(tape.final_gradient.any())
+        return tape
 
 
 def first_nonfinite(model: Model, batch: PairBatch) -> str | None:
@@ -203,7 +206,8 @@ def first_nonfinite(model: Model, batch: PairBatch) -> str | None:
         found: list[str] = []
 
         def see(name: str, layer: int, value: Tensor, found: list[str] = found) -> Tensor:
-            if not found and not bool(torch.isfinite(value).all()):
+            masked = name == "scores"  # -inf where a query may not look
+            if not found and not masked and not bool(torch.isfinite(value).all()):
                 found.append(f"{name} of layer {layer}")
             return value
 
@@ -215,24 +219,3 @@ def first_nonfinite(model: Model, batch: PairBatch) -> str | None:
         if found:
             return f"{found[0]} in the {name_of_run} run"
     return None
-
-
-def _refuse_nonfinite(found: Trace, batch: PairBatch, gradient: str) -> None:
-    """Raises WiremapError, with the first layer and the pairs, if anything traced is not finite."""
-    finite = torch.isfinite(found.input_gradient).flatten(1).all(1)
-    for tensor in (*found.z, *found.mlp_out):
-        finite &= torch.isfinite(tensor).flatten(1).all(1)
-    if bool(finite.all()):
-        return
-    rows = batch.rows[~finite.cpu()].tolist()
-    for layer, (z, mlp_out) in enumerate(zip(found.z, found.mlp_out, strict=True)):
-        for what, tensor in (("attention", z), ("MLP", mlp_out)):
-            if not bool(torch.isfinite(tensor).all()):
-                raise WiremapError(
-                    f"NaN or infinite values in the {what} of layer {layer} "
-                    + name_rows(rows, "try float32 (--dtype float32)")
-                )
-    raise WiremapError(
-        f"NaN or infinite gradient at the {gradient} run "
-        + name_rows(rows, "try float32 (--dtype float32) or another metric")
-    )

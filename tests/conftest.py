@@ -23,10 +23,22 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def twins(kind: str) -> tuple[Model, SlowModel]:
-    """A model and the slow, obviously right version of it."""
+    """A model of each basic kind and the slow, obviously right version of it."""
+    return _twins(kind)
+
+
+@pytest.fixture(scope="session", params=[*tiny.EVERY_KIND, "llama-gqa per query"])
+def every_twins(request: pytest.FixtureRequest) -> tuple[Model, SlowModel]:
+    """The same of every architecture there is."""
+    kind, _, per_query = request.param.partition(" ")
+    return _twins(kind, bool(per_query))
+
+
+def _twins(kind: str, per_query: bool = False) -> tuple[Model, SlowModel]:
     hf = tiny.hf_model(kind)
-    slow = SlowModel(hf)
-    return Model(tiny.bridge(hf), name=f"tiny {kind}"), slow
+    slow = SlowModel(hf, per_query)
+    kv = "per-query" if per_query else "grouped"
+    return Model(tiny.bridge(hf), name=f"tiny {kind}", kv=kv), slow
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ from wiremap.edges import (
     score_edges,
     score_nodes,
 )
-from wiremap.edges.atpstar import one_length, recommended_method
+from wiremap.edges.atpstar import recommended_method
 from wiremap.edges.metrics import METRICS, Targets
 from wiremap.edges.nodes import FAMILIES, NodeSet
 from wiremap.edges.trace import Tape
@@ -739,7 +739,7 @@ def test_unknown_and_contradictory_options_are_refused(options: Options, message
 
 def test_unknown_positions_are_refused() -> None:
     with pytest.raises(InputError, match="unknown positions 'all'; there are sum, each"):
-        one_length(some_pairs(), "all")
+        score_nodes(tiny.model("gpt2"), some_pairs(), positions="all")
 
 
 def test_kl_can_be_dropped_where_it_has_a_gradient() -> None:

@@ -15,10 +15,10 @@ from wiremap.edges import (
     Model,
     PromptPairs,
     WiremapError,
-    attribution,
     score_edges,
     score_nodes,
 )
+from wiremap.edges.attribution import READERS
 from wiremap.edges.metrics import Targets
 
 DIRECTIONS = ("noising", "denoising")
@@ -50,9 +50,9 @@ def close(found: Tensor, expected: Tensor) -> bool:
 
 @pytest.mark.parametrize("gradient", GRADIENTS)
 def test_edge_scores_equal_the_slow_model(
-    twins: tuple[Model, SlowModel], pairs: PromptPairs, gradient: str
+    every_twins: tuple[Model, SlowModel], pairs: PromptPairs, gradient: str
 ) -> None:
-    model, slow = twins
+    model, slow = every_twins
     expected = slow_scores(slow, pairs, gradient)
     found = score_edges(model, pairs, gradient=gradient, per_pair=True)
     assert found.per_pair is not None
@@ -62,9 +62,9 @@ def test_edge_scores_equal_the_slow_model(
 
 
 def test_scores_exist_exactly_where_edges_do(
-    twins: tuple[Model, SlowModel], pairs: PromptPairs
+    every_twins: tuple[Model, SlowModel], pairs: PromptPairs
 ) -> None:
-    model, slow = twins
+    model, slow = every_twins
     scores = score_edges(model, pairs).scores
     exists = {
         (slow.writers.index(writer), slow.readers.index(reader)) for writer, reader in slow.edges
@@ -76,9 +76,9 @@ def test_scores_exist_exactly_where_edges_do(
 
 @pytest.mark.parametrize("gradient", GRADIENTS)
 def test_outgoing_edge_scores_sum_to_the_node_score(
-    twins: tuple[Model, SlowModel], pairs: PromptPairs, gradient: str
+    every_twins: tuple[Model, SlowModel], pairs: PromptPairs, gradient: str
 ) -> None:
-    model, _ = twins
+    model, _ = every_twins
     edges = score_edges(model, pairs, gradient=gradient).scores
     nodes = score_nodes(model, pairs, "writers", gradient=gradient).scores
     torch.testing.assert_close(
@@ -112,14 +112,14 @@ def test_a_batch_gives_what_its_pairs_give_alone(kind: str) -> None:
         )
 
 
-def test_small_chunks_and_batches_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_chunks_and_batches_change_nothing() -> None:
     model, pairs = tiny.model("gpt2"), tiny.pairs(4)
-    whole = score_edges(model, pairs).scores
-    monkeypatch.setattr(
-        attribution, "_WRITES_BYTES", 3 * 4 * len(model.graph.writers) * model.d_model
-    )
-    in_parts = score_edges(model, pairs, batch_size=3).scores
-    torch.testing.assert_close(in_parts, whole, rtol=1e-4, atol=1e-5, equal_nan=True)
+    for reader in READERS:
+        whole = score_edges(model, pairs, reader=reader).scores
+        in_parts = score_edges(
+            model, pairs, reader=reader, batch_size=3, memory_limit=16 * 20_000
+        ).scores
+        torch.testing.assert_close(in_parts, whole, rtol=1e-4, atol=1e-5, equal_nan=True)
 
 
 def test_prompts_of_several_lengths_are_never_padded() -> None:
@@ -202,7 +202,8 @@ def test_infinite_activations_name_the_layer_and_the_pair() -> None:
     with torch.no_grad():
         model.bridge.embed.weight[token] = 3e38  # finite, but its square is not
     with pytest.raises(
-        WiremapError, match=r"NaN or infinite values in the attention of layer 0 in row 2"
+        WiremapError,
+        match=r"NaN or infinite values in the q of layer 0 in the corrupted run, in row 2",
     ):
         score_edges(model, pairs)
 

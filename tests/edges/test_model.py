@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from tokens_for_tests import letters_core
 
 from wiremap.edges import InputError, Model, PromptPairs, WiremapError, patch_edges, score_edges
 from wiremap.edges.loading import bundled_models, choose_device
-from wiremap.edges.model import NormDerivative
+from wiremap.edges.parts import Norm, Scores
 
 
 def state(bridge: Any) -> dict[str, Any]:
@@ -100,7 +99,7 @@ def test_hooks_that_change_the_model_are_refused_and_named() -> None:
 
 def test_parts_that_do_not_make_the_whole_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny.model("gpt2")
-    monkeypatch.setattr(Model, "_score_scale", lambda self, layer: 0.123)
+    monkeypatch.setattr(Scores, "__call__", lambda self, products: products.softmax(-1))
     with pytest.raises(
         WiremapError, match=r"the logits computed from its parts differ.*GPT2LMHead"
     ):
@@ -125,7 +124,7 @@ def test_hooks_on_attention_are_seen_although_the_first_prompt_is_a_single_token
 def test_a_longer_prompt_is_checked_again(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny.model("gpt2")
     model.check_parts(torch.tensor([[1]]))
-    monkeypatch.setattr(model, "_score_scale", lambda layer: 0.1)
+    monkeypatch.setattr(Scores, "__call__", lambda self, products: products.cumsum(-1))
     with pytest.raises(WiremapError, match="computed from its parts differ"):
         model.check_parts(torch.tensor([[1, 2, 3, 4]]))
 
@@ -136,18 +135,12 @@ def test_attention_without_scaling_is_refused() -> None:
 
 
 def test_a_norm_other_than_the_formula_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = tiny.model("gpt2")
-    formula = Model.attention_norm_derivative
-
-    def without_weight(self: Model, layer: int, resid: torch.Tensor) -> NormDerivative:
-        return replace(formula(self, layer, resid), weight=torch.ones(self.d_model))
-
-    monkeypatch.setattr(Model, "attention_norm_derivative", without_weight)
-    with pytest.raises(WiremapError, match="the norm computed from its parts"):
-        score_edges(model, tiny.pairs())
+    monkeypatch.setattr(Norm, "weight", torch.ones(32))
+    with pytest.raises(WiremapError, match="the logits computed from its parts"):
+        score_edges(tiny.model("gpt2"), tiny.pairs())
 
 
-@pytest.mark.parametrize("kind", tiny.KINDS)
+@pytest.mark.parametrize("kind", tiny.EVERY_KIND)
 def test_logits_are_hugging_faces(kind: str) -> None:
     hf = tiny.hf_model(kind)
     tokens = tiny.pairs().clean
@@ -170,15 +163,39 @@ def test_gpt2_options_are_heeded() -> None:
 
 
 def test_other_architectures_are_refused_by_name_with_what_is_missing(tmp_path: Path) -> None:
-    config = transformers.MistralConfig(
-        vocab_size=20, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
-        num_attention_heads=2, num_key_value_heads=1,
-    )  # fmt: skip
-    transformers.MistralForCausalLM(config).save_pretrained(tmp_path)
-    with pytest.raises(
-        InputError, match=r"MistralForCausalLM is not supported: attention in a slid"
-    ):
+    config = transformers.BloomConfig(vocab_size=20, hidden_size=8, n_layer=1, n_head=2)
+    transformers.BloomForCausalLM(config).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"BloomForCausalLM is not supported: .*ALiBi"):
         Model.load(str(tmp_path))
+
+
+def test_variants_that_are_taken_apart_wrongly_are_refused() -> None:
+    with pytest.raises(InputError, match="not supported is ALiBi position biases"):
+        tiny.model("falcon", alibi=True)
+    with pytest.raises(InputError, match="not supported is attention before the MLP"):
+        tiny.model("falcon", parallel_attn=False)
+    with pytest.raises(InputError, match="biases behind attention that a norm scales"):
+        tiny.model("gemma2", attention_bias=True)
+    with pytest.raises(InputError, match="unknown kv 'each'; there are grouped, per-query"):
+        Model(tiny.model("llama-gqa").bridge, kv="each")
+
+
+def test_readers_of_keys_by_query_head_leave_the_weights_grouped() -> None:
+    grouped = tiny.model("llama-gqa")
+    split = Model(grouped.bridge, kv="per-query")
+    assert split.graph.n_kv_heads == split.graph.n_heads == 2 * grouped.graph.n_kv_heads
+    assert split.projection(0, "k")[0].data_ptr() == grouped.projection(0, "k")[0].data_ptr()
+    pairs = tiny.pairs()
+    by_head, by_group = (score_edges(model, pairs).scores for model in (split, grouped))
+    for slot in ("k", "v"):
+        for head in range(2):
+            (one,) = by_group[:, [split_reader(grouped, f"a1.kv{head}<{slot}>")]].T
+            two = by_head[:, [split_reader(split, f"a1.h{2 * head + i}<{slot}>") for i in (0, 1)]]
+            torch.testing.assert_close(two.sum(1), one, equal_nan=True, rtol=1e-4, atol=1e-5)
+
+
+def split_reader(model: Model, name: str) -> int:
+    return [reader.name for reader in model.graph.readers].index(name)
 
 
 def test_weights_that_are_not_finite_name_the_tensor() -> None:

@@ -88,16 +88,17 @@ def assert_equal_effects(found: Tensor, expected: Tensor, largest: float = 0.5) 
 
 def all_nodes(model: Model, positions: str = "each") -> NodeSet:
     n_pos = N_POS if positions == "each" else None
-    return NodeSet(model.graph, model.d_mlp, tuple(FAMILIES), n_pos)
+    families = [one for one in FAMILIES if one != "neurons" or model.has_neurons]
+    return NodeSet(model.graph, model.d_mlp, tuple(families), n_pos)
 
 
 @pytest.mark.parametrize("positions", ["each", "sum"])
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_every_node_equals_the_slow_model(
-    twins: tuple[Model, SlowModel], direction: str, positions: str
+    every_twins: tuple[Model, SlowModel], direction: str, positions: str
 ) -> None:
     """All nodes of all families, to 1e-4 of the largest of their kind and layer."""
-    model, slow = twins
+    model, slow = every_twins
     pairs, nodes = some_pairs(), all_nodes(model, positions)
     expected = slow_effects(slow, pairs, [[name] for name in nodes.names], direction)
     found = patch_nodes(model, pairs, nodes.names, direction=direction)

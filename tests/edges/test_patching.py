@@ -54,9 +54,9 @@ def assert_equal_effects(found: Tensor, expected: Tensor) -> None:
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_every_edge_equals_the_slow_model(
-    twins: tuple[Model, SlowModel], pairs: PromptPairs, direction: str
+    every_twins: tuple[Model, SlowModel], pairs: PromptPairs, direction: str
 ) -> None:
-    model, slow = twins
+    model, slow = every_twins
     expected = slow_effects(slow, pairs, direction, one_hot(slow, [[edge] for edge in slow.edges]))
     names = [f"{writer}->{reader}" for writer, reader in slow.edges]
     found = patch_edges(model, pairs, names, direction=direction)
@@ -179,9 +179,9 @@ def test_an_effect_that_is_not_finite_names_edge_and_pair() -> None:
 
 
 def test_all_edges_are_the_clean_run_and_no_edges_the_corrupted_run(
-    twins: tuple[Model, SlowModel], pairs: PromptPairs
+    every_twins: tuple[Model, SlowModel], pairs: PromptPairs
 ) -> None:
-    model, slow = twins
+    model, slow = every_twins
     names = [f"{writer}->{reader}" for writer, reader in slow.edges]
     everything, nothing = run_edges(model, pairs, names), run_edges(model, pairs, [])
     torch.testing.assert_close(everything.circuit, everything.full, rtol=1e-4, atol=1e-4)
@@ -189,8 +189,10 @@ def test_all_edges_are_the_clean_run_and_no_edges_the_corrupted_run(
     assert float((everything.full - everything.empty).abs().max()) > 0.5
 
 
-def test_circuits_equal_the_slow_model(twins: tuple[Model, SlowModel], pairs: PromptPairs) -> None:
-    model, slow = twins
+def test_circuits_equal_the_slow_model(
+    every_twins: tuple[Model, SlowModel], pairs: PromptPairs
+) -> None:
+    model, slow = every_twins
     generator = torch.Generator().manual_seed(0)
     targets = Targets(pairs.answers, pairs.wrong, torch.empty(len(pairs), 0))
     for share in (0.1, 0.5, 0.9):

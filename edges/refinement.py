@@ -1,0 +1,1 @@
+"""Looking into a node: its neurons, or its experts, as writers and readers of their own."""
