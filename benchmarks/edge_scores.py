@@ -2,19 +2,22 @@
 
     python benchmarks/edge_scores.py [--device cpu|cuda]
 
-GPT-2-small shape with random weights, 8 pairs of 16 tokens. The limit to compare with is what any
-gradient method must do at least: two forward passes and one backward pass of the plain bridge
-(parameters frozen, logits everywhere). The peer is transformer_lens's own edge attribution.
+GPT-2-small shape with random weights, 8 pairs of 16 tokens. The limit to compare each gradient rule
+with is what it must do at least: its forward and backward passes of the plain bridge (parameters
+frozen, logits everywhere). The peer is transformer_lens's own edge attribution. Peak memory is also
+measured for the same model cut into 4 to 64 heads.
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
 import time
+from collections.abc import Callable
 
 import torch
 from gpt2_shape import N_PAIRS, build, plain_passes
-from measure import interleaved_seconds, median_ratio, memory_alone, peak_bytes, write_section
+from measure import interleaved_seconds, memory_alone, peak_bytes, write_section
 from transformer_lens.tools.analysis.attribution_patching import (
     EdgeAttributionConfig,
     Node,
@@ -24,7 +27,18 @@ from transformer_lens.tools.analysis.attribution_patching import (
 from wiremap.edges import Model, PromptPairs, score_edges
 from wiremap.edges.attribution import EdgeScores
 
-REPEATS = 7
+REPEATS = 5
+HEADS = (4, 12, 16, 64)
+STEPS = 5
+RULES = {
+    "clean": (2, 1),
+    "both": (2, 2),
+    "integrated": (1 + STEPS, STEPS),
+    "graddrop": (2, 6.5),
+    "relevance": (2, 1),
+    "gim": (2, 1),
+}
+"""Of each rule, the forward and backward passes it must do at least."""
 
 
 def peer_scores(model: Model, pairs: PromptPairs) -> EdgeScores:
@@ -63,20 +77,46 @@ def _reader(node: Node) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--memory-of", choices=["plain", "wiremap"])
+    parser.add_argument("--memory-of", help="for this script's own use")
     options = parser.parse_args()
     device = torch.device(options.device)
-    model, pairs = build(device)
-    runs = {
-        "plain": lambda: plain_passes(model, pairs),
-        "wiremap": lambda: score_edges(model, pairs, batch_size=N_PAIRS),
-    }
     if options.memory_of:
+        what, n_heads = options.memory_of.split("-")
+        model, pairs = build(device, int(n_heads))
         model.check_pairs(pairs)  # once per model; not part of scoring
-        print(peak_bytes(runs[options.memory_of], device))
+        run = (
+            (lambda: plain_passes(model, pairs))
+            if what == "plain"
+            else (lambda: score_edges(model, pairs, gradient="clean", batch_size=N_PAIRS))
+        )
+        print(peak_bytes(run, device))
         return
-    memory = {name: memory_alone(__file__, name, options.device) for name in runs}
+    memory = {
+        name: memory_alone(__file__, name, options.device)
+        for name in ("plain-12", *(f"wiremap-{n_heads}" for n_heads in HEADS))
+    }
+    model, pairs = build(device)
+    runs: dict[str, Callable[[], object]] = {
+        "forward": lambda: plain_passes(model, pairs, 2, 1),
+        "forwards": lambda: plain_passes(model, pairs, 2 + STEPS, 1),
+        "backwards": lambda: plain_passes(model, pairs, 2, 1 + STEPS),
+    }
+    for rule in RULES:
+        runs[rule] = lambda rule=rule: score_edges(
+            model, pairs, gradient=rule, steps=STEPS, batch_size=N_PAIRS
+        )
     seconds = interleaved_seconds(runs, REPEATS, device)
+    plain = statistics.median(seconds["forward"])
+    forward = statistics.median(
+        (more - less) / STEPS
+        for more, less in zip(seconds["forwards"], seconds["forward"], strict=True)
+    )
+    backward = statistics.median(
+        (more - less) / STEPS
+        for more, less in zip(seconds["backwards"], seconds["forward"], strict=True)
+    )
+    # What a first forward and backward pass cost beyond the later ones belongs to all alike.
+    once = plain - 2 * forward - backward
     for weight in model.bridge.parameters():  # the peer does not run frozen models
         weight.requires_grad_(True)
     start = time.perf_counter()
@@ -84,19 +124,32 @@ def main() -> None:
     peer_seconds = time.perf_counter() - start
     ours = score_edges(model, pairs, gradient="corrupted").scores.to(peer)
     difference = float((ours - peer).nan_to_num().abs().max() / peer.abs().max())
-    own = sorted(seconds["wiremap"])[REPEATS // 2]
-    plain = sorted(seconds["plain"])[REPEATS // 2]
+    own = statistics.median(seconds["clean"])
+    rows = [
+        f"| `{rule}`{f', {STEPS} steps' if rule == 'integrated' else ''} | "
+        f"{statistics.median(seconds[rule]):.2f} | {n_forward} forwards, {n_backward} backwards "
+        f"| **{statistics.median(seconds[rule]) / (once + n_forward * forward + n_backward * backward):.2f}** |"
+        for rule, (n_forward, n_backward) in RULES.items()
+    ]
+    peaks = [memory[f"wiremap-{n_heads}"] / 2**20 for n_heads in HEADS]
     write_section(
         "Scores of all 32,491 edges, GPT-2-small shape, 8 pairs x 16 tokens",
         device,
         f"""
-| | seconds | peak memory above the model | relative to plain passes |
+Seconds of each gradient rule with the linear reader, relative to the plain bridge's passes that it
+must do at least (one forward pass {forward:.3f} s, one backward pass {backward:.3f} s, all logits;
+`integrated` is allowed 1.25):
+
+| | seconds | at least | relative to that |
 |---|---|---|---|
-| plain bridge: 2 forwards + 1 backward, all logits | {plain:.3f} | {memory["plain"] / 2**20:.0f} MiB | 1 / 1 |
-| `score_edges` | {own:.3f} | {memory["wiremap"] / 2**20:.0f} MiB | time **{median_ratio(seconds["wiremap"], seconds["plain"]):.2f}** (allowed 1.25), memory **{memory["wiremap"] / memory["plain"]:.2f}** (allowed 1.3) |
-| `transformer_lens` `attribution_patch`, edges | {peer_seconds:.1f} | | `score_edges` is **{peer_seconds / own:.0f}x** faster (wanted 20x) |
+{chr(10).join(rows)}
+| `transformer_lens` `attribution_patch`, edges | {peer_seconds:.1f} | | `clean` is **{peer_seconds / own:.0f}x** faster (wanted 20x) |
 
 Scores equal those of `transformer_lens`, its positions summed, to {difference:.1e} of the largest.
+
+Peak memory above the model: plain passes {memory["plain-12"] / 2**20:.0f} MiB, `clean`
+{memory["wiremap-12"] / 2**20:.0f} MiB (**{memory["wiremap-12"] / memory["plain-12"]:.2f}**, allowed 1.3). With {", ".join(map(str, HEADS))} heads of the same
+width in all: {", ".join(f"{peak:.0f}" for peak in peaks)} MiB, the largest **{max(peaks) / min(peaks):.2f}** of the smallest (allowed 1.10).
 """,
     )
 

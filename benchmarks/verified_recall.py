@@ -68,19 +68,21 @@ class Ranked:
     spent: NDArray[numpy.float64]
 
 
-def settings(own: tuple[str, str] | None) -> Iterator[Setting]:
-    asked: list[tuple[str, Model, PromptPairs]] = []
+def asked_questions(
+    own: tuple[str, str] | None, n_pairs: int
+) -> Iterator[tuple[str, Model, PromptPairs]]:
+    """Every bundled model and task, and a model directory and pairs file of your own."""
     for name, recipe in RECIPES.items():
         model = Model.load(name, device="cpu")
-        asked += [
-            (f"{name} {task}", model, load_task(task, model, n_pairs=N_PAIRS))
-            for task in recipe.weights
-        ]
+        for task in recipe.weights:
+            yield f"{name} {task}", model, load_task(task, model, n_pairs=n_pairs)
     if own is not None:
         model = Model.load(own[0], device="cpu")
-        pairs = PromptPairs.read(own[1], model)
-        asked.append((Path(own[0]).name, model, _rows(pairs, N_PAIRS)))
-    for name, model, pairs in asked:
+        yield Path(own[0]).name, model, _rows(PromptPairs.read(own[1], model), n_pairs)
+
+
+def settings(own: tuple[str, str] | None) -> Iterator[Setting]:
+    for name, model, pairs in asked_questions(own, N_PAIRS):
         for family in ("heads", "neurons"):
             for n_pairs in (1, N_PAIRS):
                 yield Setting(name, model, _rows(pairs, n_pairs), family)

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ..edges.atpstar import NodeScores, score_nodes
-from ..edges.attribution import EdgeScores, score_edges
+from ..edges.attribution import EdgeScores, check_reader, score_edges
 from ..edges.errors import InputError
-from ..edges.gradients import resolve_gradient
+from ..edges.gradients import recommended_gradient, resolve_gradient
 from ..edges.graph import SLOTS
 from ..edges.masking import run_edges
 from ..edges.model import Model
@@ -106,6 +106,9 @@ def discover(
     metric: str | None = None,
     direction: str = "noising",
     gradient: str | None = None,
+    steps: int = 10,
+    schedule: str = "midpoint",
+    reader: str = "linear",
     budget: int = DEFAULT_BUDGET,
     target: float | None = None,
     threshold: float | None = None,
@@ -125,7 +128,8 @@ def discover(
         out: a run directory: every result is written there as it comes.
         metric: a name in ``METRICS``; None takes the one usual for the pairs' task.
         direction: ``noising`` or ``denoising``; see ``patch_edges``.
-        gradient: the run at which scores take the gradient; see ``score_edges``.
+        gradient, steps, schedule, reader: how edges are scored; see ``score_edges``. Nodes are scored by the
+            same gradient.
         budget: how many edges to verify, best score first.
         target: keep the fewest verified edges that reach this faithfulness (0.9 if neither of the
             next two is given).
@@ -149,14 +153,18 @@ def discover(
         raise InputError(f"expected a budget of at least 1 edge, got {budget}")
     check_rules(target, threshold, size)
     metric = metric or usual_metric(pairs)
+    gradient = gradient or recommended_gradient(metric, model)
+    check_reader(reader, None, model.graph)
     question = describe_question(
         model,
         pairs,
         metric=metric,
         direction=direction,
         patch_with="corrupted",
-        gradient=resolve_gradient(gradient, direction, metric).name,
-        reader="linear",
+        gradient=resolve_gradient(gradient, direction, metric, steps, schedule).name,
+        steps=steps,
+        schedule=schedule,
+        reader=reader,
         budget=budget,
         target=target,
         threshold=threshold,
@@ -230,6 +238,7 @@ def describe_model(model: Model) -> dict[str, Any]:
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": model.device.type,
         "bos": model.tokenizer.bos if model.tokenizer else None,
+        "kv": model.kv,
     }
 
 
@@ -255,15 +264,16 @@ def _score(
         if nodes is not None and edges is not None:
             report("score all edges", len(pairs), len(pairs))
             return nodes, edges
-    options = {
-        key: question["method"][key] for key in ("metric", "gradient", "direction", "batch_size")
-    }
+    method = question["method"]
+    same = ("metric", "gradient", "steps", "schedule", "direction", "batch_size")
+    options = {key: method[key] for key in same}
     with _stage(run, "score"):
         nodes = score_nodes(model, pairs, "writers", method="atp", **options)
         edges = score_edges(
             model,
             pairs,
             **options,
+            reader=method["reader"],
             progress=lambda done: report("score all edges", done, len(pairs)),
         )
         if run is not None:

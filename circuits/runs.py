@@ -23,9 +23,12 @@ import torch
 
 from ..edges.atpstar import NodeScores
 from ..edges.attribution import EdgeScores, existing_edges
+from ..edges.crossing import Crossings
 from ..edges.errors import InputError
 from ..edges.files import read_text, write_atomically
+from ..edges.graph import ModelGraph
 from ..edges.nodes import NodeSet
+from ..edges.refinement import SplitScores
 from .document import check_version, field, loads, shape_from
 
 _RUN_FORMAT = "wiremap-run"
@@ -159,8 +162,12 @@ def _differences(there: Any, wanted: Any, where: str = "") -> Iterator[str]:
 # ---- scores.safetensors
 
 
-def write_scores(path: Path, question: Mapping[str, Any], *scores: NodeScores | EdgeScores) -> None:
-    """Scores of nodes, edges or both, with what names their axes and the question they answer."""
+def write_scores(
+    path: Path,
+    question: Mapping[str, Any],
+    *scores: NodeScores | EdgeScores | SplitScores | Crossings,
+) -> None:
+    """Scores of nodes, edges or parts, with what names their axes and the question they answer."""
     described: dict[str, Any] = {
         "format": _SCORES_FORMAT,
         "schema_version": VERSION,
@@ -181,8 +188,25 @@ def write_scores(path: Path, question: Mapping[str, Any], *scores: NodeScores | 
             }
             tensors["node_scores"] = table.scores.cpu()
             tensors["node_contributions"] = table.contributions.cpu()
+        elif isinstance(table, SplitScores):
+            described.setdefault("splits", {})[table.node] = table.parts
+            tensors[f"{table.node}_outgoing"] = table.outgoing.cpu()
+            tensors[f"{table.node}_incoming"] = table.incoming.cpu()
+        elif isinstance(table, Crossings):
+            described["crossings"] = table.edges
+            tensors["crossings"] = table.scores.cpu()
         else:
             described["shape"] = table.graph.as_dict()
+            described["edges"] = {
+                "gradient": table.gradient,
+                "reader": table.reader,
+                "unsigned": table.unsigned,
+                "positions": table.positions,
+            }
+            if table.by_position is not None:
+                tensors["edge_scores_by_position"] = table.by_position.cpu()
+            if table.exact is not None:
+                tensors["edge_scores_exact"] = table.exact.cpu()
             described["writers"] = [writer.name for writer in table.graph.writers]
             described["readers"] = [reader.name for reader in table.graph.readers]
             tensors["edge_scores"] = table.scores.cpu()
@@ -216,7 +240,7 @@ def read_scores(path: Path) -> tuple[NodeScores | None, EdgeScores | None, dict[
     nodes = edges = None
     try:
         if "edge_scores" in tensors:
-            edges = EdgeScores(graph, _checked(tensors, "edge_scores", existing_edges(graph)))
+            edges = _read_edges(graph, described, tensors)
         if "node_scores" in tensors:
             told = field(described, "nodes", dict)
             n_pos, d_mlp = told.get("n_pos"), field(told, "d_mlp", int, "nodes")
@@ -234,6 +258,28 @@ def read_scores(path: Path) -> tuple[NodeScores | None, EdgeScores | None, dict[
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     return nodes, edges, cast("dict[str, Any]", question)
+
+
+def _read_edges(
+    graph: ModelGraph, described: dict[str, Any], tensors: Mapping[str, torch.Tensor]
+) -> EdgeScores:
+    exists = existing_edges(graph)
+    told = field(described, "edges", dict)
+    positions = tuple(map(str, field(told, "positions", list, "edges")))
+    by_position = None
+    if positions:
+        wanted = exists.expand(len(positions), *exists.shape)
+        by_position = _checked(tensors, "edge_scores_by_position", wanted)
+    return EdgeScores(
+        graph,
+        _checked(tensors, "edge_scores", exists),
+        by_position=by_position,
+        positions=positions,
+        unsigned=field(told, "unsigned", bool, "edges"),
+        gradient=field(told, "gradient", str, "edges"),
+        reader=field(told, "reader", str, "edges"),
+        exact=tensors.get("edge_scores_exact"),
+    )
 
 
 def _checked(tensors: Mapping[str, torch.Tensor], name: str, exists: torch.Tensor) -> torch.Tensor:

@@ -20,6 +20,7 @@ _SHOWN = 15
 @click.command()
 @options.question
 @options.gradient
+@options.reader
 @click.option(
     "--budget",
     "--top-k",
@@ -47,6 +48,7 @@ def discover(
     n_pairs: int | None,
     seed: int | None,
     bos: bool | None,
+    kv: str,
     metric: str | None,
     direction: str,
     allow_weak: bool,
@@ -54,6 +56,9 @@ def discover(
     dtype: str,
     batch_size: int | None,
     gradient: str | None,
+    steps: int | None,
+    schedule: str | None,
+    reader: str,
     budget: int | None,
     target: float | None,
     threshold: float | None,
@@ -73,7 +78,7 @@ def discover(
     from ..circuits.discovery import discover as run
     from ..circuits.document import to_document
 
-    loaded = options.load_model(model, device, dtype, bos)
+    loaded = options.load_model(model, device, dtype, bos, kv)
     asked = options.load_pairs(loaded, task, pairs, corruption, n_pairs, seed)
     if out is None:
         name = asked.source.get("task") or Path(str(asked.source["pairs"])).stem
@@ -87,6 +92,8 @@ def discover(
                 metric=metric,
                 direction=direction,
                 gradient=gradient,
+                **options.gradient_options(gradient, steps, schedule),
+                reader=reader,
                 budget=DEFAULT_BUDGET if budget is None else budget,
                 target=target,
                 threshold=threshold,

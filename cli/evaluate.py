@@ -61,7 +61,7 @@ def evaluate(
         loaded, asked = options.reload(found.model, found.task, device)
     else:
         name = model or str(found.model.get("name", ""))
-        loaded = options.load_model(name, device, dtype, bos)
+        loaded = options.load_model(name, device, dtype, bos, str(found.model.get("kv", "grouped")))
         task = task or (None if pairs else found.task.get("task"))
         asked = options.load_pairs(loaded, task, pairs, corruption, n_pairs, seed)
     metric = metric or str(found.method.get("metric", "logit_diff"))

@@ -72,6 +72,13 @@ question = _all(
         default=None,
         help="Begin every prompt with the BOS token; the model's own convention by default.",
     ),
+    click.option(
+        "--kv",
+        type=click.Choice(["grouped", "per-query"]),
+        default="grouped",
+        show_default=True,
+        help="Where query heads share keys and values: one reader for each, or for each query.",
+    ),
     click.option("--metric", help="logit_diff, prob_diff, log_prob or kl; the task's by default."),
     click.option(
         "--direction",
@@ -87,10 +94,31 @@ question = _all(
 )
 """What is asked of which model."""
 
-gradient = click.option(
-    "--gradient",
-    type=click.Choice(["clean", "corrupted", "both", "integrated", "graddrop"]),
-    help="Where scores take the gradient; the edited run by default. Edges: clean or corrupted.",
+gradient = _all(
+    click.option(
+        "--gradient",
+        type=click.Choice(
+            ["clean", "corrupted", "both", "integrated", "graddrop", "relevance", "gim"]
+        ),
+        help="Gradient rule. By default, for nodes the gradient at the run edited, for edges "
+        "relevance (gim for mixtures of experts).",
+    ),
+    click.option("--steps", type=click.IntRange(min=1), help="Of --gradient integrated (10)."),
+    click.option(
+        "--schedule",
+        type=click.Choice(["midpoint", "left"]),
+        help="Of --gradient integrated: midpoints (default), or EAP-IG's left ends.",
+    ),
+)
+"""Where scores take gradients, and how."""
+
+reader = click.option(
+    "--reader",
+    type=click.Choice(["linear", "exact", "exact-attention"]),
+    default="linear",
+    show_default=True,
+    help="How an edge's reader is taken to react: linearly, or computed anew (wholly, or the "
+    "softmax of queries and keys alone).",
 )
 
 output = _all(
@@ -100,13 +128,26 @@ output = _all(
 """How results are shown."""
 
 
-def load_model(model: str, device: str, dtype: str, bos: bool | None) -> Model:
+def gradient_options(
+    gradient: str | None, steps: int | None, schedule: str | None
+) -> dict[str, Any]:
+    """Steps and schedule, which only ``integrated`` has."""
+    given = {"--steps": steps, "--schedule": schedule}
+    superfluous = [name for name, value in given.items() if value is not None]
+    if superfluous and gradient != "integrated":
+        raise InputError(
+            f"{', '.join(superfluous)}: goes with --gradient integrated only; leave it out"
+        )
+    return {"steps": steps or 10, "schedule": schedule or "midpoint"}
+
+
+def load_model(model: str, device: str, dtype: str, bos: bool | None, kv: str = "grouped") -> Model:
     """The model that the options ask for."""
     import torch
 
     from ..edges.model import Model
 
-    return Model.load(model, device, getattr(torch, dtype), bos)
+    return Model.load(model, device, getattr(torch, dtype), bos, kv)
 
 
 def load_pairs(
@@ -158,7 +199,7 @@ def reload(
 
     try:
         name, dtype, bos = (described_model[key] for key in ("name", "dtype", "bos"))
-        model = load_model(name, device, dtype, bos)
+        model = load_model(name, device, dtype, bos, described_model.get("kv", "grouped"))
         if "pairs" in described_task:
             pairs = PromptPairs.read(described_task["pairs"], model)
         elif "task" in described_task:

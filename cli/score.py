@@ -1,7 +1,8 @@
-"""``wiremap score``: one scoring method, a ranked table and a file."""
+"""``wiremap score nodes|edges``: one scoring method, a ranked table and files."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +16,39 @@ from .console import progress, show_json, show_table
 if TYPE_CHECKING:
     from ..edges.atpstar import NodeScores
     from ..edges.attribution import EdgeScores
+    from ..edges.crossing import Crossings
+    from ..edges.model import Model
+    from ..edges.prompts import PromptPairs
+    from ..edges.refinement import SplitScores
 
 _METHODS = ("atp", "atp-qk", "atp-star")
 _BASELINES = ("iterative", "subsampling", "blocks", "hierarchical")
 
 
-@click.command()
-@click.argument("what", type=click.Choice(["nodes", "edges"]))
+@click.group()
+def score() -> None:
+    """Estimate the effect of all nodes, or of all edges, at once."""
+
+
+def _into_a_file(command: options.Command) -> options.Command:
+    """Options of what comes out."""
+    for option in (
+        click.option("--force", is_flag=True, help="Replace files that exist."),
+        click.option(
+            "-o",
+            "--out",
+            type=click.Path(path_type=Path),
+            help="File for the scores (MODEL-TASK-WHAT.safetensors).",
+        ),
+        click.option(
+            "--top", type=click.IntRange(min=1), default=20, show_default=True, help="Rows shown."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+@score.command()
 @options.question
 @options.gradient
 @click.option(
@@ -33,36 +60,28 @@ _BASELINES = ("iterative", "subsampling", "blocks", "hierarchical")
 @click.option(
     "--method",
     type=click.Choice([*_METHODS, *_BASELINES]),
-    help="For nodes; what the AtP* paper recommends by default. The last four patch, and need no "
-    "gradients.",
+    help="What the AtP* paper recommends by default. The last four patch, and need no gradients.",
 )
 @click.option(
     "--samples", type=click.IntRange(min=2), help="Subsets of --method subsampling (300)."
 )
-@click.option("--steps", type=click.IntRange(min=1), help="Steps of --gradient integrated (10).")
 @click.option(
     "--positions",
     type=click.Choice(["sum", "each"]),
-    help="Nodes of all positions together, or of each token position (sum by default).",
+    default="sum",
+    show_default=True,
+    help="Nodes of all positions together, or of each token position.",
 )
 @click.option(
     "--aggregate",
     type=click.Choice(["abs-of-mean", "mean-of-abs"]),
-    help="What ranks nodes: |mean estimate| over pairs, the default, or mean |estimate|.",
+    default="abs-of-mean",
+    show_default=True,
+    help="What ranks nodes: |mean estimate| over pairs, or mean |estimate|.",
 )
-@click.option(
-    "--top", type=click.IntRange(min=1), default=20, show_default=True, help="Rows shown."
-)
-@click.option(
-    "-o",
-    "--out",
-    type=click.Path(path_type=Path),
-    help="File for the scores (MODEL-TASK-WHAT.safetensors).",
-)
-@click.option("--force", is_flag=True, help="Replace the file if it exists.")
+@_into_a_file
 @options.output
-def score(
-    what: str,
+def nodes(
     model: str,
     task: str | None,
     pairs: Path | None,
@@ -70,6 +89,7 @@ def score(
     n_pairs: int | None,
     seed: int | None,
     bos: bool | None,
+    kv: str,
     metric: str | None,
     direction: str,
     allow_weak: bool,
@@ -77,107 +97,334 @@ def score(
     dtype: str,
     batch_size: int | None,
     gradient: str | None,
+    steps: int | None,
+    schedule: str | None,
     nodes: tuple[str, ...],
     method: str | None,
     samples: int | None,
-    steps: int | None,
-    positions: str | None,
-    aggregate: str | None,
+    positions: str,
+    aggregate: str,
     top: int,
     out: Path | None,
     force: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Estimate the effect of all NODES or EDGES at once (attribution patching, AtP*).
+    """Estimate the effects of all nodes at once: attribution patching, AtP* and their like.
 
     Scores are estimates, in units of the metric: positive carries the behaviour, negative opposes
-    it. AtP* and GradDrop give unsigned rankings. Writes them with their names; wiremap verify
-    measures the best of them.
+    it. AtP* and GradDrop give unsigned rankings. wiremap verify measures the best of them.
     """
-    from ..circuits.discovery import describe_question, measure_gap, usual_metric
-    from ..circuits.runs import write_scores
-    from ..edges.atpstar import NodeScores, check_method, recommended_method, score_nodes
-    from ..edges.attribution import score_edges
+    from ..edges.atpstar import check_method, recommended_method, score_nodes
     from ..edges.baselines import rank_nodes
-    from ..edges.gradients import resolve_gradient
 
-    of_nodes = {
-        "--nodes": nodes or None, "--method": method, "--samples": samples, "--steps": steps,
-        "--positions": positions, "--aggregate": aggregate,
-    }  # fmt: skip
-    given = [name for name, value in of_nodes.items() if value is not None]
-    if what == "edges" and given:
-        raise InputError(f"{', '.join(given)}: for scores of nodes, not of edges; leave it out")
-    loaded = options.load_model(model, device, dtype, bos)
+    loaded = options.load_model(model, device, dtype, bos, kv)
     asked = options.load_pairs(loaded, task, pairs, corruption, n_pairs, seed)
-    metric = metric or usual_metric(asked)
-    name = asked.source.get("task") or Path(str(asked.source["pairs"])).stem
-    out = out or Path(f"{Path(model).name}-{name}-{what}.safetensors")
-    if out.exists() and not force:
-        raise InputError(f"{out} exists; replace it (--force), or choose another file (-o)")
-    how: dict[str, Any] = {"metric": metric, "direction": direction, "batch_size": batch_size}
-    if what == "nodes":
-        how["nodes"] = list(nodes or ("heads", "mlps"))
-        how["positions"] = positions or "sum"
-        how["method"] = method or recommended_method(how["nodes"], len(asked), gradient)
-        if how["method"] in _BASELINES:
-            _refuse_options(how["method"], {"--gradient": gradient, "--steps": steps})
-            how |= {"n_samples": samples or 300, "seed": seed or 0}
-        else:
-            _refuse_options(how["method"], {"--samples": samples})
-            how["steps"] = steps or 10
-            rule, _ = check_method(how["method"], gradient, direction, metric, how["steps"])
-            how["gradient"] = rule.name
-            if how["gradient"] != "integrated":
-                _refuse_options(how["method"], {"--steps": steps})
+    (out,) = _places(loaded, asked, "nodes", out, force, (".safetensors",))
+    how = _how(loaded, asked, metric, direction, batch_size, allow_weak)
+    how["nodes"] = list(nodes or ("heads", "mlps"))
+    how["positions"] = positions
+    how["method"] = method or recommended_method(how["nodes"], len(asked), gradient)
+    if how["method"] in _BASELINES:
+        given = {"--gradient": gradient, "--steps": steps, "--schedule": schedule}
+        _refuse_options(f"method {how['method']}", given)
+        how |= {"n_samples": samples or 300, "seed": seed or 0}
     else:
-        how["gradient"] = resolve_gradient(gradient, direction, metric).name
-    measure_gap(loaded, asked, metric, allow_weak, batch_size)
+        _refuse_options(f"method {how['method']}", {"--samples": samples})
+        how |= options.gradient_options(gradient, steps, schedule)
+        rule, _ = check_method(
+            how["method"], gradient, direction, how["metric"], how["steps"], how["schedule"]
+        )
+        how["gradient"] = rule.name
     with progress(quiet or as_json) as report:
-        if how.get("method") in _BASELINES:
+        if how["method"] in _BASELINES:
             scores = rank_nodes(loaded, asked, **how).scores
         else:
-            score_all = score_nodes if what == "nodes" else score_edges
-            scores = score_all(
+            scores = score_nodes(
                 loaded,
                 asked,
                 **how,
-                progress=lambda done: report(f"score all {what}", done, len(asked)),
+                progress=lambda done: report("score all nodes", done, len(asked)),
             )
-    aggregate = aggregate or "abs-of-mean"
-    question = describe_question(loaded, asked, **how, aggregate=aggregate)
-    write_scores(out, question, scores)
-    ranked = scores.top(aggregate=aggregate) if isinstance(scores, NodeScores) else scores.top()
-    if as_json:
-        show_json({"file": str(out), "scores": [{"name": n, "score": s} for n, s in ranked]})
-    elif not quiet:
-        sign = "" if isinstance(scores, NodeScores) and scores.unsigned else "+"
-        rows = [
-            [str(rank), n, f"{s:{sign}.4f}"] for rank, (n, s) in enumerate(ranked[:top], start=1)
-        ]
-        show_table(
-            f"the {len(rows)} largest of {len(ranked)} {what}", ["rank", what[:-1], "score"], rows
+    _write(out, loaded, asked, {**how, "aggregate": aggregate}, scores)
+    ranked = scores.top(aggregate=aggregate)
+    gradient_line = f", gradient {how['gradient']}" if "gradient" in how else ""
+    line = (
+        f"method {how['method']}{gradient_line}, positions {positions}, ranked by {aggregate}"
+        f"{', an unsigned ranking' if scores.unsigned else ''}"
+    )
+    _show("nodes", ranked, top, scores.unsigned, line, {"scores": out}, as_json, quiet)
+
+
+@score.command()
+@options.question
+@options.gradient
+@options.reader
+@click.option(
+    "--candidates",
+    type=click.IntRange(min=1),
+    help="Ask --reader exact only about so many edges, the best by the linear one.",
+)
+@click.option(
+    "--positions",
+    type=click.Choice(["sum", "each", "spans"]),
+    default="sum",
+    show_default=True,
+    help="Also score each token position, or the named spans of the pairs file.",
+)
+@click.option(
+    "--aggregate",
+    type=click.Choice(["sum", "sum-of-abs"]),
+    default="sum",
+    show_default=True,
+    help="What ranks edges: the sum over positions, or the sum of absolute values by position.",
+)
+@click.option(
+    "--crossing",
+    type=click.IntRange(min=1),
+    help="Split so many of the best edges into keys and values by query position, too.",
+)
+@click.option(
+    "--split",
+    help="Also score the parts of an MLP as writers and readers: m5:neurons, m5:experts.",
+)
+@click.option("--experts", is_flag=True, help="--split of every mixture of experts.")
+@click.option(
+    "--memory-limit",
+    type=click.FloatRange(min=0, min_open=True),
+    help="GiB to work with; 1 on a CPU, 40 % of what is free on a GPU by default.",
+)
+@click.option(
+    "--importances",
+    is_flag=True,
+    help="Also write EAP-IG's importances.json (with --kv per-query where heads share keys).",
+)
+@_into_a_file
+@options.output
+def edges(
+    model: str,
+    task: str | None,
+    pairs: Path | None,
+    corruption: str | None,
+    n_pairs: int | None,
+    seed: int | None,
+    bos: bool | None,
+    kv: str,
+    metric: str | None,
+    direction: str,
+    allow_weak: bool,
+    device: str,
+    dtype: str,
+    batch_size: int | None,
+    gradient: str | None,
+    steps: int | None,
+    schedule: str | None,
+    reader: str,
+    candidates: int | None,
+    positions: str,
+    aggregate: str,
+    crossing: int | None,
+    split: str | None,
+    experts: bool,
+    memory_limit: float | None,
+    importances: bool,
+    top: int,
+    out: Path | None,
+    force: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Estimate the effects of all edges at once: a gradient rule times a reader rule.
+
+    Scores are estimates, in units of the metric: positive carries the behaviour, negative opposes
+    it. Writes them with their names and a heat map; wiremap verify measures the best of them.
+    """
+    from ..edges.attribution import check_reader, score_edges
+    from ..edges.crossing import score_crossings
+    from ..edges.gradients import recommended_gradient, resolve_gradient
+    from ..edges.refinement import parse_split, score_split
+    from ..edges.spans import one_length
+
+    loaded = options.load_model(model, device, dtype, bos, kv)
+    asked = options.load_pairs(loaded, task, pairs, corruption, n_pairs, seed)
+    suffixes = (".safetensors", ".svg", *((".importances.json",) if importances else ()))
+    places = _places(loaded, asked, "edges", out, force, suffixes)
+    splits = [split] if split else []
+    if experts:
+        n_layers = range(loaded.graph.n_layers)
+        splits += [f"m{layer}:experts" for layer in n_layers if loaded.experts(layer)]
+        if not splits:
+            raise InputError(f"model {loaded.name} has no mixture of experts; leave --experts out")
+    for one in splits:
+        parse_split(loaded, one)
+    check_reader(reader, candidates, loaded.graph)
+    if crossing is not None:
+        one_length(asked)
+    how = _how(loaded, asked, metric, direction, batch_size, allow_weak)
+    gradient = gradient or recommended_gradient(how["metric"], loaded)
+    how |= options.gradient_options(gradient, steps, schedule)
+    how["gradient"] = resolve_gradient(gradient, direction, how["metric"]).name
+    limit = None if memory_limit is None else int(memory_limit * 2**30)
+    with progress(quiet or as_json) as report:
+        scores = score_edges(
+            loaded,
+            asked,
+            **how,
+            reader=reader,
+            candidates=candidates,
+            positions=positions,
+            memory_limit=limit,
+            progress=lambda done: report("score all edges", done, len(asked)),
         )
-        click.echo(f"\n{_method_line(scores, how, aggregate)}")
-        click.echo(f"written to {out}; measure the best with: wiremap verify {out}")
+        parts = [
+            score_split(
+                loaded,
+                asked,
+                one,
+                **how,
+                memory_limit=limit,
+                progress=lambda done, one=one: report(f"split {one}", done, len(asked)),
+            )
+            for one in splits
+        ]
+        crossings = None
+        if crossing is not None:
+            across = [name for name, _ in scores.top() if name.endswith(("<k>", "<v>"))]
+            crossings = score_crossings(loaded, asked, across[:crossing], **how, memory_limit=limit)
+    how |= {
+        "reader": reader,
+        "candidates": candidates,
+        "positions": positions,
+        "aggregate": aggregate,
+    }
+    ranked = scores.top(aggregate=aggregate)
+    kinds: tuple[str, ...] = ("scores", "heat map", "importances")
+    written: dict[str, Path] = dict(zip(kinds, places, strict=False))
+    tables = [*parts] if crossings is None else [*parts, crossings]
+    _write(written["scores"], loaded, asked, how, scores, *tables)
+    _draw(
+        written["heat map"], scores, aggregate, f"{Path(loaded.name).name}: {len(ranked):,} edges"
+    )
+    if importances:
+        _write_importances(written["importances"], loaded, scores)
+    line = (
+        f"gradient {how['gradient']}, reader {reader}"
+        f"{f', the best {candidates:,} by the linear one' if candidates else ''}, positions "
+        f"{positions}, ranked by {aggregate}{', an unsigned ranking' if scores.unsigned else ''}"
+    )
+    _show("edges", ranked, top, scores.unsigned, line, written, as_json, quiet)
+    if not quiet and not as_json:
+        if scores.by_position is not None:
+            _show_rows("edges by position", scores.top_by_position(top))
+        if crossings is not None:
+            _show_rows("edges from key to query position", crossings.top(top))
+        for one in parts:
+            _show_rows(f"edges of the parts of {one.node}", one.top(top))
 
 
-def _refuse_options(method: str, given: dict[str, object]) -> None:
+def _places(
+    loaded: Model,
+    asked: PromptPairs,
+    what: str,
+    out: Path | None,
+    force: bool,
+    suffixes: tuple[str, ...],
+) -> list[Path]:
+    """Where the files go. Raises InputError if one is there and may not be replaced."""
+    name = asked.source.get("task") or Path(str(asked.source["pairs"])).stem
+    out = out or Path(f"{Path(loaded.name).name}-{name}-{what}.safetensors")
+    places = [out, *(out.with_suffix(suffix) for suffix in suffixes[1:])]
+    for place in places:
+        if place.exists() and not force:
+            raise InputError(f"{place} exists; replace it (--force), or choose another file (-o)")
+    return places
+
+
+def _how(
+    loaded: Model,
+    asked: PromptPairs,
+    metric: str | None,
+    direction: str,
+    batch_size: int | None,
+    allow_weak: bool,
+) -> dict[str, Any]:
+    """What nodes and edges are asked alike, once the model is known to do the task."""
+    from ..circuits.discovery import measure_gap, usual_metric
+
+    metric = metric or usual_metric(asked)
+    measure_gap(loaded, asked, metric, allow_weak, batch_size)
+    return {"metric": metric, "direction": direction, "batch_size": batch_size}
+
+
+def _write(
+    out: Path,
+    loaded: Model,
+    asked: PromptPairs,
+    how: dict[str, Any],
+    *scores: NodeScores | EdgeScores | SplitScores | Crossings,
+) -> None:
+    from ..circuits.discovery import describe_question
+    from ..circuits.runs import write_scores
+
+    write_scores(out, describe_question(loaded, asked, **how), *scores)
+
+
+def _draw(out: Path, scores: EdgeScores, aggregate: str, title: str) -> None:
+    from ..edges.files import write_atomically
+    from ..exporters.heatmap import to_heatmap
+
+    table = scores.aggregated(aggregate).cpu().numpy()
+    write_atomically(out, to_heatmap(scores.graph, table, title))
+
+
+def _write_importances(out: Path, loaded: Model, scores: EdgeScores) -> None:
+    from ..exporters.importances import write_importances
+
+    table = scores.scores.cpu().tolist()
+    write_importances(
+        out, loaded.graph, loaded.d_model, lambda writer, reader: table[writer][reader]
+    )
+
+
+def _refuse_options(what: str, given: Mapping[str, object]) -> None:
     superfluous = [name for name, value in given.items() if value is not None]
     if superfluous:
-        raise InputError(
-            f"{', '.join(superfluous)}: not for method {method} with this gradient; leave it out"
+        raise InputError(f"{', '.join(superfluous)}: not for {what}; leave it out")
+
+
+def _show(
+    what: str,
+    ranked: list[tuple[str, float]],
+    top: int,
+    unsigned: bool,
+    line: str,
+    written: dict[str, Path],
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    files = {name: str(path) for name, path in written.items()}
+    if as_json:
+        show_json(
+            {
+                "file": files["scores"],
+                "files": files,
+                "scores": [{"name": name, "score": value} for name, value in ranked],
+            }
+        )
+    elif not quiet:
+        title = f"the {min(top, len(ranked))} largest of {len(ranked):,} {what}"
+        _show_rows(title, ranked[:top], what[:-1], unsigned)
+        click.echo(f"\n{line}")
+        others = "".join(f"; {name}: {path}" for name, path in files.items() if name != "scores")
+        click.echo(
+            f"written to {files['scores']}{others}\n"
+            f"measure the best with: wiremap verify {files['scores']}"
         )
 
 
-def _method_line(scores: NodeScores | EdgeScores, how: dict[str, Any], aggregate: str) -> str:
-    """What the scores are, in a line."""
-    if "method" not in how:
-        return f"edge attribution patching, gradient at the {how['gradient']} run"
-    gradient = f", gradient {how['gradient']}" if "gradient" in how else ""
-    unsigned = ", an unsigned ranking" if getattr(scores, "unsigned", False) else ""
-    return (
-        f"method {how['method']}{gradient}, positions {how['positions']}, ranked by "
-        f"{aggregate}{unsigned}"
-    )
+def _show_rows(
+    title: str, ranked: list[tuple[str, float]], what: str = "edge", unsigned: bool = False
+) -> None:
+    sign = "" if unsigned else "+"
+    rows = [[str(rank), name, f"{value:{sign}.4f}"] for rank, (name, value) in enumerate(ranked, 1)]
+    show_table(title, ["rank", what, "score"], rows)

@@ -99,7 +99,7 @@ def verify(
     how = question["method"]
     items = "nodes" if edges is None else "edges"
     if edges is not None:
-        ranked = edges.top()
+        ranked = edges.top(aggregate=how.get("aggregate", "sum"))
     elif nodes is not None:
         ranked = nodes.top(aggregate=how.get("aggregate", "abs-of-mean"))
     else:

@@ -7,11 +7,11 @@ Edge attribution patching (Syed et al., 2023, arXiv 2310.10348) is the linear re
 The exact reader computes v anew and goes on from its output by the gradient (see ``readers``); where
 the gradient is taken is the gradient rule's business (see ``gradients``):
 
-                   linear reader               exact-attention                  exact reader
-    clean          EAP                         AtP's QK fix on edges
+                   linear                      exact-attention
+    clean          EAP                         AtP with the QK fix, on edges
     graddrop       AtP with GradDrop           AtP* on edges
     integrated     EAP-IG (2403.17806)
-    relevance      RelP (2508.21258)
+    relevance      RelP (2508.21258), the default
 
 Scores are summed over positions, averaged over pairs, in units of the metric. The sign follows the
 effect they estimate: positive carries the behaviour (EAP as published has the opposite sign). With
@@ -29,7 +29,14 @@ from jaxtyping import Bool, Float32
 from torch import Tensor
 
 from .errors import InputError, WiremapError
-from .gradients import GradientRule, Gradients, check_depends, resolve_gradient
+from .gradients import (
+    GradientRule,
+    Gradients,
+    Pass,
+    check_depends,
+    recommended_gradient,
+    resolve_gradient,
+)
 from .graph import ModelGraph
 from .memory import BatchSize, available_bytes
 from .metrics import Metric, Targets, resolve_metric
@@ -40,9 +47,9 @@ from .readers import (
     OUTPUTS,
     REACTIONS,
     WRITES,
-    ExactReader,
     OutputGradients,
     Writes,
+    exact_reader,
     linear_scores,
 )
 from .spans import Labels, position_labels
@@ -137,8 +144,8 @@ def score_edges(
 
     Args:
         metric: a name in ``METRICS`` or a function ``(logits, targets) -> [row]``.
-        gradient: a name in ``GRADIENTS``, or a rule of your own; None takes the run that
-            ``direction`` edits, and the corrupted one for ``kl``.
+        gradient: a name in ``GRADIENTS``, or a rule of your own; None takes
+            ``recommended_gradient``: relevance, or for mixtures of experts gim.
         direction: ``noising`` edits the clean run, ``denoising`` the corrupted one.
         steps, schedule: of ``integrated``; schedule ``left`` is EAP-IG's.
         reader: ``linear``, ``exact``, or ``exact-attention``: queries and keys through the exact
@@ -161,6 +168,7 @@ def score_edges(
         InputError: unknown option values, pairs the model cannot run, a metric that is constant.
         WiremapError: activations or gradients that are not finite; the module and pairs are named.
     """
+    gradient = gradient or recommended_gradient(metric, model)
     rule = resolve_gradient(gradient, direction, metric, steps, schedule)
     rule.check(model)
     check_reader(reader, candidates, model.graph)
@@ -261,7 +269,7 @@ class _Scorer:
         self.per_pair, self.memory_limit = per_pair, memory_limit
         self.exists = existing_edges(model.graph).to(model.device)
         self.wanted = self.exists if wanted is None else wanted
-        self.chunk_bytes = available_bytes(model.device, memory_limit) // 16
+        self.chunk_bytes = available_bytes(model.device, memory_limit) // 64
         n_layers = model.graph.n_layers
         within = [reader.kind != "logits" for reader in model.graph.readers]
         self.divisor = torch.tensor(
@@ -282,17 +290,18 @@ class _Scorer:
                 if batch_size is not None:
                     size = BatchSize(batch_size)
                 for batch, scores in size.map(bucket, self._batch):
-                    by_position += scores.sum(0)
+                    for part in scores:
+                        by_position += part
                     if table is not None:
                         table[batch.rows] = scores.sum(1)
                     if progress is not None:
                         progress(len(batch))
         check_depends(self.depends)
-        by_position = (by_position / n_pairs).masked_fill(~self.exists, torch.nan)
+        by_position.div_(n_pairs).masked_fill_(~self.exists, torch.nan)
         return EdgeScores(
             model.graph,
-            by_position.sum(0),
-            None if table is None else table.masked_fill(~self.exists, torch.nan),
+            by_position[0] if self.labels.summed else by_position.sum(0),
+            None if table is None else table.masked_fill_(~self.exists, torch.nan),
             None if self.labels.summed else by_position,
             () if self.labels.summed else self.labels.names,
             self.rule.unsigned,
@@ -310,20 +319,20 @@ class _Scorer:
         keep = (*WRITES, *(REACTIONS if exact else ()))
         runs = BothRuns(self.model, batch, self.metric, keep)
         totals = torch.zeros(n_groups, *self.exists.shape, device=self.model.device)
-        outputs: dict[int, list[tuple[Gradients, int]]] = {}
+        outputs = OutputGradients()
         difference: Writes | None = None
         for one in self.rule.passes(runs, by, self.n_rows):
             found = {layer: (gradients, times) for layer, gradients, times in one.layers}
             if exact:
-                self._add_outputs(outputs, found, one.n_runs)
+                outputs.add(found, one.n_runs, self.rule.unsigned)
             if linear:
                 difference = difference or Writes.difference(runs.at("clean"), runs.at("corrupted"))
-                self._add_linear(totals, difference, one.streams, found, one.n_runs, one.frozen)
+                self._add_linear(totals, difference, one, found)
             del one, found
         self.depends |= runs.depends
         if exact:
-            self._replace_exact(totals, runs, OutputGradients(outputs))
-        totals = totals / self.divisor
+            self._replace_exact(totals, runs, outputs)
+        totals /= self.divisor
         self._refuse_nonfinite(totals, batch)
         return totals.view(-1, len(self.labels.names), *self.exists.shape)
 
@@ -331,10 +340,8 @@ class _Scorer:
         self,
         totals: Float32[Tensor, "group writer reader"],
         difference: Writes,
-        streams: Any,
+        one: Pass,
         found: dict[int, tuple[Gradients, int]],
-        n_runs: int,
-        frozen: bool,
     ) -> None:
         layers = {layer: gradients for layer, (gradients, _) in found.items()}
         times = torch.tensor(
@@ -346,32 +353,20 @@ class _Scorer:
         )
         for group in range(self.n_groups):
             tokens = (self.groups.flatten() == group).nonzero().flatten()
-            scores = linear_scores(
-                self.model, difference, streams, layers, n_runs, frozen, tokens, self.chunk_bytes
+            table = torch.zeros_like(totals[group]) if self.rule.unsigned else totals[group]
+            linear_scores(
+                self.model,
+                difference,
+                one.tape.kept.resid_pre,
+                layers,
+                one.n_runs,
+                one.frozen,
+                tokens,
+                self.chunk_bytes,
+                table,
             )
-            totals[group] += times * (scores.abs() if self.rule.unsigned else scores)
-
-    def _add_outputs(
-        self,
-        outputs: dict[int, list[tuple[Gradients, int]]],
-        found: dict[int, tuple[Gradients, int]],
-        n_runs: int,
-    ) -> None:
-        """Signed gradients are summed as they come; absolute values need each by itself."""
-        for layer, (gradients, times) in found.items():
-            if not set(OUTPUTS) <= set(gradients):
-                continue
-            new = {
-                name: gradients[name].unflatten(0, (n_runs, -1)).sum(0, dtype=torch.float32)
-                for name in OUTPUTS
-            }
             if self.rule.unsigned:
-                outputs.setdefault(layer, []).append((new, times))
-            elif layer in outputs:
-                for name, gradient in outputs[layer][0][0].items():
-                    gradient += new[name]
-            else:
-                outputs[layer] = [(new, times)]
+                totals[group] += table.abs_() * times
 
     @torch.no_grad()
     def _replace_exact(
@@ -381,18 +376,13 @@ class _Scorer:
         gradients: OutputGradients,
     ) -> None:
         """The scores of the exact reader, in place of what stands there."""
-        noising = self.direction == "noising"
-        names = ("clean", "corrupted") if noising else ("corrupted", "clean")
-        base, other = (runs.at(name) for name in names)
-        reader = ExactReader(
-            self.model,
-            base,
-            Writes.difference(other, base),
+        reader = exact_reader(
+            runs,
+            self.direction,
             gradients,
-            -1 if noising else 1,
             not self.labels.summed,
             self.wanted & self.exists,
-            self.chunk_bytes,
+            4 * self.chunk_bytes,
         )
         for writers, column, estimates in reader.reactions(self.reader == "exact-attention"):
             grouped = self._grouped(estimates)

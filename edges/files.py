@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from .errors import InputError
@@ -31,12 +32,21 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     Raises:
         InputError: the place cannot be written to.
     """
+    write_parts_atomically(path, [content])
+
+
+def write_parts_atomically(path: Path, parts: Iterable[str | bytes]) -> None:
+    """Writes a file part by part, so that it is there whole or not at all.
+
+    Raises:
+        InputError: the place cannot be written to.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    data = content.encode() if isinstance(content, str) else content
     try:
         try:
             with temporary.open("wb") as file:
-                file.write(data)
+                for part in parts:
+                    file.write(part.encode() if isinstance(part, str) else part)
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)

@@ -15,7 +15,7 @@ of them (scores of nodes, of edges, by whichever reader rule) is the same for al
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -50,14 +50,14 @@ class Pass:
 
     Attributes:
         n_runs: how many runs of each pair the rows are, one run after the other.
-        streams: the residual streams of the runs before each block.
+        tape: the runs gone back through, with the residual streams they kept.
         layers: for each block gone through, last first, its number, the gradients there, and how
             often they count. The number of layers stands for the last residual stream.
         frozen: the norms' scales counted as constants.
     """
 
     n_runs: int
-    streams: Sequence[Tensor]
+    tape: Tape
     layers: Iterator[tuple[int, Gradients, int]]
     frozen: bool = False
 
@@ -191,10 +191,9 @@ class GradDrop:
             for layer, gradients in _backward(tape, after[at], at, again=True):
                 yield layer, gradients, 1
 
-        streams = [*tape.kept.resid_pre, tape.final]
-        yield Pass(1, streams, undropped())
+        yield Pass(1, tape, undropped())
         for layer in reversed(range(n_layers)):
-            yield Pass(1, streams, dropped(layer))
+            yield Pass(1, tape, dropped(layer))
 
     def divisor(self, n_layers: int, within: bool) -> int:
         """In how many of the passes there is a gradient."""
@@ -248,7 +247,7 @@ def whole_pass(model: Model, tape: Tape, n_runs: int = 1, frozen: bool = False) 
         for layer, gradients in _backward(tape):
             yield layer, gradients, 1
 
-    return Pass(n_runs, [*tape.kept.resid_pre, tape.final], layers(), frozen)
+    return Pass(n_runs, tape, layers(), frozen)
 
 
 def _backward(
@@ -302,7 +301,8 @@ def gim(temperature: float = 2.0) -> See:
 
     Backwards the softmax is one of a higher temperature, p_T (g - sum p_T g), without the 1/T of
     its derivative, as its authors' code has it; queries and keys get a quarter of their gradient,
-    values half of it; the scales of norms are constants.
+    values half of it; the scales of norms are constants. (Later versions of that code also halve
+    the gradient into both factors of a gated MLP; not done here.)
     """
     scores: dict[int, Tensor] = {}
     parts = {"q": 0.25, "k": 0.25, "v": 0.5}
@@ -323,6 +323,18 @@ def gim(temperature: float = 2.0) -> See:
 
 
 # ---- by name
+
+
+def recommended_gradient(metric: str | Metric = "logit_diff", model: Model | None = None) -> str:
+    """The rule for edges that costs least verified recall where it was measured.
+
+    In benchmarks/RESULTS.md: relevance with the linear reader, in the geometric mean over all
+    settings. ``gim``, the second, for a model with modules that relevance has no rule for; and the
+    corrupted run's gradient for ``kl``, which has none at the clean run.
+    """
+    if metric == "kl":
+        return "corrupted"
+    return "gim" if model is not None and model.unruled_modules() else "relevance"
 
 
 def resolve_gradient(

@@ -148,6 +148,8 @@ def _load_parts(source: str | Path, dtype: torch.dtype, local_files_only: bool) 
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             source, local_files_only=local_files_only
         )
+    if dtype == torch.float64:
+        weights.config._experts_implementation = "eager"  # grouped products have no float64
     return weights.eval(), tokenizer
 
 

@@ -161,6 +161,20 @@ class Layer:
         return hooks
 
 
+@dataclass(frozen=True)
+class MlpWeights:
+    """What neurons are read through and written with.
+
+    Attributes:
+        gate: of what enters the activation.
+        up: of what the activation is multiplied with; None without a gate.
+    """
+
+    gate: Float[Tensor, "d_model d_mlp"]
+    up: Float[Tensor, "d_model d_mlp"] | None
+    out: Float[Tensor, "d_mlp d_model"]
+
+
 def _activation(mlp: Any) -> Any:
     """The activation module of an MLP; None for one that has none of its own."""
     for name in ("act", "act_fn", "activation_fn"):
@@ -439,7 +453,7 @@ class Model:
         one = self._layers[layer]
         if one.post_attention_norm is None and one.multiplier == 1:
             return weight
-        return weight * self.attention_gain(layer)
+        return (weight * self.attention_gain(layer)).to(weight.dtype)
 
     def raw_attention_output(
         self, layer: int, z: Float[Tensor, "*token head d_head"]
@@ -491,6 +505,59 @@ class Model:
         if one.post_mlp_norm is not None:
             out = one.post_mlp_norm(out, see, layer)
         return out * one.multiplier if one.multiplier != 1 else out
+
+    def mlp_norm_derivative(
+        self, layer: int, resid: Float[Tensor, "*token d_model"], frozen: bool = False
+    ) -> NormDerivative | None:
+        """The derivative of ``mlp_norm`` at a residual stream; None if it is the identity."""
+        norm = self._layers[layer].mlp_norm
+        return None if norm is None else norm.derivative(resid, frozen)
+
+    def mlp_weights(self, layer: int) -> MlpWeights:
+        """The weights around the neurons of ``layer``, the gain behind them included."""
+        one = self._layers[layer]
+        gated = one.gate is not None
+        gain = 1.0 if one.post_mlp_norm is None else one.post_mlp_norm.weight
+        return MlpWeights(
+            gate=in_out_weight(one.gate if gated else one.up),
+            up=in_out_weight(one.up) if gated else None,
+            out=in_out_weight(one.out) * gain * one.multiplier,
+        )
+
+    def mlp_scale(
+        self, layer: int, neurons: Float[Tensor, "*token d_mlp"]
+    ) -> Float[Tensor, "*token 1"]:
+        """What a norm behind the MLP scales its output with, in the run these neurons are of."""
+        one = self._layers[layer]
+        if one.post_mlp_norm is None:
+            return torch.ones_like(neurons[..., :1])
+        return one.post_mlp_norm.scale(one.out(neurons))
+
+    def experts(self, layer: int) -> tuple[str, ...]:
+        """Names of the experts of ``layer``: ``e0`` and so on, and ``shared``; none for an MLP."""
+        mlp = self._layers[layer].mlp
+        if not hasattr(mlp, "experts"):
+            return ()
+        shared = ("shared",) if hasattr(mlp, "shared_expert") else ()
+        return (*(f"e{index}" for index in range(int(mlp.experts.num_experts))), *shared)
+
+    def expert(
+        self,
+        layer: int,
+        name: str,
+        normed: Float[Tensor, "token d_model"],
+        routed_by: Float[Tensor, "token d_model"],
+    ) -> Float[Tensor, "token d_model"]:
+        """What one expert writes: its output times the routing weight that ``routed_by`` gives it.
+
+        The shared expert's gate reads what the expert reads.
+        """
+        mlp = self._layers[layer].mlp
+        if name == "shared":
+            return torch.sigmoid(mlp.shared_expert_gate(normed)) * mlp.shared_expert(normed)
+        _, weights, chosen = mlp.gate(routed_by)
+        weights = weights * (chosen == int(name[1:]))
+        return mlp.experts(normed, chosen, weights)
 
     @property
     def has_neurons(self) -> bool:
@@ -631,6 +698,12 @@ class Model:
             "ALiBi position biases (alibi=True)": bool(getattr(config, "alibi", False)),
             "attention before the MLP (parallel_attn=False)": not getattr(
                 config, "parallel_attn", True
+            ),
+            "a mixture of experts in float64 by grouped products; set the Hugging Face model's "
+            'config._experts_implementation to "eager" before it is wrapped': (
+                self.dtype == torch.float64
+                and self.bridge.blocks[0].mlp.submodules.get("out") is None
+                and getattr(config, "_experts_implementation", None) != "eager"
             ),
             "biases behind attention that a norm scales (attention_bias=True)": (
                 "ln1_post" in self.bridge.blocks[0].submodules

@@ -77,11 +77,17 @@ class KeyFix:
 
     def contract(self, gradient: Float[Tensor, "*batch query key"]) -> Float[Tensor, "*batch key"]:
         """The estimates for each key, summed over queries."""
+        return self.by_query(gradient).sum(-2)
+
+    def by_query(
+        self, gradient: Float[Tensor, "*batch query key"]
+    ) -> Float[Tensor, "*batch query key"]:
+        """The estimates for each key, query by query."""
         relative = _relative(gradient, self.largest)
         mean = (self.pattern * relative).sum(-1, keepdim=True)
         difference = (relative - mean) / self.rest
         of_largest = -(self.other_pattern * relative).sum(-1, keepdim=True)
-        return (self.change * difference.scatter(-1, self.largest, of_largest)).sum(-2)
+        return self.change * difference.scatter(-1, self.largest, of_largest)
 
 
 def _relative(gradient: Tensor, largest: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ neither is ever kept per head: writes are projected for a chunk of tokens (linea
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 import torch
@@ -25,7 +25,7 @@ from .metrics import Metric, Targets
 from .model import Activations, Model
 from .parts import NormDerivative
 from .qk_fix import KeyFix, contract_rows, pattern_difference
-from .trace import Run, Tape, answer_logits
+from .trace import BothRuns, Run, Tape, answer_logits
 
 WRITES = ("written", "mlp_out")
 """What a run keeps so that writes can be made of it."""
@@ -92,7 +92,8 @@ def linear_scores(
     frozen: bool,
     tokens: Int64[Tensor, "token"],
     chunk_bytes: int,
-) -> Float32[Tensor, "writer reader"]:
+    scores: Float32[Tensor, "writer reader"],
+) -> None:
     """(clean - corrupted write) . gradient by the reader's input, summed over tokens and runs.
 
     The writers of a chunk of tokens are projected once, layer by layer; what stands in the table
@@ -106,47 +107,102 @@ def linear_scores(
         frozen: the norms' scales count as constants.
         tokens: places among the batch's pairs x positions.
         chunk_bytes: what the writes of a chunk may take.
+        scores: what they are added to; a table for all edges of a large model is large itself.
     """
     graph = model.graph
     n_writers = len(graph.writers)
-    scores = torch.zeros(n_writers, len(graph.readers), device=model.device)
     per_token = 4 * model.d_model * (n_writers + 2 * (graph.n_heads + 2 * graph.n_kv_heads))
     for some in tokens.split(max(1, chunk_bytes // per_token)):
 
         def cut(tensor: Tensor, some: Tensor = some) -> Tensor:
             return tensor.flatten(0, 1)[some].float()
 
-        def by_run(tensor: Tensor, some: Tensor = some) -> Tensor:
-            """Of each run: ``[run token ...]``"""
-            return tensor.unflatten(0, (n_runs, -1)).flatten(1, 2)[:, some].float()
-
         made = scores.new_empty(n_writers, len(some), model.d_model)
         made[0] = cut(writes.input)
         for layer in range(max(layers, default=-1) + 1):
-            gradients = layers.get(layer, {})
+            at = _At(model, layer, layers.get(layer, {}), streams, n_runs, frozen, some)
             if layer == graph.n_layers:
-                towards = by_run(gradients["resid_pre"]).sum(0)
-                scores[:, -1] += made.flatten(1) @ towards.flatten()
+                scores[:, -1] += at.last(made)
                 break
             heads, mlp_reader = graph.head_writers(layer), graph.mlp_reader(layer)
-            if "q" in gradients:
-                scores[: heads.start, graph.attention_readers(layer)] += _into_attention(
-                    model,
-                    layer,
-                    made[: heads.start],
-                    by_run(streams[layer]),
-                    [by_run(gradients[slot]) for slot in SLOTS],
-                    frozen,
-                )
+            into = graph.attention_readers(layer)
+            scores[: heads.start, into] += at.attention(made[: heads.start])
             made[heads] = torch.einsum(
                 "the,hem->htm", cut(writes.written[layer]), model.output_weight(layer).float()
             )
-            if "mlp_in" in gradients:
-                n_read = graph.readers[mlp_reader].n_writers
-                towards = by_run(gradients["mlp_in"]).sum(0)
-                scores[:n_read, mlp_reader] += made[:n_read].flatten(1) @ towards.flatten()
+            n_read = graph.readers[mlp_reader].n_writers
+            scores[:n_read, mlp_reader] += at.mlp(made[:n_read])
             made[graph.mlp_writer(layer)] = cut(writes.mlp_out[layer])
+
+
+def onward_scores(
+    model: Model,
+    made: Float32[Tensor, "writer token d_model"],
+    after: int,
+    streams: Sequence[Float[Tensor, "row pos d_model"]],
+    layers: dict[int, Gradients],
+    n_runs: int,
+    frozen: bool,
+    tokens: Int64[Tensor, "token"],
+) -> Float32[Tensor, "writer reader"]:
+    """Scores of what is written at the end of block ``after``, into all readers behind it."""
+    graph = model.graph
+    scores = made.new_zeros(len(made), len(graph.readers))
+    for layer in range(after + 1, graph.n_layers + 1):
+        at = _At(model, layer, layers.get(layer, {}), streams, n_runs, frozen, tokens)
+        if layer == graph.n_layers:
+            scores[:, -1] = at.last(made)
+        else:
+            scores[:, graph.attention_readers(layer)] = at.attention(made)
+            scores[:, graph.mlp_reader(layer)] = at.mlp(made)
     return scores
+
+
+def of_runs(
+    tensor: Float[Tensor, "row pos *entry"], n_runs: int, tokens: Int64[Tensor, "token"]
+) -> Float32[Tensor, "run token *entry"]:
+    """Some tokens of each of the runs that stand one after the other in the rows."""
+    return tensor.unflatten(0, (n_runs, -1)).flatten(1, 2)[:, tokens].float()
+
+
+@dataclass(frozen=True)
+class _At:
+    """The gradients at the readers of a layer, and what a write into them scores; 0 without any."""
+
+    model: Model
+    layer: int
+    gradients: Gradients
+    streams: Sequence[Float[Tensor, "row pos d_model"]]
+    n_runs: int
+    frozen: bool
+    tokens: Int64[Tensor, "token"]
+
+    def _of(self, name: str) -> Tensor:
+        return of_runs(self.gradients[name], self.n_runs, self.tokens)
+
+    def attention(
+        self, made: Float32[Tensor, "writer token d_model"]
+    ) -> Float32[Tensor, "writer reader"]:
+        """Into the queries, keys and values."""
+        if "q" not in self.gradients:
+            into = self.model.graph.attention_readers(self.layer)
+            return made.new_zeros(len(made), into.stop - into.start)
+        resid = of_runs(self.streams[self.layer], self.n_runs, self.tokens)
+        gradients = [self._of(slot) for slot in SLOTS]
+        return _into_attention(self.model, self.layer, made, resid, gradients, self.frozen)
+
+    def mlp(self, made: Float32[Tensor, "writer token d_model"]) -> Float32[Tensor, "writer"]:
+        """Into the MLP."""
+        return self._directly(made, "mlp_in")
+
+    def last(self, made: Float32[Tensor, "writer token d_model"]) -> Float32[Tensor, "writer"]:
+        """Into the logits, for the layer behind the last."""
+        return self._directly(made, "resid_pre")
+
+    def _directly(self, made: Tensor, name: str) -> Tensor:
+        if name not in self.gradients:
+            return made.new_zeros(len(made))
+        return made.flatten(1) @ self._of(name).sum(0).flatten()
 
 
 def _into_attention(
@@ -161,7 +217,7 @@ def _into_attention(
 
     With n = W g the gradient at the normalized stream, the gradient at the reader's input is
     J_norm^T n = P(weight * scale * n) - normalized (normalized . weight * scale * n) / d_model.
-    It is never formed: scale goes to g, weight and P to W, and the last term is of rank one.
+    The last term is of rank one, and is never formed.
     """
     scores = 0.0
     towards = 0.0
@@ -191,12 +247,7 @@ def _reads(
     frozen: bool,
 ) -> Float32[Tensor, "reader token d_model"]:
     """P(weight * scale * n) of each reader of a slot; see ``_into_attention``."""
-    weight, _ = model.projection(layer, slot)
-    weight = weight.float()
-    if norm is not None:
-        weight = weight * norm.weight[:, None]
-        if norm.centers:
-            weight = weight - weight.mean(1, keepdim=True)
+    weight = model.projection(layer, slot)[0].float()
     gradient, others = _through_head_norm(model, layer, slot, resid, gradient, frozen)
     if norm is not None:
         gradient = gradient * norm.scale[..., None]
@@ -208,7 +259,10 @@ def _reads(
         if norm is not None:
             common = common * norm.scale
         reads = reads - shares.T[..., None] * common
-    return reads
+    if norm is None:
+        return reads
+    reads = reads * norm.weight
+    return reads - reads.mean(-1, keepdim=True) if norm.centers else reads
 
 
 def _through_head_norm(
@@ -234,14 +288,15 @@ def _through_head_norm(
     if not model.norm_spans_heads(layer, slot):
         if slot != "q":
             raw = model.for_readers(raw)
-        return head_norm.derivative(raw, frozen).pull_back(gradient), None
-    found = head_norm.derivative(raw.flatten(1))
+        return head_norm.derivative(raw.float(), frozen).pull_back(gradient).float(), None
+    found = head_norm.derivative(raw.flatten(1).float())
     n_heads = raw.shape[1]
     grouped = gradient.unflatten(1, (n_heads, -1))
     scaled = grouped * found.weight.view(n_heads, 1, -1) * found.scale[..., None, None]
+    scaled = scaled.float()
     if frozen:
         return scaled.flatten(1, 2), None
-    normalized = found.normalized.unflatten(1, (n_heads, -1))
+    normalized = found.normalized.unflatten(1, (n_heads, -1)).float()
     shares = torch.einsum("tke,tkge->tkg", normalized, scaled) / found.normalized.shape[1]
     return scaled.flatten(1, 2), (normalized, shares.flatten(1))
 
@@ -257,7 +312,26 @@ class OutputGradients:
         layers: of each layer, gradients with how often each counts.
     """
 
-    layers: dict[int, list[tuple[Gradients, int]]]
+    layers: dict[int, list[tuple[Gradients, int]]] = field(
+        default_factory=dict[int, list[tuple[Gradients, int]]]
+    )
+
+    def add(self, found: dict[int, tuple[Gradients, int]], n_runs: int, unsigned: bool) -> None:
+        """Takes in those of a pass: signed ones are summed, absolute values need each by itself."""
+        for layer, (gradients, times) in found.items():
+            if not set(OUTPUTS) <= set(gradients):
+                continue
+            new = {
+                name: gradients[name].unflatten(0, (n_runs, -1)).sum(0, dtype=torch.float32)
+                for name in OUTPUTS
+            }
+            if unsigned:
+                self.layers.setdefault(layer, []).append((new, times))
+            elif layer in self.layers:
+                for name, gradient in self.layers[layer][0][0].items():
+                    gradient += new[name]
+            else:
+                self.layers[layer] = [(new, times)]
 
     def at(self, layer: int, name: str) -> Float[Tensor, "variant pair pos *entry"]:
         """All gradients by an activation."""
@@ -268,7 +342,7 @@ class OutputGradients:
         return [times for _, times in self.layers[layer]]
 
 
-Reactions = Iterator[tuple[list[int], int, Float[Tensor, "variant writer pair pos"]]]
+Reactions = Iterator[tuple[list[int], int, Float[Tensor, "variant writer pair *places"]]]
 """Of some writers and a reader, the estimated effects by position, one for each gradient."""
 
 
@@ -280,6 +354,8 @@ class ExactReader:
         change: writes of the other run less those of the run edited.
         sign: makes effects clean minus corrupted: -1 where the clean run is edited.
         each: every position is patched alone, rather than all at once.
+        crossing: keep what keys and values are worth by query, too: estimates are
+            ``[variant writer pair query key]`` then.
         wanted: which edges.
         item_bytes: what a batch of readers computed anew may take.
     """
@@ -294,7 +370,9 @@ class ExactReader:
         each: bool,
         wanted: Bool[Tensor, "writer reader"],
         item_bytes: int,
+        crossing: bool = False,
     ) -> None:
+        self.crossing = crossing
         self.model, self.base, self.change = model, base, change
         self.gradients, self.sign, self.each = gradients, sign, each
         self.wanted = wanted.cpu()
@@ -367,7 +445,7 @@ class ExactReader:
         before = model.attention_scores(layer, q, k).float()
         if slot == "v":
             change = new - kept.v[layer][:, :, head]
-            found = _value_reaction(before.softmax(-1), change, gradient)
+            found = _value_reaction(before.softmax(-1), change, gradient, self.crossing)
         else:
             rows = new.flatten(0, 1)[:, :, None]
 
@@ -382,6 +460,7 @@ class ExactReader:
                 after.unflatten(0, (len(places), -1)),
                 torch.einsum("vbqhd,bkd->vbhqk", gradient, value),
                 alone=slot == "k" and self.each,
+                crossing=self.crossing,
             )
         yield [writers[place] for place in places.tolist()], reader, self.sign * found
 
@@ -395,7 +474,33 @@ class ExactReader:
             final = self.base.final[:, -1:] + self.change.of(self.model, writers)[:, :, -1:]
             logits = answer_logits(self.model, final.flatten(0, 1))
             values = metric(logits, targets.repeat(len(writers)))
-            yield writers, self.sign * (values.view(len(writers), -1) - base)
+            yield writers, self.sign * (values.view(len(writers), -1) - base).float()
+
+
+def exact_reader(
+    runs: BothRuns,
+    direction: str,
+    gradients: OutputGradients,
+    each: bool,
+    wanted: Bool[Tensor, "writer reader"],
+    item_bytes: int,
+    crossing: bool = False,
+) -> ExactReader:
+    """The exact reader of the run that ``direction`` edits; see ``ExactReader``."""
+    noising = direction == "noising"
+    names = ("clean", "corrupted") if noising else ("corrupted", "clean")
+    base, other = (runs.at(name) for name in names)
+    return ExactReader(
+        runs.model,
+        base,
+        Writes.difference(other, base),
+        gradients,
+        -1 if noising else 1,
+        each,
+        wanted,
+        item_bytes,
+        crossing,
+    )
 
 
 def _heads(model: Model, slot: str, head: int) -> tuple[int, list[int]]:
@@ -410,8 +515,12 @@ def _value_reaction(
     pattern: Float[Tensor, "pair head query key"],
     change: Float[Tensor, "writer pair key d_head"],
     gradient: Float[Tensor, "variant pair query head d_head"],
-) -> Float[Tensor, "variant writer pair key"]:
-    """What another value is worth, by its position: values enter linearly."""
+    crossing: bool,
+) -> Float[Tensor, "variant writer pair *places"]:
+    """What another value is worth, by its position (and by query): values enter linearly."""
+    if crossing:
+        worth = torch.einsum("wbkd,vbqhd->vwbhqk", change.float(), gradient)
+        return (worth * pattern).sum(3)
     at_values = torch.einsum("bhqk,vbqhd->vbkd", pattern, gradient)
     return torch.einsum("wbkd,vbkd->vwbk", change.float(), at_values)
 
@@ -421,18 +530,18 @@ def _pattern_reaction(
     after: Float[Tensor, "writer pair head query key"],
     gradient: Float[Tensor, "variant pair head query key"],
     alone: bool,
-) -> Float[Tensor, "variant writer pair pos"]:
+    crossing: bool,
+) -> Float[Tensor, "variant writer pair *places"]:
     """What other scores are worth through the softmax: by query, or for each key alone by key."""
     before = before.expand_as(after)
     if alone:
         fix = KeyFix(before, after)
-        found = [fix.contract(one.expand_as(after)).sum(-2) for one in gradient]
-    else:
-        difference = pattern_difference(before, after)
-        found = [
-            contract_rows(difference, before, one.expand_as(after)).sum(-2) for one in gradient
-        ]
-    return torch.stack(found)
+        found = [fix.by_query(one.expand_as(after)).sum(-3) for one in gradient]
+        return torch.stack([one if crossing else one.sum(-2) for one in found])
+    difference = pattern_difference(before, after)
+    return torch.stack(
+        [contract_rows(difference, before, one.expand_as(after)).sum(-2) for one in gradient]
+    )
 
 
 def reread(

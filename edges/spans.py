@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -81,6 +83,9 @@ def position_labels(pairs: PromptPairs, positions: str) -> Labels:
 
 
 def _spans(given: Any, row: int, length: int) -> list[tuple[str, range]]:
+    if isinstance(given, str):  # CSV has no objects
+        with contextlib.suppress(ValueError):
+            given = json.loads(given)
     if not isinstance(given, Mapping):
         raise InputError(
             f"row {row + 1}: expected spans as an object of names and positions, got {given!r:.80}"

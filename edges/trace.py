@@ -136,6 +136,7 @@ class Tape:
                 [*sites.values(), self._leaves[layer]],
                 gradient,
                 retain_graph=again,
+                materialize_grads=True,  # a rule may cut activations off
             )
             yield layer, dict(zip(sites, found, strict=True)), gradient
 
@@ -146,17 +147,23 @@ class BothRuns:
     Args:
         metric: a function of (logits, targets), one number per row.
         keep: names of the activations that both runs keep.
+        streams: those that every run gone back through keeps.
 
     Attributes:
         depends: whether the metric's gradient was anything but zero so far.
     """
 
     def __init__(
-        self, model: Model, batch: PairBatch, metric: Metric, keep: Collection[str]
+        self,
+        model: Model,
+        batch: PairBatch,
+        metric: Metric,
+        keep: Collection[str],
+        streams: Collection[str] = ("resid_pre",),
     ) -> None:
         self.model, self.batch, self.metric = model, batch, metric
         self.depends = False
-        self._keep = frozenset(keep)
+        self._keep, self._streams = frozenset(keep), frozenset(streams)
         self._runs: dict[str, Run | Tape] = {}
 
     def at(self, name: str) -> Run | Tape:
@@ -173,7 +180,7 @@ class BothRuns:
         resid = self.model.embed(self._tokens(name).to(self.model.device))
         if name != "clean":
             self.at("clean")  # its logits are what others may be compared with
-        tape = self._tape(resid, 1, by, {*self._keep, "resid_pre"}, through)
+        tape = self._tape(resid, 1, by, self._keep | self._streams, through)
         self._runs.setdefault(name, tape)
         return tape
 
@@ -181,7 +188,7 @@ class BothRuns:
         """Runs from inputs on the line from the corrupted (0) to the clean one (1), part by part."""
         corrupted, clean = self.at("corrupted").input, self.at("clean").input
         resid = torch.cat([corrupted + part * (clean - corrupted) for part in parts])
-        return self._tape(resid, len(parts), by, ("resid_pre",), None)
+        return self._tape(resid, len(parts), by, self._streams, None)
 
     def _tape(
         self,
