@@ -67,6 +67,7 @@ def tasks(model: str | None, as_json: bool, quiet: bool) -> None:
 def models(as_json: bool, quiet: bool) -> None:
     """List the bundled models."""
     from ..circuits.zoo import training_records
+    from ..edges.architectures import SUPPORTED
 
     records = training_records()
     if as_json:
@@ -89,7 +90,7 @@ def models(as_json: bool, quiet: bool) -> None:
         )
         click.echo(
             "\nAny other --model is a Hugging Face directory or a model of the hub; architectures: "
-            "GPT-2, Llama, NeoX."
+            f"{', '.join(SUPPORTED.values())}."
         )
 
 

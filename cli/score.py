@@ -244,6 +244,7 @@ def edges(
     from ..edges.gradients import recommended_gradient, resolve_gradient
     from ..edges.refinement import parse_split, score_split
     from ..edges.spans import one_length
+    from ..exporters.importances import check_names
 
     loaded = options.load_model(model, device, dtype, bos, kv)
     asked = options.load_pairs(loaded, task, pairs, corruption, n_pairs, seed)
@@ -255,15 +256,28 @@ def edges(
         splits += [f"m{layer}:experts" for layer in n_layers if loaded.experts(layer)]
         if not splits:
             raise InputError(f"model {loaded.name} has no mixture of experts; leave --experts out")
+    splits = list(dict.fromkeys(splits))
     for one in splits:
         parse_split(loaded, one)
+    if importances:
+        check_names(loaded.graph)
+    if aggregate != "sum" and positions == "sum":
+        raise InputError(
+            f"aggregate {aggregate} needs scores by position (--positions each or spans)"
+        )
     check_reader(reader, candidates, loaded.graph)
     if crossing is not None:
         one_length(asked)
     how = _how(loaded, asked, metric, direction, batch_size, allow_weak)
     gradient = gradient or recommended_gradient(how["metric"], loaded)
     how |= options.gradient_options(gradient, steps, schedule)
-    how["gradient"] = resolve_gradient(gradient, direction, how["metric"]).name
+    rule = resolve_gradient(gradient, direction, how["metric"])
+    how["gradient"] = rule.name
+    if rule.unsigned and (splits or crossing):
+        raise InputError(
+            f"--split and --crossing need signed scores, which gradient {rule.name} has not; use "
+            "another gradient (--gradient integrated)"
+        )
     limit = None if memory_limit is None else int(memory_limit * 2**30)
     with progress(quiet or as_json) as report:
         scores = score_edges(

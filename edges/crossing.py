@@ -63,15 +63,18 @@ def score_crossings(
     """Scores of edges into keys and values by (query position, key position).
 
     Args:
-        edges: names such as ``a0.h1->a2.h3<v>``; into keys and values only.
+        edges: names such as ``a0.h1->a2.h3<v>``; into keys and values only, each counts once.
 
     All else as ``score_edges``, with the exact reader.
 
     Raises:
-        InputError: other edges, prompts of several lengths, graddrop (its absolute values would not
+        InputError: no or other edges, prompts of several lengths, graddrop (its absolute values would not
             sum to an edge's score). Else as ``score_edges``.
     """
     graph = model.graph
+    if not edges:
+        raise InputError("expected at least one edge into keys or values, got none")
+    edges = list(dict.fromkeys(edges))
     found = [graph.edge(name) for name in edges]
     strange = [
         name

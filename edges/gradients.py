@@ -268,7 +268,7 @@ def _share(value: Tensor, part: float) -> Tensor:
 
 
 class Relevance:
-    """Layer-wise relevance propagation as a gradient (Jafari et al., 2025, arXiv 2508.21258).
+    """Layer-wise relevance propagation as a gradient (Rezaei Jafari et al., 2025, arXiv 2508.21258).
 
     LN-rule: a norm's scale is a constant. Identity rule: an activation f(x) counts as x times the
     constant f(x) / x. Half rule: each factor of a gated MLP gets half of the gradient. 0-rule: all

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from .architectures import refuse_unsupported
 from .errors import InputError
 
 # Data files of the floor above; nothing of it is imported.
@@ -119,8 +120,6 @@ def _load_parts(source: str | Path, dtype: torch.dtype, local_files_only: bool) 
         InputError: an unsupported architecture, or weights that lack what the config asks for.
     """
     import transformers
-
-    from .model import refuse_unsupported
 
     config = transformers.AutoConfig.from_pretrained(source, local_files_only=local_files_only)
     refuse_unsupported(_architecture(config))

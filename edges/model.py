@@ -20,39 +20,13 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from .architectures import refuse_unsupported
 from .errors import InputError, WiremapError
 from .graph import SLOTS, ModelGraph, Slot
 from .parts import Norm, NormDerivative, Scores, See, at_least_float32
 from .prompts import PromptPairs, name_rows
 from .tokens import Tokenizer
 
-_SUPPORTED = {
-    "GPT2LMHeadModel": "GPT-2",
-    "LlamaForCausalLM": "Llama",
-    "MistralForCausalLM": "Mistral",
-    "GPTNeoXForCausalLM": "NeoX",
-    "GPTJForCausalLM": "GPT-J",
-    "PhiForCausalLM": "Phi",
-    "FalconForCausalLM": "Falcon",
-    "Qwen2ForCausalLM": "Qwen2",
-    "Qwen3ForCausalLM": "Qwen3",
-    "Gemma2ForCausalLM": "Gemma-2",
-    "Gemma3ForCausalLM": "Gemma-3",
-    "Olmo2ForCausalLM": "OLMo-2",
-    "GraniteForCausalLM": "Granite",
-    "MixtralForCausalLM": "Mixtral",
-    "Qwen2MoeForCausalLM": "Qwen2-MoE",
-    "Qwen3MoeForCausalLM": "Qwen3-MoE",
-}
-_MISSING = {
-    "BloomForCausalLM": "attention with ALiBi biases",
-    "MptForCausalLM": "attention with ALiBi biases",
-    "GptOssForCausalLM": "attention sinks and biased experts",
-    "DeepseekV2ForCausalLM": "latent attention, whose keys and values are no function of one head",
-    "DeepseekV3ForCausalLM": "latent attention, whose keys and values are no function of one head",
-    "MambaForCausalLM": "a state-space model has no attention heads",
-    "Gemma3ForConditionalGeneration": "a model of images and text; load its text model alone",
-}
 KV = ("grouped", "per-query")
 """Readers of keys and values: one for each key-value head, or one for each query head it serves."""
 
@@ -751,8 +725,9 @@ class Model:
         """Checks that the bridge's parts make its logits: once, and again for longer prompts or
         when hooks came or went.
 
-        The logits computed from the parts must be the bridge's own, hooks included, and the sum of
-        all writers must be the last residual stream; to 1e-4 of the largest value in float32.
+        The logits computed from the parts must be the bridge's own, hooks included, and at every
+        reader the writers before it must sum to what it reads; to 1e-4 of the largest value in
+        float32.
 
         Raises:
             WiremapError: they are not. InputError, if hooks on the bridge are the reason.
@@ -769,18 +744,10 @@ class Model:
                 whole = self.bridge(tokens)
             with self.borrowed():
                 kept = Activations()
-                total = self.embed(tokens)
-                final = self.run(total, kept.noting(("written", "mlp_out")))
-                for layer, (z, mlp_out) in enumerate(zip(kept.written, kept.mlp_out, strict=True)):
-                    bias = self.raw_attention_output(layer, torch.zeros_like(z)[:1, :1])
-                    writes = torch.einsum("pthd,hdm->ptm", z, self.output_weight(layer))
-                    bias = bias * self.attention_gain(layer)
-                    total = total + writes + bias + mlp_out
+                seen = kept.noting(("resid_pre", "mlp_in", "written", "mlp_out"))
+                final = self.run(self.embed(tokens), seen)
                 parts = self.logits(final)
-        compared = (
-            ("logits", parts, whole),
-            ("sum of writers", total, final),
-        )
+                compared = [("logits", parts, whole), *self._sums_of_writers(tokens, kept, final)]
         for what, one, other in compared:
             if not bool(torch.isfinite(other).all()):
                 raise WiremapError(
@@ -791,6 +758,21 @@ class Model:
             if not error <= tolerance:
                 raise self._parts_differ(what, error, tolerance)
         self._checked = self._hooks(), tokens.shape[1]
+
+    def _sums_of_writers(
+        self, tokens: Int64[Tensor, "pair pos"], kept: Activations, final: Tensor
+    ) -> Generator[tuple[str, Tensor, Tensor]]:
+        """What all writers before a reader add up to, and what it reads, reader by reader."""
+        total = self.embed(tokens)
+        for layer, (z, mlp_out) in enumerate(zip(kept.written, kept.mlp_out, strict=True)):
+            yield f"sum of writers before layer {layer}", total, kept.resid_pre[layer]
+            bias = self.raw_attention_output(layer, torch.zeros_like(z)[:1, :1])
+            writes = torch.einsum("pthd,hdm->ptm", z, self.output_weight(layer))
+            attention = writes + bias * self.attention_gain(layer)
+            read = total if self.graph.parallel else total + attention
+            yield f"sum of writers before m{layer}", read, kept.mlp_in[layer]
+            total = total + attention + mlp_out
+        yield "sum of writers", total, final
 
     def _hooks(self) -> frozenset[int]:
         """Identities of all hooks on the bridge, the caller's and its own."""
@@ -825,11 +807,3 @@ class Model:
             f"trusted. Please report this with the model's config (architecture "
             f"{self.architecture})"
         )
-
-
-def refuse_unsupported(architecture: str) -> None:
-    """Raises InputError, with what is missing, for an architecture wiremap cannot take apart."""
-    if architecture not in _SUPPORTED:
-        known = ", ".join(f"{kind} ({cls})" for cls, kind in _SUPPORTED.items())
-        why = _MISSING.get(architecture, "its layout is unknown")
-        raise InputError(f"architecture {architecture} is not supported: {why}. Supported: {known}")

@@ -379,7 +379,8 @@ class ExactReader:
         self.item_bytes = item_bytes
         n_pairs, n_pos = change.input.shape[:2]
         group = model.graph.n_heads // model.graph.n_kv_heads
-        numbers = n_pairs * (n_pos * (6 * model.d_model) + 4 * group * n_pos**2)
+        width = 6 * model.d_model + 3 * (model.d_mlp or 4 * model.d_model)
+        numbers = n_pairs * (n_pos * width + 4 * group * n_pos**2)
         self.at_once = max(1, item_bytes // (4 * numbers))
 
     def reactions(self, attention_only: bool = False) -> Reactions:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _NO_EDGE = (0xE4, 0xE4, 0xE4)
-_LEFT, _TOP, _BELOW = 70, 64, 70
+_LEFT, _TOP, _BELOW = 70.0, 64.0, 70.0
 _FONT = "font-family='Helvetica, Arial, sans-serif'"
 
 
@@ -38,7 +38,7 @@ def to_heatmap(graph: ModelGraph, scores: NDArray[Any], title: str) -> str:
         for reader in graph.readers
     ]
     rows = ["input" if writer.layer < 0 else f"layer {writer.layer}" for writer in graph.writers]
-    full_width, full_height = _LEFT + width + 60, _TOP + height + _BELOW
+    full_width, full_height = max(_LEFT + width + 60, 520.0), _TOP + height + _BELOW
     png = base64.b64encode(_png(_pixels(scores, largest, cell))).decode()
     lines = [
         (
@@ -46,10 +46,10 @@ def to_heatmap(graph: ModelGraph, scores: NDArray[Any], title: str) -> str:
             f"height='{full_height:.0f}' viewBox='0 0 {full_width:.0f} {full_height:.0f}' {_FONT}>"
         ),
         "<rect width='100%' height='100%' fill='white'/>",
-        _text(_LEFT, 20, title, 14, anchor="start"),
-        _text(_LEFT, 38, "rows write, columns read", 11, anchor="start", fill="#555"),
+        _text(_LEFT, 20.0, title, 14, anchor="start"),
+        _text(_LEFT, 38.0, "rows write, columns read", 11, anchor="start", fill="#555"),
         (
-            f"<image x='{_LEFT}' y='{_TOP}' width='{width:.1f}' height='{height:.1f}' "
+            f"<image x='{_LEFT:.0f}' y='{_TOP:.0f}' width='{width}' height='{height}' "
             f"preserveAspectRatio='none' style='image-rendering:pixelated' "
             f"href='data:image/png;base64,{png}'/>"
         ),
@@ -101,10 +101,10 @@ def _png(pixels: NDArray[Any]) -> bytes:
     )
 
 
-def _columns(columns: Sequence[tuple[str, str]], cell: float, height: float) -> list[str]:
+def _columns(columns: Sequence[tuple[str, str]], cell: int, height: int) -> list[str]:
     """Lines between layers, their names above, and q, k, v, mlp below where there is room."""
     lines: list[str] = []
-    x = float(_LEFT)
+    x = _LEFT
     for layer, members in groupby(columns, key=lambda column: column[0]):
         kinds = [kind for _, kind in members]
         lines.append(_line(x, _TOP - 6, x, _TOP + height))
@@ -122,9 +122,9 @@ def _columns(columns: Sequence[tuple[str, str]], cell: float, height: float) -> 
     return lines
 
 
-def _rows(rows: Sequence[str], cell: float, width: float) -> list[str]:
+def _rows(rows: Sequence[str], cell: int, width: int) -> list[str]:
     lines: list[str] = []
-    y = float(_TOP)
+    y = _TOP
     for layer, members in groupby(rows):
         n_members = len(list(members))
         lines.append(_line(_LEFT - 6, y, _LEFT + width, y))
@@ -145,7 +145,7 @@ def _legend(largest: float, y: float) -> list[str]:
         opacity = abs(share) ** 0.5
         lines += [
             (
-                f"<rect x='{x}' y='{y - 12:.1f}' width='58' height='10' fill='{color}' "
+                f"<rect x='{x:.1f}' y='{y - 12:.1f}' width='58' height='10' fill='{color}' "
                 f"fill-opacity='{opacity:.2f}' stroke='#999' stroke-width='0.5'/>"
             ),
             _text(x + 29, y + 12, f"{share * largest:+.3g}", 10),
@@ -163,6 +163,7 @@ def _line(x1: float, y1: float, x2: float, y2: float) -> str:
 def _text(
     x: float, y: float, text: str, size: int, anchor: str = "middle", fill: str = "#222"
 ) -> str:
+    text = "".join(char for char in text if char.isprintable())  # XML has no control characters
     return (
         f"<text x='{x:.1f}' y='{y:.1f}' font-size='{size}' text-anchor='{anchor}' "
         f"fill='{fill}'>{escape(text)}</text>"

@@ -33,12 +33,17 @@ def write_importances(
         InputError: key-value heads that query heads share, which have no name there; a score that
             is not finite; a place that cannot be written.
     """
+    check_names(graph)
+    write_parts_atomically(Path(path), _parts(graph, d_model, score))
+
+
+def check_names(graph: ModelGraph) -> None:
+    """Raises InputError for key-value heads that query heads share: they have no name there."""
     if graph.n_kv_heads != graph.n_heads:
         raise InputError(
             f"EAP-IG names keys and values by query head; this model's {graph.n_heads} query heads "
             f"share {graph.n_kv_heads} of them. Score with one reader for each: --kv per-query"
         )
-    write_parts_atomically(Path(path), _parts(graph, d_model, score))
 
 
 def _parts(graph: ModelGraph, d_model: int, score: Callable[[int, int], float]) -> Iterator[str]:
