@@ -16,7 +16,7 @@ demo: $(VENV)/installed
 	@echo "the picture: out/demo/circuit.svg     for Gephi: out/demo/circuit.graphml"
 
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4
 
 check: $(VENV)/installed-test
 	$(BIN)/ruff check .

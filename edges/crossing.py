@@ -68,8 +68,8 @@ def score_crossings(
     All else as ``score_edges``, with the exact reader.
 
     Raises:
-        InputError: no or other edges, prompts of several lengths, graddrop (its absolute values would not
-            sum to an edge's score). Else as ``score_edges``.
+        InputError: no edges or others, prompts of several lengths, graddrop (its absolute values
+            would not sum to an edge's score). Else as ``score_edges``.
     """
     graph = model.graph
     if not edges:

@@ -321,11 +321,11 @@ class Model:
         return resid if norm is None else norm(resid, see, layer)
 
     def attention_norm_derivative(
-        self, layer: int, resid: Float[Tensor, "*token d_model"], frozen: bool = False
+        self, layer: int, resid: Float[Tensor, "*token d_model"]
     ) -> NormDerivative | None:
         """The derivative of ``attention_norm`` at a residual stream; None if it is the identity."""
         norm = self._layers[layer].attention_norm
-        return None if norm is None else norm.derivative(resid, frozen)
+        return None if norm is None else norm.derivative(resid)
 
     def mlp_norm(
         self, layer: int, resid: Float[Tensor, "*token d_model"], see: See | None = None

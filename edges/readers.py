@@ -222,7 +222,7 @@ def _into_attention(
     scores = 0.0
     towards = 0.0
     for run in range(len(resid)):
-        norm = model.attention_norm_derivative(layer, resid[run], frozen)
+        norm = model.attention_norm_derivative(layer, resid[run])
         reads = torch.cat(
             [
                 _reads(model, layer, slot, norm, resid[run], gradient[run], frozen)

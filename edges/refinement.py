@@ -165,6 +165,11 @@ def parse_split(model: Model, split: str) -> tuple[int, str]:
         )
     layer = mlps.index(node)
     has = "experts" if model.experts(layer) else "neurons"
+    if has == "neurons" and not model.has_neurons:
+        raise InputError(
+            f"{node} of model {model.name} has no experts, and TransformerLens does not show its "
+            "neurons; split another MLP"
+        )
     if kind not in PARTS or kind != has:
         raise InputError(
             f"{node} of model {model.name} has {has}, got {split!r}; write --split {node}:{has}"
@@ -187,6 +192,7 @@ class _Neurons:
 
     by = ("gate", "up")
 
+    @torch.no_grad()
     def __init__(self, model: Model, layer: int) -> None:
         self.model, self.layer = model, layer
         self.weights = model.mlp_weights(layer)

@@ -59,7 +59,7 @@ def _parts(graph: ModelGraph, d_model: int, score: Callable[[int, int], float]) 
     yield '},\n"edges": {\n'
     separator = ""
     for edge in graph.edges():
-        value = score(*edge)
+        value = float(score(*edge))  # numpy's floats have another repr
         if not math.isfinite(value):
             raise InputError(f"expected finite scores, got {value} for {graph.edge_name(edge)}")
         name = json.dumps(graph.edge_name(edge))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from wiremap.circuits.document import from_document, loads
 from wiremap.circuits.runs import read_run, read_scores, write_scores
 from wiremap.circuits.verification import read_effects
 from wiremap.edges import InputError, Model, PromptPairs, patch_edges, score_edges
+from wiremap.edges.crossing import score_crossings
+from wiremap.edges.refinement import score_split
 
 FILES = ("scores.safetensors", "effects.jsonl", "circuit.json", "faithfulness.json")
 
@@ -120,9 +123,49 @@ def test_grouped_queries_go_through(tmp_path: Path) -> None:
 
 
 def test_denoising_goes_through(model: Model, task: PromptPairs) -> None:
+    """By relevance at the run it edits, the corrupted one."""
     circuit = discover(model, task, direction="denoising", budget=30)
-    assert circuit.method["gradient"] == "corrupted"
+    assert (circuit.method["gradient"], circuit.method["direction"]) == ("relevance", "denoising")
+    scores = dict(score_edges(model, task, direction="denoising").top())
     assert circuit.edges
+    for edge in circuit.edges:
+        assert edge.score == pytest.approx(scores[edge.name], rel=1e-5)
+
+
+def test_any_gradient_and_reader_may_rank(model: Model, task: PromptPairs, tmp_path: Path) -> None:
+    rules: dict[str, Any] = {
+        "gradient": "integrated",
+        "steps": 2,
+        "schedule": "left",
+        "reader": "exact",
+    }
+    out = tmp_path / "run"
+    circuit = discover(model, task, out, budget=20, **rules)
+    assert circuit.method.items() >= rules.items()
+    assert read_run(out / "run.json")["question"]["method"].items() >= rules.items()
+    expected = score_edges(model, task, **rules)
+    nodes, found, question = read_scores(out / "scores.safetensors")
+    assert found is not None
+    assert nodes is not None
+    assert (found.gradient, found.reader) == (nodes.gradient, "exact") == ("integrated", "exact")
+    assert question["method"].items() >= rules.items()
+    torch.testing.assert_close(found.scores, expected.scores, equal_nan=True)
+    ranked = [name for name, _ in expected.top(20)]
+    assert [item.name for item in read_effects(out / "effects.jsonl")] == ranked
+    assert discover(model, task, out, budget=20, resume=True, **rules) == circuit
+    changes: list[tuple[dict[str, Any], str]] = [
+        ({"steps": 3}, r"method\.steps was 2, now 3"),
+        ({"reader": "linear"}, r"method\.reader was 'exact', now 'linear'"),
+    ]
+    for change, message in changes:
+        others = {**rules, **change}
+        with pytest.raises(InputError, match=message):
+            discover(model, task, out, budget=20, resume=True, **others)
+
+
+def test_mixtures_of_experts_are_ranked_by_gim() -> None:
+    model = tiny.model("mixtral")
+    assert discover(model, able(model, tiny.pairs(4)), budget=10).method["gradient"] == "gim"
 
 
 def test_progress_reaches_the_end_of_every_stage(model: Model, task: PromptPairs) -> None:
@@ -171,6 +214,9 @@ def test_a_gap_within_its_error_is_weak(model: Model) -> None:
         ({"metric": "loss"}, "unknown metric 'loss'"),
         ({"direction": "up"}, "unknown direction 'up'"),
         ({"gradient": "mean"}, "unknown gradient 'mean'"),
+        ({"reader": "exactly"}, "unknown reader 'exactly'; there are linear, exact"),
+        ({"gradient": "integrated", "steps": 0}, "expected at least one step, got 0"),
+        ({"gradient": "integrated", "schedule": "right"}, "unknown schedule 'right'"),
     ],
 )
 def test_bad_options_are_refused_before_anything_is_written(
@@ -336,6 +382,80 @@ def test_scores_of_another_making_are_refused(
     save_file({"edge_scores": scores.scores}, file, metadata)
     with pytest.raises(InputError, match=message):
         read_scores(file)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"positions": "each"},
+        {"positions": "each", "gradient": "graddrop"},
+        {"reader": "exact", "candidates": 7, "positions": "each"},
+        {"reader": "exact-attention", "gradient": "both"},
+    ],
+    ids=lambda options: " ".join(map(str, options.values())),
+)
+def test_scores_come_back_as_they_were_written(
+    model: Model, task: PromptPairs, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    scores = score_edges(model, task, **options)
+    file, question = tmp_path / "s.safetensors", {"method": {"metric": "logit_diff"}}
+    others = (
+        score_split(model, task, "m0:neurons"),
+        score_crossings(model, task, ["input->a1.h0<v>"]),
+    )
+    for more in ((), others):  # what else the file holds does not matter
+        write_scores(file, question, scores, *more)
+        nodes, found, asked = read_scores(file)
+        assert nodes is None
+        assert asked == question
+        assert found is not None
+        assert found.graph == scores.graph
+        for name in ("positions", "unsigned", "gradient", "reader"):
+            assert getattr(found, name) == getattr(scores, name)
+        for name in ("scores", "by_position", "exact"):
+            one, other = getattr(found, name), getattr(scores, name)
+            assert (one is None) == (other is None)
+            if one is not None:
+                assert torch.equal(one.nan_to_num(), other.nan_to_num())
+        assert found.top() == scores.top()
+        if scores.by_position is not None:
+            assert found.top(9, "sum-of-abs") == scores.top(9, "sum-of-abs")
+            assert found.top_by_position(9) == scores.top_by_position(9)
+
+
+def test_tables_of_parts_and_crossings_are_in_the_file(
+    model: Model, task: PromptPairs, tmp_path: Path
+) -> None:
+    file = tmp_path / "s.safetensors"
+    parts = score_split(model, task, "m1:neurons")
+    crossings = score_crossings(model, task, ["input->a1.h0<v>", "m0->a1.h2<k>"])
+    write_scores(file, {}, score_edges(model, task), parts, crossings)
+    with safetensors.safe_open(file, framework="pt") as opened:
+        described = json.loads(opened.metadata()["wiremap"])
+        tables = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  (no dict)
+    assert described["splits"] == {"m1": list(parts.parts)}
+    assert described["crossings"] == list(crossings.edges)
+    assert described["writers"] == [writer.name for writer in model.graph.writers]
+    assert described["readers"] == [reader.name for reader in model.graph.readers]
+    for name, table in (
+        ("m1_outgoing", parts.outgoing),
+        ("m1_incoming", parts.incoming),
+        ("crossings", crossings.scores),
+    ):
+        torch.testing.assert_close(tables[name], table, equal_nan=True, rtol=0, atol=0)
+
+
+def test_damaged_scores_by_position_are_refused(
+    model: Model, task: PromptPairs, tmp_path: Path
+) -> None:
+    file = tmp_path / "s.safetensors"
+    scores = score_edges(model, task, positions="each")
+    by_position = scores.by_position
+    assert by_position is not None
+    for damaged in (by_position[1:], by_position.nan_to_num(), None):
+        write_scores(file, {}, replace(scores, by_position=damaged))
+        with pytest.raises(InputError, match="s.safetensors: expected .*edge_scores_by_position"):
+            read_scores(file)
 
 
 def test_infinite_scores_are_refused(model: Model, task: PromptPairs, tmp_path: Path) -> None:

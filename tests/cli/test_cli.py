@@ -15,15 +15,22 @@ from typing import Any
 
 import jsonschema
 import pytest
+import safetensors
 import tiny
+import torch
 from click.testing import CliRunner, Result
+from safetensors.torch import load_file
+from tokens_for_tests import letters_core
 
+from wiremap.circuits.runs import read_scores
 from wiremap.cli import main
+from wiremap.edges import EdgeScores, Model, PromptPairs, score_edges
 from wiremap.exporters import read_circuit
 
 has_dot = shutil.which("dot") is not None
 
-SMALL = ["--model", "ioi-mini", "--task", "ioi", "--n-pairs", "16", "--budget", "60"]
+BUDGET = 80  # enough for a faithfulness of 0.9
+SMALL = ["--model", "ioi-mini", "--task", "ioi", "--n-pairs", "16", "--budget", str(BUDGET)]
 
 
 def wiremap(*arguments: str | Path) -> Result:
@@ -216,7 +223,7 @@ def test_an_unwritable_place_is_refused(tmp_path: Path) -> None:
     assert "cannot make run directory" in error
 
 
-# ---- score and verify
+# ---- score
 
 
 @pytest.mark.parametrize("what", ["nodes", "edges"])
@@ -302,7 +309,7 @@ def test_baselines_rank_nodes_too(tmp_path: Path, equal_pairs: Path, method: str
         (["--method", "atp-star", "--gradient", "both"], "method atp-star means gradient graddrop"),
         (["--method", "blocks", "--gradient", "both"], "--gradient: not for method blocks"),
         (["--samples", "9"], "--samples: not for method atp-qk"),
-        (["--steps", "9"], "--steps: not for method atp-qk with this gradient"),
+        (["--steps", "9"], "--steps: goes with --gradient integrated only; leave it out"),
         (["--positions", "each"], "needs prompts of one length"),
         (["--metric", "kl", "--gradient", "clean"], "metric kl is 0 at the clean run"),
     ],
@@ -315,9 +322,351 @@ def test_node_options_that_contradict_each_other_are_refused(
     assert not out.exists()
 
 
-def test_options_of_nodes_are_refused_for_edges(tmp_path: Path) -> None:
-    asked = ["--method", "atp", "-o", tmp_path / "s.safetensors"]
-    assert "--method: for scores of nodes" in refused("score", "edges", *asked)
+@pytest.mark.parametrize(
+    ("what", "option"),
+    [
+        ("edges", ("--method", "atp")),
+        ("edges", ("--nodes", "heads")),
+        ("edges", ("--samples", "9")),
+        ("nodes", ("--reader", "exact")),
+        ("nodes", ("--candidates", "9")),
+        ("nodes", ("--crossing", "9")),
+        ("nodes", ("--split", "m1:neurons")),
+        ("nodes", ("--importances",)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value[0],
+)
+def test_nodes_and_edges_have_options_of_their_own(
+    tmp_path: Path, what: str, option: tuple[str, ...]
+) -> None:
+    error = refused("score", what, *option, "-o", tmp_path / "s.safetensors")
+    assert f"No such option '{option[0]}'" in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_something_must_be_scored() -> None:
+    for asked in (["score"], ["score", "heads"]):
+        result = wiremap(*asked)
+        assert result.exit_code == 2
+        assert "Commands" in result.output or "No such command 'heads'" in result.output
+
+
+# ---- score edges
+
+
+def described(scores: Path) -> dict[str, Any]:
+    """What a scores file says of its tables."""
+    with safetensors.safe_open(scores, framework="pt") as file:
+        return json.loads(file.metadata()["wiremap"])
+
+
+def score_pairs(pairs: Path, scores: Path, *options: str) -> tuple[Result, EdgeScores]:
+    """What ``score edges`` says, and writes, of ioi-mini on these pairs."""
+    result = wiremap("score", "edges", "--pairs", pairs, *options, "-o", scores)
+    assert result.exit_code == 0, result.output
+    _, found, _ = read_scores(scores)
+    assert found is not None
+    return result, found
+
+
+@pytest.fixture(scope="module")
+def ioi_mini() -> Model:
+    return Model.load("ioi-mini", "cpu")
+
+
+@pytest.fixture(scope="module")
+def grouped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a model whose query heads share keys and values, and pairs for it."""
+    path = tmp_path_factory.mktemp("grouped")
+    _save("llama-gqa", path)
+    return path
+
+
+def _save(kind: str, path: Path) -> None:
+    tiny.hf_model(kind).save_pretrained(path)
+    letters_core().save_pretrained(path)
+    record = {"clean": "a b c", "corrupted": "a d c", "answer": " e", "wrong_answer": " f"}
+    (path / "pairs.jsonl").write_text(json.dumps(record) + "\n")
+
+
+def of_directory(path: Path, *options: str | Path) -> list[str | Path]:
+    """The arguments of ``score edges`` for that model and its pairs."""
+    return [
+        "score", "edges", "--model", path, "--pairs", path / "pairs.jsonl", "--allow-weak", *options,
+    ]  # fmt: skip
+
+
+def test_edges_are_scored_by_relevance_and_drawn(tmp_path: Path, equal_pairs: Path) -> None:
+    scores = tmp_path / "s.safetensors"
+    result, found = score_pairs(equal_pairs, scores)
+    assert "gradient relevance, reader linear, positions sum, ranked by sum" in result.stdout
+    assert (found.gradient, found.reader, found.exact) == ("relevance", "linear", None)
+    picture = scores.with_suffix(".svg")
+    assert "ioi-mini: 479 edges" in picture.read_text()
+    assert f"heat map: {picture}" in result.stdout
+    assert {path.name for path in tmp_path.iterdir()} == {"s.safetensors", "s.svg"}
+    as_json = wiremap("score", "edges", "--pairs", equal_pairs, "--force", "--json", "-o", scores)
+    said = json.loads(as_json.stdout)
+    assert said["files"] == {"scores": str(scores), "heat map": str(picture)}
+    assert [(row["name"], row["score"]) for row in said["scores"]] == found.top()
+
+
+def test_kl_takes_the_gradient_at_the_corrupted_run(tmp_path: Path, equal_pairs: Path) -> None:
+    result, _ = score_pairs(
+        equal_pairs, tmp_path / "s.safetensors", "--metric", "kl", "--allow-weak"
+    )
+    assert "gradient corrupted" in result.stdout
+    asked = ["--pairs", equal_pairs, "--metric", "kl", "--allow-weak", "--gradient", "relevance"]
+    assert "kl is 0 at the clean run" in refused("score", "edges", *asked)
+
+
+def test_every_rule_and_reader_is_that_of_the_library(
+    tmp_path: Path, equal_pairs: Path, ioi_mini: Model
+) -> None:
+    options = [
+        "--gradient", "integrated", "--steps", "3", "--schedule", "left", "--reader", "exact",
+        "--candidates", "50",
+    ]  # fmt: skip
+    scores = tmp_path / "s.safetensors"
+    result, found = score_pairs(equal_pairs, scores, *options)
+    assert (
+        "gradient integrated, reader exact, the best 50 by the linear one, positions sum, ranked by "
+        "sum"
+    ) in result.stdout
+    method = described(scores)["question"]["method"]
+    asked = {"gradient": "integrated", "steps": 3, "schedule": "left"}
+    exact = {"reader": "exact", "candidates": 50}
+    assert method.items() >= {**asked, **exact, "positions": "sum", "aggregate": "sum"}.items()
+    assert found.exact is not None
+    assert int(found.exact.sum()) == 50
+    pairs = PromptPairs.read(equal_pairs, ioi_mini)
+    expected = score_edges(
+        ioi_mini, pairs, gradient="integrated", steps=3, schedule="left", reader="exact",
+        candidates=50,
+    )  # fmt: skip
+    torch.testing.assert_close(found.scores, expected.scores, equal_nan=True)
+    assert expected.exact is not None
+    assert torch.equal(found.exact, expected.exact)
+
+
+def test_verify_follows_the_aggregate_that_ranked(tmp_path: Path, grouped: Path) -> None:
+    orders: list[list[str]] = []
+    for aggregate in ("sum", "sum-of-abs"):
+        scores = tmp_path / f"{aggregate}.safetensors"
+        options = ["--positions", "each", "--aggregate", aggregate, "-o", scores]
+        result = wiremap(*of_directory(grouped, *options))
+        assert result.exit_code == 0, result.output
+        assert f"positions each, ranked by {aggregate}" in result.stdout
+        assert "edges by position" in result.stdout
+        _, found, _ = read_scores(scores)
+        assert found is not None
+        assert found.positions == ("0", "1", "2", "3")
+        assert found.top_by_position(1)[0][0] in result.stdout
+        best = found.top(8, aggregate=aggregate)
+        verified = wiremap("verify", scores, "--top-k", "8", "--json")
+        said = json.loads(verified.stdout)["effects"]
+        assert [(row["name"], row["score"]) for row in said] == best
+        orders.append([name for name, _ in best])
+    assert orders[0] != orders[1]
+
+
+def test_named_spans_of_the_pairs_are_scored(
+    tmp_path: Path, equal_pairs: Path, ioi_mini: Model
+) -> None:
+    pairs = tmp_path / "spans.jsonl"
+    records = [json.loads(line) for line in equal_pairs.read_text().splitlines()]
+    spans = [{"names": [1, 4], "end": 13}, {"end": 13, "names": [2, 5]}]
+    rows = [{**record, "spans": one} for record, one in zip(records, spans, strict=True)]
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result, found = score_pairs(pairs, tmp_path / "s.safetensors", "--positions", "spans")
+    assert found.positions == ("outside", "names", "end")
+    expected = score_edges(ioi_mini, PromptPairs.read(pairs, ioi_mini), positions="spans")
+    torch.testing.assert_close(found.by_position, expected.by_position, equal_nan=True)
+    assert re.search(r"-> *\S+ @(names|end|outside)", result.stdout)
+    asked = ["score", "edges", "--pairs", equal_pairs, "--positions", "spans"]
+    assert "expected spans for every pair, row 1 has none" in refused(
+        *asked, "-o", tmp_path / "none.safetensors"
+    )
+
+
+def test_the_best_keys_and_values_are_split_by_query(tmp_path: Path, equal_pairs: Path) -> None:
+    scores = tmp_path / "s.safetensors"
+    result, found = score_pairs(equal_pairs, scores, "--crossing", "3")
+    best = [name for name, _ in found.top() if name.endswith(("<k>", "<v>"))][:3]
+    assert described(scores)["crossings"] == best
+    assert "edges from key to query position" in result.stdout
+    assert re.search(rf"{re.escape(best[0])} @\d+ to @\d+", result.stdout)
+    crossings = load_file(scores)["crossings"]
+    assert crossings.shape == (3, 15, 15)
+    assert not crossings.triu(1).any()
+    assert wiremap("verify", scores, "--top-k", "2", "--quiet").exit_code == 0
+
+
+def test_an_mlp_is_split_into_neurons(tmp_path: Path, equal_pairs: Path) -> None:
+    scores = tmp_path / "s.safetensors"
+    result, found = score_pairs(equal_pairs, scores, "--split", "m1:neurons")
+    assert "edges of the parts of m1" in result.stdout
+    assert re.search(r"m1\.n\d+", result.stdout)
+    tables = load_file(scores)
+    neurons = described(scores)["splits"]["m1"]
+    assert neurons == [f"m1.n{neuron}" for neuron in range(128)]
+    after = found.graph.mlp_reader(1) + 1
+    torch.testing.assert_close(
+        tables["m1_outgoing"][:, after:].sum(0),
+        found.scores[found.graph.mlp_writer(1), after:],
+        rtol=1e-4,
+        atol=1e-5,
+    )
+    assert tables["m1_incoming"].shape == (len(found.graph.writers), 128)
+
+
+def test_all_mixtures_are_split_into_experts(tmp_path: Path) -> None:
+    _save("qwen2-moe", tmp_path)
+    scores = tmp_path / "s.safetensors"
+    result = wiremap(*of_directory(tmp_path, "--experts", "--split", "m1:experts", "-o", scores))
+    assert result.exit_code == 0, result.output
+    assert "gradient gim" in result.stdout
+    assert set(described(scores)["splits"]) == {"m0", "m1"}
+    for layer in (0, 1):
+        assert result.stdout.count(f"edges of the parts of m{layer}") == 1
+    error = refused(*of_directory(tmp_path, "--gradient", "relevance", "-o", tmp_path / "none"))
+    assert "gradient relevance has no rule for the mixture of experts" in error
+
+
+def test_importances_are_written_for_eap_ig(tmp_path: Path, equal_pairs: Path) -> None:
+    result, found = score_pairs(equal_pairs, tmp_path / "s.safetensors", "--importances")
+    file = tmp_path / "s.importances.json"
+    assert f"importances: {file}" in result.stdout
+    written = json.loads(file.read_text())
+    scores = {name: edge["score"] for name, edge in written["edges"].items()}
+    assert scores == dict(found.top())
+    assert written["cfg"] == {
+        "n_layers": 4, "n_heads": 4, "parallel_attn_mlp": False, "d_model": 64,
+    }  # fmt: skip
+
+
+def test_keys_shared_by_heads_may_be_read_one_by_one(tmp_path: Path, grouped: Path) -> None:
+    scores = tmp_path / "s.safetensors"
+    refusal = refused(*of_directory(grouped, "--importances", "-o", scores))
+    assert (
+        "4 query heads share 2 of them. Score with one reader for each: --kv per-query" in refusal
+    )
+    assert list(tmp_path.iterdir()) == []
+    asked = of_directory(grouped, "--importances", "--kv", "per-query", "-o", scores)
+    result = wiremap(*asked)
+    assert result.exit_code == 0, result.output
+    assert described(scores)["shape"]["n_kv_heads"] == 4
+    written = json.loads((tmp_path / "s.importances.json").read_text())
+    assert "a0.h1->a1.h3<k>" in written["edges"]
+    as_grouped = tmp_path / "grouped.safetensors"
+    assert wiremap(*of_directory(grouped, "-o", as_grouped)).exit_code == 0
+    assert described(as_grouped)["shape"]["n_kv_heads"] == 2
+    verified = wiremap("verify", scores, "--top-k", "3", "--json")
+    assert verified.exit_code == 0, verified.output
+    assert len(json.loads(verified.stdout)["effects"]) == 3
+
+
+def test_little_memory_changes_nothing(tmp_path: Path, equal_pairs: Path) -> None:
+    options = [
+        "--crossing",
+        "1",
+        "--split",
+        "m0:neurons",
+        "--reader",
+        "exact",
+        "--candidates",
+        "20",
+    ]
+    tables: list[dict[str, torch.Tensor]] = []
+    for limit in ("1", "0.001"):
+        scores = tmp_path / f"{limit}.safetensors"
+        score_pairs(equal_pairs, scores, *options, "--memory-limit", limit)
+        tables.append(load_file(scores))
+    assert set(tables[0]) == {
+        "edge_scores", "edge_scores_exact", "crossings", "m0_outgoing", "m0_incoming",
+    }  # fmt: skip
+    for name, table in tables[0].items():
+        torch.testing.assert_close(tables[1][name], table, equal_nan=True, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".svg", ".importances.json"])
+def test_files_that_exist_are_kept_unless_forced(
+    tmp_path: Path, equal_pairs: Path, suffix: str
+) -> None:
+    scores = tmp_path / "s.safetensors"
+    there = scores.with_suffix(suffix)
+    there.write_text("precious")
+    asked = ["score", "edges", "--pairs", equal_pairs, "--importances", "-o", scores]
+    error = refused(*asked)
+    assert f"{there} exists; replace it (--force), or choose another file (-o)" in error
+    assert there.read_text() == "precious"
+    assert list(tmp_path.iterdir()) == [there]
+    assert wiremap(*asked, "--force", "--quiet").output == ""
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "s.safetensors", "s.svg", "s.importances.json",
+    }  # fmt: skip
+    assert there.read_bytes() != b"precious"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--steps", "3"], "--steps: goes with --gradient integrated only; leave it out"),
+        (
+            ["--schedule", "left", "--gradient", "clean"],
+            "--schedule: goes with --gradient integrated only",
+        ),
+        (
+            ["--split", "a0.h1:neurons"],
+            "expected an MLP to split, m0 to m3, got 'a0.h1'; write --split m0:neurons",
+        ),
+        (["--split", "m1:experts"], "m1 of model ioi-mini has neurons, got 'm1:experts'; write"),
+        (["--experts"], "model ioi-mini has no mixture of experts; leave --experts out"),
+        (["--candidates", "9"], "candidates are for the exact reader (--reader exact)"),
+        (
+            ["--reader", "exact", "--candidates", "480"],
+            "expected between 1 and 479 candidates, the edges of the model, got 480; leave them out",
+        ),
+        (["--aggregate", "sum-of-abs"], "sum-of-abs needs scores by position (--positions each"),
+        (["--gradient", "graddrop", "--crossing", "2"], "--crossing need signed scores"),
+        (["--gradient", "graddrop", "--split", "m0:neurons"], "use another gradient (--gradient"),
+        (["--memory-limit", "0"], "0.0 is not in the range x>0"),
+        (["--reader", "exactly"], "'exactly' is not one of 'linear', 'exact', 'exact-attention'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_edge_options_that_contradict_each_other_are_refused(
+    tmp_path: Path, equal_pairs: Path, options: list[str], message: str
+) -> None:
+    asked = ["score", "edges", "--pairs", equal_pairs, "-o", tmp_path / "s.safetensors"]
+    assert message in refused(*asked, *options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_positions_need_prompts_of_one_length(tmp_path: Path) -> None:
+    asked = ["score", "edges", "--n-pairs", "8", "-o", tmp_path / "s.safetensors"]
+    for options in (["--positions", "each"], ["--crossing", "1"]):
+        assert "needs prompts of one length, got lengths" in refused(*asked, *options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_discover_ranks_by_the_rules_it_is_given(tmp_path: Path, equal_pairs: Path) -> None:
+    out = tmp_path / "run"
+    options = ["--gradient", "integrated", "--steps", "2", "--reader", "exact", "--budget", "10"]
+    result = wiremap("discover", "--pairs", equal_pairs, *options, "-o", out)
+    assert result.exit_code == 0, result.output
+    _, found, question = read_scores(out / "scores.safetensors")
+    assert found is not None
+    assert (found.gradient, found.reader) == ("integrated", "exact")
+    asked = {"gradient": "integrated", "steps": 2, "schedule": "midpoint", "reader": "exact"}
+    for method in (question["method"], read_circuit(out / "circuit.json").method):
+        assert method.items() >= asked.items()
+    error = refused("discover", "--pairs", equal_pairs, *options[:-4], "--budget", "10", "-o", out,
+                    "--resume")  # fmt: skip
+    assert "method.reader was 'exact', now 'linear'" in error
+
+
+# ---- verify
 
 
 def test_values_of_other_sources_are_patched_in(tmp_path: Path, equal_pairs: Path) -> None:
@@ -377,7 +726,7 @@ def test_a_budget_beyond_all_there_are_is_refused(tmp_path: Path, equal_pairs: P
 
 def test_the_scores_of_a_run_are_verified_too(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "effects.jsonl"
-    result = wiremap("verify", run, "--budget", "60", "-o", out)
+    result = wiremap("verify", run, "--budget", str(BUDGET), "-o", out)
     assert result.exit_code == 0, result.output
     assert out.read_bytes() == (run / "effects.jsonl").read_bytes()
 
@@ -459,7 +808,7 @@ def test_validate_knows_every_data_file(run: Path) -> None:
     found = {Path(row["file"]).name: row for row in json.loads(result.stdout)}
     circuit = read_circuit(run / "circuit.json")
     assert found["circuit.json"]["edges"] == len(circuit.edges)
-    assert found["effects.jsonl"]["effects"] == 60
+    assert found["effects.jsonl"]["effects"] == BUDGET
     assert found["scores.safetensors"]["edges"] == 479
     assert found["circuit.graphml"]["format"] == "GraphML"
     assert found["run.json"]["stages"] == 3

@@ -19,6 +19,7 @@ from wiremap.edges import (
     score_nodes,
 )
 from wiremap.edges.attribution import READERS
+from wiremap.edges.gradients import recommended_gradient
 from wiremap.edges.metrics import Targets
 
 DIRECTIONS = ("noising", "denoising")
@@ -84,6 +85,24 @@ def test_outgoing_edge_scores_sum_to_the_node_score(
     torch.testing.assert_close(
         edges.nansum(1), nodes, rtol=1e-4, atol=1e-4 * float(nodes.abs().max())
     )
+
+
+def test_outgoing_relevance_sums_to_the_relevance_of_the_node(
+    every_twins: tuple[Model, SlowModel], pairs: PromptPairs
+) -> None:
+    """By the recommended rule: relevance, or gim where that has no rule for the experts."""
+    model, _ = every_twins
+    for direction in DIRECTIONS:
+        rule = recommended_gradient("logit_diff", model)
+        assert rule == ("gim" if model.experts(0) else "relevance")
+        edges = score_edges(model, pairs, direction=direction)
+        nodes = score_nodes(model, pairs, "writers", gradient=rule, direction=direction)
+        assert edges.gradient == nodes.gradient == rule
+        scale = float(nodes.scores.abs().max())
+        assert scale > 0.1
+        torch.testing.assert_close(
+            edges.scores.nansum(1), nodes.scores, rtol=1e-4, atol=1e-4 * scale
+        )
 
 
 def test_node_scores_equal_the_slow_model(
@@ -171,6 +190,37 @@ def test_directions_choose_the_gradient() -> None:
         by_direction = score_nodes(model, pairs, "writers", direction=direction).scores
         by_gradient = score_nodes(model, pairs, "writers", gradient=gradient).scores
         assert torch.equal(by_direction, by_gradient)
+
+
+@pytest.mark.parametrize(
+    ("kind", "metric", "gradient"),
+    [
+        ("gpt2", "logit_diff", "relevance"),
+        ("llama-gqa", "prob_diff", "relevance"),
+        ("mixtral", "logit_diff", "gim"),
+        ("qwen2-moe", "log_prob", "gim"),
+        ("gpt2", "kl", "corrupted"),
+        ("mixtral", "kl", "corrupted"),
+    ],
+)
+def test_the_recommended_gradient_is_taken(kind: str, metric: str, gradient: str) -> None:
+    model, pairs = tiny.model(kind), tiny.pairs()
+    assert recommended_gradient(metric, model) == gradient
+    by_default = score_edges(model, pairs, metric)
+    assert by_default.gradient == gradient
+    by_name = score_edges(model, pairs, metric, gradient)
+    torch.testing.assert_close(by_default.scores, by_name.scores, rtol=0, atol=0, equal_nan=True)
+    other = score_edges(model, pairs, metric, "both").scores
+    assert float((by_name.scores - other).nan_to_num().abs().max()) > 1e-3
+
+
+def test_a_gradient_is_recommended_for_no_model_in_particular() -> None:
+    def own(logits: Tensor, targets: Targets) -> Tensor:
+        return logits[:, 0]
+
+    assert recommended_gradient() == recommended_gradient(own) == "relevance"
+    assert recommended_gradient("kl") == "corrupted"
+    assert score_edges(tiny.model("gpt2"), tiny.pairs(), own).gradient == "relevance"
 
 
 @pytest.mark.parametrize(
