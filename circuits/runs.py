@@ -270,6 +270,12 @@ def _read_edges(
     if positions:
         wanted = exists.expand(len(positions), *exists.shape)
         by_position = _checked(tensors, "edge_scores_by_position", wanted)
+    exact = tensors.get("edge_scores_exact")
+    if exact is not None and (exact.dtype, exact.shape) != (torch.bool, exists.shape):
+        raise InputError(
+            f"expected edge_scores_exact as booleans of shape {tuple(exists.shape)}, got "
+            f"{exact.dtype} of shape {tuple(exact.shape)}"
+        )
     return EdgeScores(
         graph,
         _checked(tensors, "edge_scores", exists),
@@ -278,7 +284,7 @@ def _read_edges(
         unsigned=field(told, "unsigned", bool, "edges"),
         gradient=field(told, "gradient", str, "edges"),
         reader=field(told, "reader", str, "edges"),
-        exact=tensors.get("edge_scores_exact"),
+        exact=exact,
     )
 
 

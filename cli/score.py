@@ -326,14 +326,14 @@ def edges(
         f"{f', the best {candidates:,} by the linear one' if candidates else ''}, positions "
         f"{positions}, ranked by {aggregate}{', an unsigned ranking' if scores.unsigned else ''}"
     )
-    _show("edges", ranked, top, scores.unsigned, line, written, as_json, quiet)
-    if not quiet and not as_json:
-        if scores.by_position is not None:
-            _show_rows("edges by position", scores.top_by_position(top))
-        if crossings is not None:
-            _show_rows("edges from key to query position", crossings.top(top))
-        for one in parts:
-            _show_rows(f"edges of the parts of {one.node}", one.top(top))
+    finer: dict[str, list[tuple[str, float]]] = {}
+    if scores.by_position is not None:
+        finer["edges by position"] = scores.top_by_position()
+    if crossings is not None:
+        finer["edges from key to query position"] = crossings.top()
+    for one in parts:
+        finer[f"edges of the parts of {one.node}"] = one.top()
+    _show("edges", ranked, top, scores.unsigned, line, written, as_json, quiet, finer)
 
 
 def _places(
@@ -415,14 +415,17 @@ def _show(
     written: dict[str, Path],
     as_json: bool,
     quiet: bool,
+    finer: Mapping[str, list[tuple[str, float]]] | None = None,
 ) -> None:
+    finer = finer or {}
     files = {name: str(path) for name, path in written.items()}
     if as_json:
         show_json(
             {
                 "file": files["scores"],
                 "files": files,
-                "scores": [{"name": name, "score": value} for name, value in ranked],
+                "scores": _named(ranked),
+                **{title: _named(some) for title, some in finer.items()},
             }
         )
     elif not quiet:
@@ -434,6 +437,12 @@ def _show(
             f"written to {files['scores']}{others}\n"
             f"measure the best with: wiremap verify {files['scores']}"
         )
+        for table, some in finer.items():
+            _show_rows(table, some[:top], unsigned=unsigned)
+
+
+def _named(ranked: list[tuple[str, float]]) -> list[dict[str, str | float]]:
+    return [{"name": name, "score": value} for name, value in ranked]
 
 
 def _show_rows(
