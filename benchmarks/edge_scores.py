@@ -93,7 +93,7 @@ def main() -> None:
         return
     memory = {
         name: statistics.median(
-            memory_alone(__file__, name, options.device) for _ in range(REPEATS)
+            memory_alone(__file__, name, options.device) for _ in range(3)
         )
         for name in ("plain-12", *(f"wiremap-{n_heads}" for n_heads in HEADS))
     }
@@ -151,7 +151,7 @@ Scores equal those of `transformer_lens`, its positions summed, to {difference:.
 
 Peak memory above the model: plain passes {memory["plain-12"] / 2**20:.0f} MiB, `clean`
 {memory["wiremap-12"] / 2**20:.0f} MiB (**{memory["wiremap-12"] / memory["plain-12"]:.2f}**, allowed 1.3). With {", ".join(map(str, HEADS))} heads of the same
-width in all: {", ".join(f"{peak:.0f}" for peak in peaks)} MiB (medians of {REPEATS} processes; the table of scores itself
+width in all: {", ".join(f"{peak:.0f}" for peak in peaks)} MiB (medians of 3 processes; the table of scores itself
 takes {4 * (1 + 12 * (HEADS[-1] + 1)) * (12 * (3 * HEADS[-1] + 1) + 1) / 2**20:.0f} MiB with {HEADS[-1]}), the largest **{max(peaks) / min(peaks):.2f}** of the smallest (allowed 1.10).
 """,
     )
