@@ -112,7 +112,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     ),
     "a monstrous shape": (
         edited(shape={"n_layers": 90000, "n_heads": 90000, "n_kv_heads": 1, "parallel": False}),
-        "expected at most a million heads",
+        "expected at most 100000 heads",
     ),
     "an edge of another model": (
         with_edge(source="a7.h0", id="a7.h0->a0.h0<v>"),
