@@ -130,6 +130,18 @@ WRONG: dict[str, tuple[Any, str]] = {
         with_edge(verified={"effect": None, "standard_error": None, "n_pairs": 1}),
         "verified.effect: expected a number, got null",
     ),
+    "verified on no pairs": (
+        with_edge(verified={"effect": 1.0, "standard_error": None, "n_pairs": 0}),
+        r"verified.n_pairs: expected a number from 1 to 2147483647, got 0",
+    ),
+    "verified on too many pairs": (
+        with_edge(verified={"effect": 1.0, "standard_error": None, "n_pairs": 2**31}),
+        "got 2147483648",
+    ),
+    "a negative error": (
+        with_edge(verified={"effect": 1.0, "standard_error": -0.5, "n_pairs": 2}),
+        r"verified.standard_error: expected 0 or more, got -0.5",
+    ),
     "a missing node": (edited(nodes=[]), "nodes: missing input"),
     "an edge twice": (
         edited(edges=to_document(by_hand.circuit())["edges"] * 2),

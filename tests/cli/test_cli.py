@@ -461,7 +461,7 @@ def test_validate_knows_every_data_file(run: Path) -> None:
     assert found["circuit.json"]["edges"] == len(circuit.edges)
     assert found["effects.jsonl"]["effects"] == 60
     assert found["scores.safetensors"]["edges"] == 479
-    assert found["circuit.graphml"]["format"] == "GraphML"
+    assert found["circuit.graphml"]["format"] == "graphml"
     assert found["run.json"]["stages"] == 3
     assert "valid circuit" in wiremap("validate", run / "circuit.json").stdout
 
@@ -470,9 +470,8 @@ def test_validate_refuses_what_is_wrong(run: Path, tmp_path: Path) -> None:
     broken = tmp_path / "circuit.json"
     broken.write_text((run / "circuit.json").read_text().replace("input->", "inputs->", 1))
     assert "edges[0].id: expected" in refused("validate", broken)
-    assert "pictures and DOT are drawn from circuit.json" in refused(
-        "validate", run / "circuit.dot"
-    )
+    error = refused("validate", run / "circuit.dot")
+    assert "got Graphviz DOT, which is not read back; read the circuit.json it was" in error
     assert "it has no run.json" in refused("validate", tmp_path)
 
 
