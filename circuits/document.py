@@ -13,11 +13,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 from ..edges.errors import InputError
 from ..edges.graph import ModelGraph
-from .circuit import Circuit, CircuitEdge, CircuitNode, Faithfulness
+from .circuit import Circuit, CircuitEdge, CircuitNode, Faithfulness, NodeKind
 
 FORMAT = "wiremap-circuit"
 SCHEMA_VERSION = "1.0"
@@ -191,9 +191,13 @@ def shape_from(found: Mapping[str, Any]) -> ModelGraph:
 
 
 def _node(found: Mapping[str, Any], where: str) -> CircuitNode:
+    kind = field(found, "kind", str, where)
+    if kind not in get_args(NodeKind):
+        expected = ", ".join(get_args(NodeKind))
+        raise InputError(f"{where}.kind: expected one of {expected}, got {kind!r:.60}")
     return CircuitNode(
         name=field(found, "id", str, where),
-        kind=field(found, "kind", str, where),
+        kind=kind,
         layer=_optional(found, "layer", int, where),
         head=_optional(found, "head", int, where),
         score=number(found, "score", where),

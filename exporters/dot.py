@@ -12,6 +12,8 @@ reader's light or dark scheme.
 from __future__ import annotations
 
 import html
+import os
+import re
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -140,6 +142,8 @@ def draw(circuit: Circuit, kind: str, view: View = _NO_VIEW) -> bytes:
         picture = render(to_dot(circuit, view), kind)
     except TooSlowError:
         picture = render(to_dot(circuit, view, placed=True), kind)
+    if kind == "pdf":  # the time it was made would make every file another
+        return re.sub(rb"(?<=/CreationDate \(D:)[0-9]{14}", b"19700101000000", picture)
     return _with_dark_scheme(picture) if kind == "svg" else picture
 
 
@@ -159,7 +163,12 @@ def render(dot: str, kind: str) -> bytes:
     command = [program, f"-T{kind}", *(["-Gdpi=160"] if kind == "png" else [])]
     try:
         drawn = subprocess.run(
-            command, input=dot.encode(), capture_output=True, timeout=RENDER_SECONDS, check=False
+            command,
+            input=dot.encode(),
+            capture_output=True,
+            timeout=RENDER_SECONDS,
+            env={**os.environ, "TZ": "UTC"},  # PDF says in which time zone it was made
+            check=False,
         )
     except subprocess.TimeoutExpired:
         raise TooSlowError(

@@ -52,8 +52,8 @@ def to_graphml(circuit: Circuit, view: View = _NO_VIEW) -> str:
     for node in nodes:
         lines += [f"<node{attributes(id=node['label'])}>", *_data("n", node), "</node>"]
     for index, edge in enumerate(edges):
-        ends = attributes(id=f"e{index}", source=edge["source"], target=edge["target"])
-        lines += [f"<edge{ends}>", *_data("e", edge), "</edge>"]
+        ends = attributes(source=edge["source"], target=edge["target"])
+        lines += [f'<edge id="e{index}"{ends}>', *_data("e", edge), "</edge>"]
     return "\n".join([*lines, "</graph>", "</graphml>", ""])
 
 
@@ -79,12 +79,12 @@ def from_graphml(text: str) -> Circuit:
     )
 
 
-def _data(prefix: str, row: Row) -> Iterable[str]:
-    return (
+def _data(prefix: str, row: Row) -> list[str]:
+    return [
         f'<data key="{prefix}_{name}">{content(value)}</data>'
         for name, value in row.items()
         if name not in ("source", "target")
-    )
+    ]
 
 
 def _loads(name: str, value: Any) -> Any:

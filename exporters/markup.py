@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape, quoteattr
 
@@ -15,20 +16,33 @@ _ILLEGAL = re.compile("[^\\t\\n\\r\\x20-\\ud7ff\\ue000-\\ufffd\\U00010000-\\U001
 
 def content(value: Value) -> str:
     """A value as the text of an element."""
-    return escape(_plain(value))
+    return _escaped(value) if isinstance(value, str) else _number(value)
 
 
 def attributes(**values: Value) -> str:
     """Values as the attributes of an element; ``_`` at the end of a name is left out."""
     return "".join(
-        f" {name.rstrip('_')}={quoteattr(_plain(value))}" for name, value in values.items()
+        f" {name.rstrip('_')}={_quoted(value)}"
+        if isinstance(value, str)
+        else f' {name.rstrip("_")}="{_number(value)}"'
+        for name, value in values.items()
     )
 
 
-def _plain(value: Value) -> str:
+def _number(value: Value) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
-    return _ILLEGAL.sub("", value) if isinstance(value, str) else repr(value)
+    return repr(value)
+
+
+@lru_cache(maxsize=10_000)  # names and words come again and again
+def _escaped(text: str) -> str:
+    return escape(_ILLEGAL.sub("", text))
+
+
+@lru_cache(maxsize=10_000)
+def _quoted(text: str) -> str:
+    return quoteattr(_ILLEGAL.sub("", text))
 
 
 def parse(text: str, namespace: str, name: str) -> ElementTree.Element:

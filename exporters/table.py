@@ -57,9 +57,11 @@ def edge_rows(shown: Shown) -> list[Row]:
     """A row for each edge, largest magnitude first; then those that only say what belongs together.
 
     ``weight`` is the magnitude, above 0, for programs that draw by it; score and effect are sums
-    over slots, and ``score_q`` and so on those of a slot. What is not known has no entry.
+    over slots, and where these are merged, ``score_q`` and so on those of a slot. What is not known
+    has no entry.
     """
-    rows = [_edge_row(edge) for edge in shown.edges if edge.kind == "edge"]
+    merged = shown.qkv == "merge"
+    rows = [_edge_row(edge, merged) for edge in shown.edges if edge.kind == "edge"]
     rows.sort(key=lambda row: -float(row["abs_score"]))
     ranked = [{**row, "rank": rank} for rank, row in enumerate(rows, start=1)]
     thinnest = float(rows[-1]["weight"]) if rows else 1.0
@@ -143,13 +145,13 @@ def edge_document(
     }
 
 
-def _edge_row(edge: ShownEdge) -> Row:
+def _edge_row(edge: ShownEdge, merged: bool) -> Row:
     """The q, k and v edges between two nodes as one: sums, and each slot's own figures."""
     several = len(edge.members) > 1
     first = edge.members[0]
     by_slot = {
         f"{what}_{member.slot}": value
-        for member in edge.members
+        for member in (edge.members if merged else ())
         if member.slot
         for what, value in (
             ("score", _float(member.score)),

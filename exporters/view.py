@@ -136,20 +136,20 @@ class Shown:
     Attributes:
         n_edges: edges of the circuit that are shown, alone or as a part of another.
         n_inside: edges of the circuit between two nodes that became one; they are not shown.
-        parallel: each edge is one of the circuit's.
+        qkv: ``merge``, ``nodes`` or ``parallel``, as in ``View``.
     """
 
     nodes: tuple[ShownNode, ...]
     edges: tuple[ShownEdge, ...]
     n_edges: int
     n_inside: int
-    parallel: bool
+    qkv: str
 
     @cached_property
     def ports(self) -> Mapping[str, tuple[Slot, ...]]:
-        """The slots by which a node is reached, if each edge is one of the circuit's."""
+        """The slots by which a node is reached, where edges of each are parallel."""
         found: dict[str, set[Slot]] = {}
-        for edge in self.edges if self.parallel else ():
+        for edge in self.edges if self.qkv == "parallel" else ():
             found.setdefault(edge.target, set()).update(edge.slots)
         return {name: tuple(sorted(slots, key="qkv".index)) for name, slots in found.items()}
 
@@ -187,7 +187,7 @@ def show(circuit: Circuit, view: View, qkv: str) -> Shown:
         ),
         len(shown),
         len(edges) - len(shown),
-        qkv == "parallel",
+        qkv,
     )
 
 

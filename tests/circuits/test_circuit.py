@@ -147,6 +147,10 @@ WRONG: dict[str, tuple[Any, str]] = {
         edited(edges=to_document(by_hand.circuit())["edges"] * 2),
         "is named twice",
     ),
+    "a node of no kind": (
+        edited(nodes=[{**node, "kind": "neuron"} for node in edited()["nodes"]]),
+        r"nodes\[0\].kind: expected one of input, head, kv, mlp, logits, got 'neuron'",
+    ),
     "a node of the wrong kind": (
         edited(nodes=[{**node, "kind": "mlp"} for node in edited()["nodes"]]),
         "its kind, layer or head do not fit its name",

@@ -291,6 +291,15 @@ def test_signs_are_told_without_colour() -> None:
             assert ("style=dashed" in line) == ("score -" in line)
 
 
+@needs_dot
+@pytest.mark.parametrize("kind", ["svg", "png", "pdf"])
+def test_pictures_are_the_same_at_any_time(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = draw(by_hand.circuit(), kind)
+    time.sleep(1.1 if kind == "pdf" else 0)  # PDF has a time in whole seconds
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    assert draw(by_hand.circuit(), kind) == first
+
+
 # ---- Mermaid
 
 
