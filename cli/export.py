@@ -75,6 +75,8 @@ def export(
     if quiet:
         return
     click.echo(f"written to {out}")
+    if target.loses:
+        click.echo(f"note: {format} loses {target.loses}", err=True)
     drawn = min(top or DEFAULT_TOP, len(found.edges))
     if "top" in target.shows and drawn < len(found.edges):
         click.echo(
