@@ -92,9 +92,7 @@ def main() -> None:
         print(peak_bytes(run, device))
         return
     memory = {
-        name: statistics.median(
-            memory_alone(__file__, name, options.device) for _ in range(3)
-        )
+        name: statistics.median(memory_alone(__file__, name, options.device) for _ in range(3))
         for name in ("plain-12", *(f"wiremap-{n_heads}" for n_heads in HEADS))
     }
     model, pairs = build(device)

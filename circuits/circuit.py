@@ -133,9 +133,10 @@ class Circuit:
         scores = node_scores or {}
         by_name: dict[str, CircuitEdge] = {}
         for edge in edges:
-            if edge.name in by_name:
-                raise InputError(f"edge {edge.name} is named twice")
-            by_name[edge.name] = edge
+            name = edge.name
+            if name in by_name:
+                raise InputError(f"edge {name} is named twice")
+            by_name[name] = edge
         places = {name: shape.edge(name) for name in by_name}
         ordered = sorted(by_name, key=lambda name: (places[name].reader, places[name].writer))
         used = {node for edge in by_name.values() for node in (edge.source, edge.target)}

@@ -235,6 +235,7 @@ def describe_model(model: Model) -> dict[str, Any]:
         "name": model.name,
         "architecture": model.architecture,
         "sha256": model.fingerprint(),
+        "d_model": model.d_model,
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": model.device.type,
         "bos": model.tokenizer.bos if model.tokenizer else None,

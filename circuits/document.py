@@ -13,18 +13,22 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 from ..edges.errors import InputError
 from ..edges.graph import ModelGraph
-from .circuit import Circuit, CircuitEdge, CircuitNode, Faithfulness
+from .circuit import Circuit, CircuitEdge, CircuitNode, Faithfulness, NodeKind
 
 FORMAT = "wiremap-circuit"
 SCHEMA_VERSION = "1.0"
 
 
-def to_document(circuit: Circuit) -> dict[str, Any]:
-    """The circuit as plain JSON data."""
+LARGEST_COUNT = 2**31 - 1
+"""Of pairs: what readers of 32-bit integers still read."""
+
+
+def description(circuit: Circuit) -> dict[str, Any]:
+    """What a document says of the circuit as a whole: all but its nodes and edges."""
     return {
         "format": FORMAT,
         "schema_version": SCHEMA_VERSION,
@@ -34,6 +38,13 @@ def to_document(circuit: Circuit) -> dict[str, Any]:
         "task": dict(circuit.task),
         "method": dict(circuit.method),
         "faithfulness": circuit.faithfulness and faithfulness_document(circuit.faithfulness),
+    }
+
+
+def to_document(circuit: Circuit) -> dict[str, Any]:
+    """The circuit as plain JSON data."""
+    return {
+        **description(circuit),
         "nodes": [
             {
                 "id": node.name,
@@ -133,7 +144,7 @@ def from_document(document: Any) -> Circuit:
     check_version(field(top, "schema_version", str), SCHEMA_VERSION)
     shape = shape_from(_object(field(top, "shape", dict, ""), "shape"))
     edges = [
-        _edge(_object(item, f"edges[{index}]"), f"edges[{index}]")
+        edge_from(_object(item, f"edges[{index}]"), f"edges[{index}]")
         for index, item in enumerate(field(top, "edges", list, ""))
     ]
     nodes = [
@@ -174,22 +185,27 @@ def shape_from(found: Mapping[str, Any]) -> ModelGraph:
     for name, size in sizes.items():
         if not 1 <= size <= 100_000:
             raise InputError(f"shape.{name}: expected a number from 1 to 100000, got {size}")
-    if sizes["n_layers"] * sizes["n_heads"] > 1_000_000:
-        raise InputError(f"shape: expected at most a million heads, got {sizes}")
+    if sizes["n_layers"] * sizes["n_heads"] > 100_000:
+        raise InputError(f"shape: expected at most 100000 heads in all, got {sizes}")
     return ModelGraph(**sizes, parallel=field(found, "parallel", bool, "shape"))
 
 
 def _node(found: Mapping[str, Any], where: str) -> CircuitNode:
+    kind = field(found, "kind", str, where)
+    if kind not in get_args(NodeKind):
+        expected = ", ".join(get_args(NodeKind))
+        raise InputError(f"{where}.kind: expected one of {expected}, got {kind!r:.60}")
     return CircuitNode(
         name=field(found, "id", str, where),
-        kind=field(found, "kind", str, where),
+        kind=kind,
         layer=_optional(found, "layer", int, where),
         head=_optional(found, "head", int, where),
-        score=_number(found, "score", where),
+        score=number(found, "score", where),
     )
 
 
-def _edge(found: Mapping[str, Any], where: str) -> CircuitEdge:
+def edge_from(found: Mapping[str, Any], where: str) -> CircuitEdge:
+    """An edge from plain data. Raises InputError, naming the place, for what it lacks."""
     slot = _optional(found, "slot", str, where)
     if slot not in (None, "q", "k", "v"):
         raise InputError(f"{where}.slot: expected q, k, v or null, got {slot!r:.60}")
@@ -198,17 +214,21 @@ def _edge(found: Mapping[str, Any], where: str) -> CircuitEdge:
     if verified is not None:
         inside = f"{where}.verified"
         measured = {
-            "effect": _number(verified, "effect", inside),
-            "standard_error": _number(verified, "standard_error", inside),
-            "n_pairs": field(verified, "n_pairs", int, inside),
+            "effect": number(verified, "effect", inside),
+            "standard_error": number(verified, "standard_error", inside),
+            "n_pairs": _count(verified, "n_pairs", inside),
         }
         if measured["effect"] is None:
             raise InputError(f"{inside}.effect: expected a number, got null")
+        if (measured["standard_error"] or 0.0) < 0:
+            raise InputError(
+                f"{inside}.standard_error: expected 0 or more, got {measured['standard_error']}"
+            )
     edge = CircuitEdge(
         source=field(found, "source", str, where),
         target=field(found, "target", str, where),
         slot=slot,
-        score=_number(found, "score", where),
+        score=number(found, "score", where),
         **measured,
     )
     if field(found, "id", str, where) != edge.name:
@@ -220,20 +240,20 @@ def _faithfulness(found: Any) -> Faithfulness | None:
     if found is None:
         return None
     values = _object(found, "faithfulness")
-    numbers = {name: _number(values, name, "faithfulness") for name in ("full", "empty", "circuit")}
+    numbers = {name: number(values, name, "faithfulness") for name in ("full", "empty", "circuit")}
     if None in numbers.values() or numbers["full"] == numbers["empty"]:
         raise InputError("faithfulness: expected numbers full, empty and circuit, full != empty")
     return Faithfulness(
         **cast("dict[str, float]", numbers),
-        n_pairs=field(values, "n_pairs", int, "faithfulness"),
+        n_pairs=_count(values, "n_pairs", "faithfulness"),
     )
 
 
 def _check_nodes(found: list[CircuitNode], circuit: Circuit) -> None:
     """The nodes must be exactly the ends of the edges."""
     expected = {node.name: node for node in circuit.nodes}
-    names = [node.name for node in found]
-    if len(set(names)) < len(names):
+    names = {node.name for node in found}
+    if len(names) < len(found):
         raise InputError("nodes: expected distinct ids, got one twice")
     if missing := [name for name in expected if name not in names]:
         raise InputError(f"nodes: missing {', '.join(missing[:5])}, which edges refer to")
@@ -266,7 +286,17 @@ def _optional(found: Mapping[str, Any], name: str, kind: type, where: str) -> An
     return None if found.get(name) is None else field(found, name, kind, where)
 
 
-def _number(found: Mapping[str, Any], name: str, where: str) -> float | None:
+def _count(found: Mapping[str, Any], name: str, where: str) -> int:
+    count = field(found, name, int, where)
+    if not 1 <= count <= LARGEST_COUNT:
+        raise InputError(
+            f"{where}.{name}: expected a number from 1 to {LARGEST_COUNT}, got {count!r:.60}"
+        )
+    return count
+
+
+def number(found: Mapping[str, Any], name: str, where: str) -> float | None:
+    """A finite number, or None where there is none."""
     value = found.get(name)
     if value is None:
         return None

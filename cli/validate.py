@@ -18,8 +18,8 @@ from .console import show_json
 def validate(file: Path, as_json: bool, quiet: bool) -> None:
     """Check a FILE that wiremap wrote: its schema, and what a schema cannot say.
 
-    Knows circuit.json, run.json, effects.jsonl, scores.safetensors, GraphML, and whole run
-    directories.
+    Knows run.json, effects.jsonl, scores.safetensors, circuits in every format that can be read
+    back, and whole run directories.
     """
     files = sorted(_data_files(file)) if file.is_dir() else [file]
     found = [{"file": str(path), **_check(path)} for path in files]
@@ -44,11 +44,9 @@ def _data_files(directory: Path) -> list[Path]:
 
 def _check(path: Path) -> dict[str, Any]:
     """What a file is and how much is in it. Raises InputError if it is not right."""
-    from ..circuits.document import from_document, loads
-    from ..circuits.runs import check_run, read_scores
+    from ..circuits.runs import read_run, read_scores
     from ..circuits.verification import read_effects
-    from ..edges.files import read_text
-    from ..exporters.graphml import check_graphml
+    from ..exporters.formats import read_format
 
     if path.suffix == ".safetensors":
         nodes, edges, _ = read_scores(path)
@@ -59,24 +57,23 @@ def _check(path: Path) -> dict[str, Any]:
         }
     if path.suffix == ".jsonl":
         return {"format": "verified effects", "effects": len(read_effects(path))}
+    if path.suffix == ".json" and _is_run(path):
+        return {"format": "run", "stages": len(read_run(path)["stages"])}
+    format, circuit = read_format(path)
+    return {
+        "format": "circuit" if format == "json" else format,
+        "nodes": len(circuit.nodes),
+        "edges": len(circuit.edges),
+        "verified": sum(edge.verified for edge in circuit.edges),
+    }
+
+
+def _is_run(path: Path) -> bool:
+    from ..circuits.document import loads
+    from ..edges.files import read_text
+
     try:
-        if path.suffix == ".graphml":
-            n_nodes, n_edges = check_graphml(read_text(path))
-            return {"format": "GraphML", "nodes": n_nodes, "edges": n_edges}
-        if path.suffix == ".json":
-            document = loads(read_text(path))
-            if isinstance(document, dict) and document.get("format") == "wiremap-run":  # pyright: ignore[reportUnknownMemberType]
-                return {"format": "run", "stages": len(check_run(document)["stages"])}
-            circuit = from_document(document)
-            return {
-                "format": "circuit",
-                "nodes": len(circuit.nodes),
-                "edges": len(circuit.edges),
-                "verified": sum(edge.verified for edge in circuit.edges),
-            }
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
-    raise InputError(
-        f"{path}: expected a .json, .jsonl, .safetensors or .graphml file, got {path.suffix or 'no'} "
-        "extension; pictures and DOT are drawn from circuit.json: validate that"
-    )
+        found = loads(read_text(path))
+    except InputError:
+        return False
+    return isinstance(found, dict) and found.get("format") == "wiremap-run"

@@ -23,6 +23,10 @@ from .errors import InputError
 Slot = Literal["q", "k", "v"]
 SLOTS: tuple[Slot, ...] = ("q", "k", "v")
 
+# Beyond these, near names are not looked for: it would take long.
+_LONGEST_NAME = 40
+_MOST_NAMES = 20_000
+
 
 @dataclass(frozen=True, slots=True)
 class Writer:
@@ -177,7 +181,7 @@ class ModelGraph:
         """
         writer_name, arrow, reader_name = name.partition("->")
         if not arrow:
-            raise InputError(f"expected an edge 'writer->reader', got {name!r}")
+            raise InputError(f"expected an edge 'writer->reader', got {name!r:.80}")
         writer = self.writer(writer_name)
         if reader_name not in self._reader_index:
             raise InputError(self._unknown("reader", reader_name, self._reader_index))
@@ -194,10 +198,12 @@ class ModelGraph:
         return edge
 
     def _unknown(self, what: str, name: str, known: Iterable[str]) -> str:
-        near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+        names = list(known)
+        look = len(name) <= _LONGEST_NAME and len(names) <= _MOST_NAMES
+        near = difflib.get_close_matches(name, names, n=3, cutoff=0.5) if look else []
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         grouped = "" if self.n_kv_heads == self.n_heads else f" and {self.n_kv_heads} kv heads"
         return (
-            f"unknown {what} {name!r} in a model of {self.n_layers} layers with "
+            f"unknown {what} {name!r:.80} in a model of {self.n_layers} layers with "
             f"{self.n_heads} heads{grouped} each{hint}"
         )

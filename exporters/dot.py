@@ -1,21 +1,30 @@
 """Graphviz DOT (https://graphviz.org/doc/info/lang.html), and pictures drawn from it by ``dot``.
 
-Keeps: nodes, edges, slots, scores, effects (as width, colour, dash and tooltips). Loses: the
-figures themselves as data; DOT is for looking at, and is not read back. Writing DOT needs no
-Graphviz; pictures need its ``dot`` program.
+Keeps: nodes, edges, slots; scores and effects as width, colour, dash and tooltips. Loses: edges
+beyond the 100 largest (or as many as asked for; the caption says so), and figures as data. DOT is
+for looking at and is not read back. Writing DOT needs no Graphviz; pictures need its ``dot``.
+
+Up to 500 edges ``dot`` finds the places; beyond, and where it takes too long, nodes stand in plain
+rows, which takes no time. Pictures read in grey, too: sign is told by dashes. SVG follows the
+reader's light or dark scheme.
 """
 
 from __future__ import annotations
 
 import html
+import os
+import re
 import shutil
 import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import graphviz
 
-from ..circuits.circuit import Circuit, CircuitEdge, CircuitNode
+from ..circuits.circuit import Circuit, CircuitEdge
 from ..edges.errors import WiremapError
-from .layout import rows
+from .layout import places, shown_rows
+from .view import Shown, ShownEdge, ShownNode, View, show
 
 POSITIVE = "#2166ac"
 NEGATIVE = "#b2182b"
@@ -25,20 +34,60 @@ _FILL = {
     "input": "#ececec",
     "kv": "#e6f0e2",
     "head": "#e4ecf7",
+    "attention": "#e4ecf7",
     "mlp": "#f7edd8",
     "logits": "#ececec",
+    "group": "#efe6f3",
+}
+_FILL_OF_SLOT = "#f6f6f6"
+_PART = {"kv": "keys, values", "head": "attention", "attention": "attention", "mlp": "MLP"}
+
+# What becomes of each colour where the reader prefers a dark scheme.
+_DARK = {
+    POSITIVE: "#74b3ec",
+    NEGATIVE: "#ff8f86",
+    "#ececec": "#3a3d42",
+    "#e6f0e2": "#2c4229",
+    "#e4ecf7": "#26384f",
+    "#f7edd8": "#4a3c1d",
+    "#efe6f3": "#43304c",
+    _FILL_OF_SLOT: "#2b2e33",
+    "white": "#15181c",
+    "#667788": "#93a4b5",
+    "#cccccc": "#5a5f66",
 }
 
-RENDER_SECONDS = 60
-"""How long ``dot`` may take for one picture."""
+DEFAULT_TOP = 100
+"""How many edges a diagram shows if nothing else is asked for."""
+READABLE = 300
+"""More edges than this make a hairball."""
+_MOST_FOR_DOT = 500
+_MOST_IN_TOOLTIP = 20
+_PER_COLUMN, _PER_ROW = 90.0, 110.0
+
+RENDER_SECONDS = 30
+"""How long ``dot`` may take for one picture, before nodes are put into plain rows instead."""
+_NO_VIEW = View()
 
 
-def to_dot(circuit: Circuit) -> str:
+class TooSlowError(WiremapError):
+    """``dot`` took longer than RENDER_SECONDS."""
+
+
+def to_dot(circuit: Circuit, view: View = _NO_VIEW, placed: bool | None = None) -> str:
     """The circuit as DOT: layered, input below, logits on top.
 
     Blue solid edges carry the behaviour, red dashed ones oppose it; width grows with magnitude;
     filled arrows are verified, hollow ones merely scored.
+
+    Args:
+        view: what to show; the DEFAULT_TOP largest edges, parallel, by default.
+        placed: nodes stand in rows of our own instead of where ``dot`` puts them; None does so
+            beyond 500 edges, for which ``dot`` takes minutes.
     """
+    shown = show_diagram(circuit, view)
+    if placed is None:
+        placed = len(shown.edges) > _MOST_FOR_DOT
     graph = graphviz.Digraph(
         "circuit",
         graph_attr={
@@ -49,44 +98,61 @@ def to_dot(circuit: Circuit) -> str:
             "fontname": "Helvetica",
             "fontsize": "15",
             "labelloc": "t",
-            "label": _caption(circuit),
+            "label": _caption(circuit, shown),
+            **(
+                {"layout": "nop2", "splines": "line", "outputorder": "edgesfirst"} if placed else {}
+            ),
         },
         node_attr={"shape": "plain", "fontname": "Helvetica", "fontsize": "12"},
         edge_attr={"fontname": "Helvetica", "fontsize": "10", "arrowsize": "0.6"},
     )
-    slots: dict[str, set[str]] = {}
-    for edge in circuit.edges:
-        slots.setdefault(edge.target, set()).update(edge.slot or "")
-    largest = max((abs(edge.worth or 0.0) for edge in circuit.edges), default=0.0)
-    levels = rows(circuit)
-    for height, nodes in enumerate(levels):
-        level = graphviz.Digraph(graph_attr={"rank": "same"})
-        level.node(_anchor(height), _row_label(nodes[0]), fontcolor=_FAINT, fontsize="10")
-        for node in nodes:
-            level.node(
-                _id(node.name),
-                _node_label(node, sorted(slots.get(node.name, ()))),
-                tooltip=_attribute(_node_tooltip(node, circuit)),
-            )
-        if height == 0:
-            level.node("legend", _legend(circuit, largest))
-        graph.subgraph(level)
-    for height in range(1, len(levels)):
-        graph.edge(_anchor(height - 1), _anchor(height), style="invis", weight="50")
-    for edge in circuit.edges:
-        graph.edge(_id(edge.source), _id(edge.target), **_edge_attributes(edge, circuit, largest))
-    for kv_head, head in circuit.groups:
-        graph.edge(
-            _id(kv_head), _id(head), color=_FAINT, style="dotted", dir="none", tooltip="serves"
-        )
+    ids = _ids(shown)
+    largest = max((abs(edge.worth) for edge in shown.edges), default=0.0)
+    legend = _legend(circuit, shown, largest)
+    if placed:
+        _place(graph, circuit, shown, ids, legend)
+    else:
+        _rank(graph, circuit, shown, ids, legend)
+        for number, (role, nodes) in enumerate(boxes(shown).items()):
+            if role is not None:
+                box = graphviz.Digraph(f"cluster{number}", graph_attr=_box(role))
+                for node in nodes:
+                    box.node(ids[node.name])
+                graph.subgraph(box)
+    for edge in shown.edges:
+        if edge.kind == "edge":
+            style = _edge_attributes(edge, circuit, shown, largest)
+            graph.edge(ids[edge.source], ids[edge.target], **style)
+    for edge in shown.edges:
+        if edge.kind != "edge":
+            means = "serves" if edge.kind == "group" else "is read by"
+            style = {"color": _FAINT, "style": "dotted", "dir": "none", "tooltip": means}
+            graph.edge(ids[edge.source], ids[edge.target], **style)
     return graph.source
+
+
+def draw(circuit: Circuit, kind: str, view: View = _NO_VIEW) -> bytes:
+    """A picture of the circuit: ``svg``, ``png`` or ``pdf``.
+
+    Raises:
+        WiremapError: ``dot`` is not installed, fails, or takes longer than RENDER_SECONDS even
+            for nodes that are placed already.
+    """
+    try:
+        picture = render(to_dot(circuit, view), kind)
+    except TooSlowError:
+        picture = render(to_dot(circuit, view, placed=True), kind)
+    if kind == "pdf":  # the time it was made would make every file another
+        return re.sub(rb"(?<=/CreationDate \(D:)[0-9]{14}", b"19700101000000", picture)
+    return _with_dark_scheme(picture) if kind == "svg" else picture
 
 
 def render(dot: str, kind: str) -> bytes:
     """A picture of DOT text: ``svg``, ``png`` or ``pdf``.
 
     Raises:
-        WiremapError: ``dot`` is not installed, takes longer than RENDER_SECONDS, or fails.
+        TooSlowError: ``dot`` takes longer than RENDER_SECONDS.
+        WiremapError: it is not installed, or fails.
     """
     program = shutil.which("dot")
     if program is None:
@@ -97,17 +163,48 @@ def render(dot: str, kind: str) -> bytes:
     command = [program, f"-T{kind}", *(["-Gdpi=160"] if kind == "png" else [])]
     try:
         drawn = subprocess.run(
-            command, input=dot.encode(), capture_output=True, timeout=RENDER_SECONDS, check=False
+            command,
+            input=dot.encode(),
+            capture_output=True,
+            timeout=RENDER_SECONDS,
+            env={**os.environ, "TZ": "UTC"},  # PDF says in which time zone it was made
+            check=False,
         )
     except subprocess.TimeoutExpired:
-        raise WiremapError(
+        raise TooSlowError(
             f"no {kind} picture: dot took longer than {RENDER_SECONDS} s; draw fewer edges "
-            "(a larger --threshold or smaller --size), or open the DOT file elsewhere"
+            "(a smaller --top), or open the DOT file elsewhere"
         ) from None
     if drawn.returncode != 0:
         reason = drawn.stderr.decode(errors="replace").strip()
         raise WiremapError(f"no {kind} picture: dot failed with: {reason:.300}")
     return drawn.stdout
+
+
+def show_diagram(circuit: Circuit, view: View) -> Shown:
+    """What a diagram shows: the DEFAULT_TOP largest edges, parallel, if nothing else is asked."""
+    return show(circuit, replace(view, top=view.top or DEFAULT_TOP), "parallel")
+
+
+def title(circuit: Circuit, shown: Shown) -> tuple[str, str]:
+    """What was found in what, and how much of it is shown."""
+    model = str(circuit.model.get("name", "model")).rstrip("/").rpartition("/")[2]
+    task = str(circuit.task.get("task") or circuit.task.get("pairs", "")).rpartition("/")[2]
+    n_edges = f"{circuit.shape.n_edges:,} edges"
+    if shown.n_edges + shown.n_inside == len(circuit.edges):
+        details = [f"{len(circuit.edges)} of {n_edges}"]
+    else:
+        details = [
+            f"the {shown.n_edges + shown.n_inside} largest of {len(circuit.edges):,} edges kept of {n_edges}"
+        ]
+    if shown.n_inside:
+        details.append(f"{shown.n_inside} inside a group not drawn")
+    if circuit.faithfulness is not None:
+        details.append(f"faithfulness {circuit.faithfulness.faithfulness:.2f}")
+        details.append(
+            f"{circuit.method.get('metric', 'metric')} over {circuit.faithfulness.n_pairs} pairs"
+        )
+    return " on ".join(part for part in (model, task) if part), ", ".join(details)
 
 
 def unit(circuit: Circuit) -> str:
@@ -121,9 +218,12 @@ def unit(circuit: Circuit) -> str:
     }.get(metric, metric or "metric")
 
 
-def _id(name: str) -> str:
-    """A node's name without the dot and brackets that Graphviz has its own ideas about."""
-    return name.replace(".", "_")
+def _ids(shown: Shown) -> dict[str, str]:
+    """Names for Graphviz, which has its own ideas about dots, colons and brackets."""
+    return {
+        node.name: f"group{number}" if node.kind == "group" else node.name.replace(".", "_")
+        for number, node in enumerate(shown.nodes)
+    }
 
 
 def _anchor(height: int) -> str:
@@ -145,33 +245,98 @@ def _attribute(text: str) -> str:
     return graphviz.escape(_printable(text).replace("&", "&amp;"))
 
 
-def _caption(circuit: Circuit) -> str:
-    model = str(circuit.model.get("name", "model")).rstrip("/").rpartition("/")[2]
-    task = str(circuit.task.get("task") or circuit.task.get("pairs", "")).rpartition("/")[2]
-    details = [f"{len(circuit.edges)} of {circuit.shape.n_edges:,} edges"]
-    if circuit.faithfulness is not None:
-        details.append(f"faithfulness {circuit.faithfulness.faithfulness:.2f}")
-        details.append(
-            f"{circuit.method.get('metric', 'metric')} over {circuit.faithfulness.n_pairs} pairs"
-        )
-    title = " on ".join(part for part in (model, task) if part)
+def _rank(
+    graph: graphviz.Digraph, circuit: Circuit, shown: Shown, ids: Mapping[str, str], legend: str
+) -> None:
+    """Puts every row on a rank of its own, in front of which it is named."""
+    nodes = {node.name: node for node in shown.nodes}
+    levels = shown_rows(shown)
+    for height, names in enumerate(levels):
+        level = graphviz.Digraph(graph_attr={"rank": "same"})
+        level.node(_anchor(height), _row_label(nodes[names[0]]), fontcolor=_FAINT, fontsize="10")
+        for name in names:
+            level.node(ids[name], **_node_attributes(nodes[name], circuit, shown))
+        if height == 0:
+            level.node("legend", legend)
+        graph.subgraph(level)
+    for height in range(1, len(levels)):
+        graph.edge(_anchor(height - 1), _anchor(height), style="invis", weight="50")
+
+
+def _place(
+    graph: graphviz.Digraph, circuit: Circuit, shown: Shown, ids: Mapping[str, str], legend: str
+) -> None:
+    """Says where every node stands."""
+    nodes = {node.name: node for node in shown.nodes}
+    levels = shown_rows(shown)
+    where = places(levels)
+    words = [word for node in shown.nodes for word in (node.name, node.role or "")]
+    per_column = max(_PER_COLUMN, 7.0 * max(map(len, words), default=0) + 20)
+    left = min((x for x, _ in where.values()), default=0.0) - 1
+
+    def at(x: float, y: float) -> str:
+        return f"{x * per_column:.1f},{y * _PER_ROW:.1f}"
+
+    for height, names in enumerate(levels):
+        label = _row_label(nodes[names[0]])
+        row = {"pos": at(left, float(height)), "fontcolor": _FAINT, "fontsize": "10"}
+        graph.node(_anchor(height), label, **row)
+        for name in names:
+            attributes = _node_attributes(nodes[name], circuit, shown, nodes[name].role)
+            graph.node(ids[name], pos=at(*where[name]), **attributes)
+    graph.node("legend", legend, pos=at(max((x for x, _ in where.values()), default=0.0) + 2, 0.0))
+
+
+def boxes(shown: Shown) -> dict[str | None, list[ShownNode]]:
+    """The shown nodes of each role, and under None those without one."""
+    found: dict[str | None, list[ShownNode]] = {}
+    for node in shown.nodes:
+        found.setdefault(node.role, []).append(node)
+    return found
+
+
+def _box(role: str) -> dict[str, str]:
+    return {
+        "label": _attribute(role),
+        "tooltip": _attribute(role),
+        "style": "rounded",
+        "color": "#667788",
+        "fontsize": "11",
+        "labeljust": "l",
+        "labelloc": "b",  # rankdir=BT turns it upside down
+    }
+
+
+def _caption(circuit: Circuit, shown: Shown) -> str:
+    heading, details = title(circuit, shown)
     return (
-        f'<<B>{_text(title)}</B><BR/><FONT POINT-SIZE="11" COLOR="#555555">'
-        f"{_text(', '.join(details))}</FONT><BR/> >"
+        f'<<B>{_text(heading)}</B><BR/><FONT POINT-SIZE="11" COLOR="#555555">'
+        f"{_text(details)}</FONT><BR/> >"
     )
 
 
-def _row_label(node: CircuitNode) -> str:
+def _row_label(node: ShownNode) -> str:
     if node.layer is None:
         return ""
-    part = {"kv": "keys, values", "head": "attention", "mlp": "MLP"}[node.kind]
-    return f"{node.layer} {part}"
+    return f"{node.layer} {_PART.get(node.kind, 'q, k, v')}"
 
 
-def _node_label(node: CircuitNode, slots: list[str]) -> str:
+def _node_attributes(
+    node: ShownNode, circuit: Circuit, shown: Shown, note: str | None = None
+) -> dict[str, str]:
+    return {
+        "label": _node_label(node, shown.ports.get(node.name, ()), note),
+        "tooltip": _attribute(_node_tooltip(node, circuit)),
+    }
+
+
+def _node_label(node: ShownNode, slots: Sequence[str], note: str | None) -> str:
     """A rounded box with the name, and below it a cell for each slot that edges arrive at."""
     name = f"<B>{_text(node.name)}</B>"
-    table = f'<TABLE BORDER="1" COLOR="#667788" CELLBORDER="0" CELLSPACING="0" STYLE="ROUNDED" BGCOLOR="{_FILL[node.kind]}"'
+    if note:
+        name += f'<BR/><FONT POINT-SIZE="9">{_text(note)}</FONT>'
+    fill = _FILL.get(node.kind, _FILL_OF_SLOT)
+    table = f'<TABLE BORDER="1" COLOR="#667788" CELLBORDER="0" CELLSPACING="0" STYLE="ROUNDED" BGCOLOR="{fill}"'
     if not slots:
         return f'<{table} CELLPADDING="5"><TR><TD>{name}</TD></TR></TABLE>>'
     cells = "".join(
@@ -184,13 +349,31 @@ def _node_label(node: CircuitNode, slots: list[str]) -> str:
     )
 
 
-def _node_tooltip(node: CircuitNode, circuit: Circuit) -> str:
-    if node.score is None:
-        return node.name
-    return f"{node.name}: score {node.score:+.3g} {unit(circuit)}"
+def _node_tooltip(node: ShownNode, circuit: Circuit) -> str:
+    text = (
+        node.name if node.score is None else f"{node.name}: score {node.score:+.3g} {unit(circuit)}"
+    )
+    if node.role is not None:
+        text += f" ({node.role})"
+    if node.kind in ("attention", "group"):
+        text += f": {', '.join(node.members)}"
+    return text
 
 
-def _edge_tooltip(edge: CircuitEdge, circuit: Circuit) -> str:
+def edge_tooltip(edge: ShownEdge, circuit: Circuit) -> str:
+    """What is known of an edge, and of each of those it stands for."""
+    if len(edge.members) == 1:
+        return _member_tooltip(edge.members[0], circuit)
+    members = "; ".join(
+        _member_tooltip(member, circuit) for member in edge.members[:_MOST_IN_TOOLTIP]
+    )
+    more = len(edge.members) - _MOST_IN_TOOLTIP
+    return f"{edge.name}: {edge.worth:+.3g} {unit(circuit)} in all: {members}" + (
+        f"; and {more} more" if more > 0 else ""
+    )
+
+
+def _member_tooltip(edge: CircuitEdge, circuit: Circuit) -> str:
     parts: list[str] = []
     if edge.effect is not None:
         error = "" if edge.standard_error is None else f" ± {edge.standard_error:.2g}"
@@ -200,7 +383,8 @@ def _edge_tooltip(edge: CircuitEdge, circuit: Circuit) -> str:
     return f"{edge.name}: {', '.join(parts)}" if parts else edge.name
 
 
-def _width(worth: float, largest: float) -> str:
+def width(worth: float, largest: float) -> str:
+    """How wide an edge is drawn, in points."""
     share = abs(worth) / largest if largest else 0.0
     return f"{_THINNEST + (_WIDEST - _THINNEST) * share:.2f}"
 
@@ -209,41 +393,41 @@ def _style(worth: float, verified: bool, largest: float) -> dict[str, str]:
     return {
         "color": NEGATIVE if worth < 0 else POSITIVE,
         "style": "dashed" if worth < 0 else "solid",
-        "penwidth": _width(worth, largest),
+        "penwidth": width(worth, largest),
         "arrowhead": "normal" if verified else "onormal",
     }
 
 
-def _edge_attributes(edge: CircuitEdge, circuit: Circuit, largest: float) -> dict[str, str]:
-    attributes = {
-        **_style(edge.worth or 0.0, edge.verified, largest),
-        "tooltip": _attribute(_edge_tooltip(edge, circuit)),
-        "id": edge.name,
+def _edge_attributes(
+    edge: ShownEdge, circuit: Circuit, shown: Shown, largest: float
+) -> dict[str, str]:
+    to_port = edge.slots and edge.target in shown.ports
+    return {
+        **_style(edge.worth, edge.verified, largest),
+        "tooltip": _attribute(edge_tooltip(edge, circuit)),
+        "id": _attribute(edge.name),
         "class": "verified" if edge.verified else "scored",
         "tailport": "n",
-        "headport": "s",
+        "headport": f"{edge.slots[0]}:s" if to_port else "s",
     }
-    if edge.slot:
-        attributes["headport"] = f"{edge.slot}:s"
-    return attributes
 
 
-def _legend(circuit: Circuit, largest: float) -> str:
+def _legend(circuit: Circuit, shown: Shown, largest: float) -> str:
     """One node that says what colour, dash, width and arrows mean."""
-    verified = any(edge.verified for edge in circuit.edges)
+    edges = [edge for edge in shown.edges if edge.kind == "edge"]
     lines = [
         (_sample(POSITIVE, 3, dashed=False), "carries the behaviour"),
         (_sample(NEGATIVE, 3, dashed=True), "opposes it"),
     ]
     if largest:
-        what = "effect" if verified else "score"
+        what = "effect" if any(edge.verified for edge in edges) else "score"
         lines.append(
             (
                 _sample(POSITIVE, round(_WIDEST), dashed=False),
                 f"{what} {largest:.2g} {unit(circuit)}",
             )
         )
-    if not all(edge.verified for edge in circuit.edges):
+    if not all(edge.verified for edge in edges):
         lines.append(("\u25b7", "hollow arrow: scored, not verified"))
     rows = "".join(
         f'<TR><TD>{sample}</TD><TD ALIGN="LEFT"><FONT POINT-SIZE="10" COLOR="#444444">'
@@ -264,3 +448,16 @@ def _sample(color: str, height: int, dashed: bool) -> str:
     return (
         f'<TABLE BORDER="0" CELLBORDER="0" CELLSPACING="0" CELLPADDING="0"><TR>{cells}</TR></TABLE>'
     )
+
+
+def _with_dark_scheme(svg: bytes) -> bytes:
+    """The picture with a style sheet for readers who prefer a dark scheme."""
+    rules = "".join(
+        f'[{what}="{light}"]{{{what}:{dark}}}'
+        for light, dark in _DARK.items()
+        for what in ("fill", "stroke")
+    )
+    style = f"<style>@media (prefers-color-scheme: dark){{{rules}text{{fill:#e8e8e8}}}}</style>"
+    head, start, rest = svg.partition(b"<svg")
+    tag, end, body = rest.partition(b">")
+    return head + start + tag + end + style.encode() + body

@@ -2,226 +2,163 @@
 
 networkx's own writer numbers parallel edges 0, 1, 2, which Gephi takes for repeats and drops, and
 writes several columns of one name when types differ; hence this one. Its rules: every edge id and
-key is unique; q, k and v edges between two nodes are merged into one, with ``score_q`` and so on;
-``weight`` is the magnitude and never 0, because Gephi deletes edges of weight 0 and draws negative
-ones thinnest; sign and signed values stand in columns of their own; values that are missing are
-left out.
+key is unique; q, k and v edges between two nodes are merged into one, with ``score_q`` and so on
+(unless asked for otherwise); ``weight`` is the magnitude and never 0, because Gephi deletes edges
+of weight 0 and draws negative ones thinnest; sign and signed values stand in columns of their own;
+values that are missing are left out.
 
-Keeps: nodes, edges, slots, scores, effects, layered positions (Gephi: y upwards), colours, and the
-run's description as graph data (Gephi warns that it ignores that). Loses: nothing but the order of
-edges. Not read back.
+Keeps everything, and is read back equal, also after networkx wrote it again: nodes, edges, slots,
+scores, effects, and the run's description as graph data (Gephi warns that it ignores that, and does
+not write it again: what Gephi saved is no longer a circuit). Adds layered positions (y upwards) and
+colours. Refused on reading: document types, nested graphs, hyperedges, ports.
 """
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from typing import Any
 from xml.etree import ElementTree
 
-from ..circuits.circuit import Circuit, CircuitEdge
+from ..circuits.circuit import Circuit
+from ..circuits.document import description, loads
 from ..edges.errors import InputError
-from .dot import NEGATIVE, POSITIVE
-from .layout import positions
+from .markup import attributes, children, content, local, parse, values
+from .table import Row, columns, from_rows, table
+from .view import View
 
 _NAMESPACE = "http://graphml.graphdrawing.org/xmlns"
-_SMALLEST_WEIGHT = 1e-30
-_SPACING = 100.0
-_SIZE = {"input": 20.0, "logits": 20.0, "mlp": 16.0, "head": 12.0, "kv": 12.0}
-_COLOR = {
-    "input": "#888888",
-    "logits": "#888888",
-    "mlp": "#d9a441",
-    "head": "#5b84b1",
-    "kv": "#7fa66b",
-}
-_ILLEGAL = re.compile("[^\\t\\n\\r\\x20-\\ud7ff\\ue000-\\ufffd\\U00010000-\\U0010ffff]")
-
-Value = str | bool | int | float
 _TYPES: Mapping[type, str] = {str: "string", bool: "boolean", int: "int", float: "double"}
+_NO_VIEW = View()
 
 
-def to_graphml(circuit: Circuit) -> str:
+def to_graphml(circuit: Circuit, view: View = _NO_VIEW) -> str:
     """The circuit as GraphML text, the same bytes every time."""
-    metadata = {
-        "generator": "wiremap",
-        "model": json.dumps(circuit.model),
-        "task": json.dumps(circuit.task),
-        "method": json.dumps(circuit.method),
+    about: Row = {
+        name: value if isinstance(value, str) else json.dumps(value, allow_nan=False)
+        for name, value in description(circuit).items()
     }
-    if circuit.faithfulness is not None:
-        metadata["faithfulness"] = repr(circuit.faithfulness.faithfulness)
-    nodes, edges = _nodes(circuit), _edges(circuit)
-    root = ElementTree.Element("graphml", xmlns=_NAMESPACE)
-    for scope, rows in (("graph", [metadata]), ("node", nodes), ("edge", edges)):
-        for name, kind in _columns(rows).items():
-            ElementTree.SubElement(
-                root,
-                "key",
-                {
-                    "id": f"{scope[0]}_{name}",
-                    "for": scope,
-                    "attr.name": name,
-                    "attr.type": _TYPES[kind],
-                },
-            )
-    graph = ElementTree.SubElement(root, "graph", id="circuit", edgedefault="directed")
-    _add_data(graph, "g", metadata)
+    nodes, edges = table(circuit, view, "merge")
+    lines = [
+        "<?xml version='1.0' encoding='UTF-8'?>",
+        f'<graphml xmlns="{_NAMESPACE}">',
+    ]
+    for scope, rows in (("graph", [about]), ("node", nodes), ("edge", edges)):
+        for name, kind in columns(rows).items():
+            named = {"for": scope, "attr.name": name, "attr.type": _TYPES[kind]}
+            lines.append(f"<key{attributes(id=f'{scope[0]}_{name}', **named)} />")
+    lines.append('<graph id="circuit" edgedefault="directed">')
+    lines += _data("g", about)
     for node in nodes:
-        element = ElementTree.SubElement(graph, "node", id=str(node["label"]))
-        _add_data(element, "n", node)
+        lines += [f"<node{attributes(id=node['label'])}>", *_data("n", node), "</node>"]
     for index, edge in enumerate(edges):
-        ends = {name: str(edge[name]) for name in ("source", "target")}
-        element = ElementTree.SubElement(graph, "edge", {"id": f"e{index}", **ends})
-        _add_data(element, "e", edge)
-    ElementTree.indent(root, "")
-    return "<?xml version='1.0' encoding='UTF-8'?>\n" + ElementTree.tostring(root, "unicode") + "\n"
+        ends = attributes(source=edge["source"], target=edge["target"])
+        lines += [f'<edge id="e{index}"{ends}>', *_data("e", edge), "</edge>"]
+    return "\n".join([*lines, "</graph>", "</graphml>", ""])
 
 
-def _nodes(circuit: Circuit) -> list[dict[str, Value]]:
-    places = positions(circuit)
-    return [
-        _known(
-            label=node.name,
-            kind=node.kind,
-            layer=node.layer,
-            head=node.head,
-            score=node.score,
-            x=places[node.name][0] * _SPACING,
-            y=places[node.name][1] * _SPACING,
-            size=_SIZE[node.kind],
-            color=_COLOR[node.kind],
-            in_circuit=True,
+def from_graphml(text: str) -> Circuit:
+    """The circuit of a GraphML text that wiremap wrote, or networkx after it.
+
+    Raises:
+        InputError: not that; what is lacking or contradictory is named.
+    """
+    about, nodes, edges = _read(text)
+    if "shape" not in about:
+        raise InputError(
+            "expected graph data that says what the circuit was found in, got none; wiremap reads "
+            "the GraphML it wrote, not what Gephi made of it"
         )
-        for node in circuit.nodes
-    ]
-
-
-def _edges(circuit: Circuit) -> list[dict[str, Value]]:
-    """One row for each pair of joined nodes, largest magnitude first."""
-    merged: dict[tuple[str, str], list[CircuitEdge]] = {}
-    for edge in circuit.edges:
-        merged.setdefault((edge.source, edge.target), []).append(edge)
-    rows = [_merged(edges) for edges in merged.values()]
-    rows.sort(key=lambda row: -float(row["weight"]))
-    thinnest = float(rows[-1]["weight"]) if rows else 1.0
-    groups = [
-        _known(
-            source=kv_head,
-            target=head,
-            kind="group",
-            weight=thinnest,
-            sign="zero",
-            color="#999999",
-            in_circuit=True,
-            verified=False,
-        )
-        for kv_head, head in circuit.groups
-    ]
-    return [{**row, "rank": rank} for rank, row in enumerate(rows, start=1)] + groups
-
-
-def _merged(edges: Sequence[CircuitEdge]) -> dict[str, Value]:
-    """The q, k and v edges between two nodes as one: sums, and each slot's own figures."""
-    first = edges[0]
-    worth = sum(edge.worth or 0.0 for edge in edges)
-    by_slot = {
-        f"{what}_{edge.slot}": value
-        for edge in edges
-        if edge.slot
-        for what, value in (
-            ("score", edge.score),
-            ("effect", edge.effect),
-            ("effect_se", edge.standard_error),
-        )
-    }
-    return _known(
-        source=first.source,
-        target=first.target,
-        kind="edge",
-        weight=max(abs(worth), _SMALLEST_WEIGHT),
-        score=_sum(edge.score for edge in edges),
-        abs_score=abs(worth),
-        sign="positive" if worth > 0 else "negative" if worth < 0 else "zero",
-        effect=_sum(edge.effect for edge in edges),
-        effect_se=first.standard_error if len(edges) == 1 else None,
-        n_pairs=first.n_pairs,
-        slots=",".join(edge.slot for edge in edges if edge.slot) or None,
-        verified=all(edge.verified for edge in edges),
-        in_circuit=True,
-        color=NEGATIVE if worth < 0 else POSITIVE,
-        **by_slot,
+    return from_rows(
+        {
+            name: value if name in ("format", "schema_version") else _loads(name, value)
+            for name, value in about.items()
+        },
+        nodes,
+        edges,
     )
 
 
-def _sum(values: Iterable[float | None]) -> float | None:
-    """The sum; None if any is missing."""
-    known = list(values)
-    return None if None in known else sum(value for value in known if value is not None)
-
-
-def _known(**values: Value | None) -> dict[str, Value]:
-    """The values that are there."""
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def _columns(rows: Sequence[Mapping[str, Value]]) -> dict[str, type]:
-    """Every column of the rows with its type; source and target are no columns."""
-    return {
-        name: type(value)
-        for row in rows
+def _data(prefix: str, row: Row) -> list[str]:
+    return [
+        f'<data key="{prefix}_{name}">{content(value)}</data>'
         for name, value in row.items()
         if name not in ("source", "target")
-    }
+    ]
 
 
-def _add_data(element: ElementTree.Element, prefix: str, row: Mapping[str, Value]) -> None:
-    for name, value in row.items():
-        if name in ("source", "target"):
-            continue
-        data = ElementTree.SubElement(element, "data", key=f"{prefix}_{name}")
-        if isinstance(value, bool):
-            data.text = "true" if value else "false"
-        elif isinstance(value, str):
-            data.text = _ILLEGAL.sub("", value)
-        else:
-            data.text = repr(value)
-
-
-def check_graphml(text: str) -> tuple[int, int]:
-    """How many nodes and edges GraphML text has, if it keeps the rules above.
-
-    Raises:
-        InputError: not XML, or a rule is broken; the element is named.
-    """
-    if "<!DOCTYPE" in text or "<!ENTITY" in text:
-        raise InputError("expected GraphML without a document type, got one; it is not read")
+def _loads(name: str, value: Any) -> Any:
     try:
-        root = ElementTree.fromstring(text)
-    except ElementTree.ParseError as error:
-        raise InputError(f"expected XML: {error}") from None
-    tag = f"{{{_NAMESPACE}}}"
-    if root.tag != f"{tag}graphml":
-        raise InputError(f"expected a graphml document, got {root.tag!r:.60}")
-    names = [(key.get("for"), key.get("attr.name")) for key in root.iter(f"{tag}key")]
+        return loads(str(value))
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from None
+
+
+def _read(text: str) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:
+    """The graph's own row, and those of nodes and edges. Raises InputError for a broken rule."""
+    root = parse(text, _NAMESPACE, "graphml")
+    inside = list(children(root, "key", "graph", "desc"))
+    keys: dict[str | None, ElementTree.Element] = {
+        key.get("id"): key for key in inside if local(key) == "key"
+    }
+    graphs = [element for element in inside if local(element) == "graph"]
+    if len(keys) + len(graphs) < sum(local(element) != "desc" for element in inside):
+        raise InputError("expected distinct key ids, got one twice")
+    if len(graphs) != 1:
+        raise InputError(f"expected one graph, got {len(graphs)}")
+    names = [(key.get("for"), key.get("attr.name")) for key in keys.values()]
     if len(set(names)) < len(names):
         raise InputError("expected one key for each column, got two of one name")
-    nodes = [node.get("id") for node in root.iter(f"{tag}node")]
-    edges = list(root.iter(f"{tag}edge"))
-    if len(set(nodes)) < len(nodes):
+    about: dict[str, Any] = {}
+    nodes: list[dict[str, Any]] = []
+    edges: list[dict[str, Any]] = []
+    for element in children(graphs[0], "data", "node", "edge", "desc"):
+        if local(element) == "data":
+            about |= _values([element], keys, "graph")
+        elif local(element) == "node":
+            where = f"node {element.get('id')!r:.60}"
+            row = _values(children(element, "data", "desc"), keys, where)
+            nodes.append({**row, "label": element.get("id")})
+        elif local(element) == "edge":
+            where = f"edge {element.get('id')!r:.60}"
+            row = _values(children(element, "data", "desc"), keys, where)
+            edges.append(
+                {**row, **{name: element.get(name) for name in ("id", "source", "target")}}
+            )
+    _check_rules(nodes, edges)
+    return about, nodes, edges
+
+
+def _values(
+    data: Iterable[ElementTree.Element],
+    keys: Mapping[str | None, ElementTree.Element],
+    where: str,
+) -> dict[str, Any]:
+    row: dict[str, Any] = {}
+    for element in data:
+        if local(element) == "desc":
+            continue
+        key = keys.get(element.get("key"))
+        if key is None:
+            raise InputError(f"{where}: expected a declared key, got {element.get('key')!r:.60}")
+        name = str(key.get("attr.name"))
+        if name in row:
+            raise InputError(f"{where}: expected one value of {name!r:.60}, got two")
+        row[name] = values(key.get("attr.type"), element.text or "", f"{where}, {name:.60}")
+    return row
+
+
+def _check_rules(nodes: list[dict[str, Any]], edges: list[dict[str, Any]]) -> None:
+    names = {node["label"] for node in nodes}
+    if len(names) < len(nodes):
         raise InputError("expected distinct node ids, got one twice")
-    if len({edge.get("id") for edge in edges}) < len(edges):
+    ids = [edge["id"] for edge in edges if edge["id"] is not None]
+    if len(set(ids)) < len(ids):
         raise InputError("expected distinct edge ids, got one twice: Gephi would drop the edge")
     for edge in edges:
-        name = edge.get("id")
         for end in ("source", "target"):
-            if edge.get(end) not in nodes:
-                raise InputError(f"edge {name}: its {end} {edge.get(end)!r:.60} is no node")
-        weight = edge.findtext(f"{tag}data[@key='e_weight']") or "nan"
-        try:
-            positive = float(weight) > 0
-        except ValueError:
-            positive = False
-        if not positive:
-            raise InputError(f"edge {name}: expected a weight above 0, got {weight!r:.60}")
-    return len(nodes), len(edges)
+            if edge[end] not in names:
+                raise InputError(f"edge {edge['id']}: its {end} {edge[end]!r:.60} is no node")
+        weight = edge.get("weight")
+        if not isinstance(weight, float) or not weight > 0:
+            raise InputError(f"edge {edge['id']}: expected a weight above 0, got {weight!r:.60}")

@@ -30,6 +30,32 @@ def circuit(**changes: Any) -> Circuit:
     return Circuit.build(SHAPE, EDGES, {"m0": 0.5, "input": -2.0}, **parts)
 
 
+HOSTILE = 'a"b<c>&amp;]]>\n\\N \u202e\u05d0\x00\x1b\ufffe</script>javascript:INF null \U0001f600\\'
+"""Text that means something to XML, JSON, HTML, DOT and terminals, or that none of them can hold."""
+
+
+def hostile() -> Circuit:
+    """A circuit described by such text."""
+    return circuit(
+        model={"name": HOSTILE, HOSTILE: [HOSTILE, None, 1e-40, True, {}]},
+        task={"pairs": HOSTILE},
+        method={"metric": HOSTILE},
+    )
+
+
+def extreme() -> Circuit:
+    """The largest and the smallest numbers there are, between the same two nodes, and none at all."""
+    edges = [
+        CircuitEdge("input", "a0.h0", "q", score=1.7e308, effect=1.7e308, n_pairs=1),
+        CircuitEdge("input", "a0.h0", "k", score=1.7e308, effect=-5e-324, n_pairs=2**31 - 1),
+        CircuitEdge("input", "a0.h0", "v"),
+        CircuitEdge(
+            "a0.h0", "logits", score=-0.0, effect=0.1 + 0.2, standard_error=1e-300, n_pairs=3
+        ),
+    ]
+    return Circuit.build(ModelGraph(1, 1, 1, parallel=True), edges, {"input": 1e-320})
+
+
 def grouped() -> Circuit:
     """A circuit through a key-value head that two query heads share."""
     edges = [
@@ -38,3 +64,13 @@ def grouped() -> Circuit:
         CircuitEdge("a0.h3", "logits", None, score=-0.5),
     ]
     return Circuit.build(ModelGraph(1, 4, 2), edges, {})
+
+
+CIRCUITS = {
+    "full": circuit(),
+    "grouped": grouped(),
+    "hostile": hostile(),
+    "extreme": extreme(),
+    "empty": Circuit.build(SHAPE, []),
+}
+"""A circuit of each kind."""

@@ -112,7 +112,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     ),
     "a monstrous shape": (
         edited(shape={"n_layers": 90000, "n_heads": 90000, "n_kv_heads": 1, "parallel": False}),
-        "expected at most a million heads",
+        "expected at most 100000 heads",
     ),
     "an edge of another model": (
         with_edge(source="a7.h0", id="a7.h0->a0.h0<v>"),
@@ -130,10 +130,26 @@ WRONG: dict[str, tuple[Any, str]] = {
         with_edge(verified={"effect": None, "standard_error": None, "n_pairs": 1}),
         "verified.effect: expected a number, got null",
     ),
+    "verified on no pairs": (
+        with_edge(verified={"effect": 1.0, "standard_error": None, "n_pairs": 0}),
+        r"verified.n_pairs: expected a number from 1 to 2147483647, got 0",
+    ),
+    "verified on too many pairs": (
+        with_edge(verified={"effect": 1.0, "standard_error": None, "n_pairs": 2**31}),
+        "got 2147483648",
+    ),
+    "a negative error": (
+        with_edge(verified={"effect": 1.0, "standard_error": -0.5, "n_pairs": 2}),
+        r"verified.standard_error: expected 0 or more, got -0.5",
+    ),
     "a missing node": (edited(nodes=[]), "nodes: missing input"),
     "an edge twice": (
         edited(edges=to_document(by_hand.circuit())["edges"] * 2),
         "is named twice",
+    ),
+    "a node of no kind": (
+        edited(nodes=[{**node, "kind": "neuron"} for node in edited()["nodes"]]),
+        r"nodes\[0\].kind: expected one of input, head, kv, mlp, logits, got 'neuron'",
     ),
     "a node of the wrong kind": (
         edited(nodes=[{**node, "kind": "mlp"} for node in edited()["nodes"]]),

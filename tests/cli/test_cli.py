@@ -22,10 +22,11 @@ from click.testing import CliRunner, Result
 from safetensors.torch import load_file
 from tokens_for_tests import letters_core
 
+from wiremap.circuits import Circuit, CircuitEdge
 from wiremap.circuits.runs import read_scores
 from wiremap.cli import main
-from wiremap.edges import EdgeScores, Model, PromptPairs, score_edges
-from wiremap.exporters import read_circuit
+from wiremap.edges import EdgeScores, Model, ModelGraph, PromptPairs, score_edges
+from wiremap.exporters import FORMATS, read_circuit, write_circuit
 
 has_dot = shutil.which("dot") is not None
 
@@ -785,18 +786,81 @@ def test_a_changed_pairs_file_is_noticed(tmp_path: Path) -> None:
     assert "cannot be read" in refused("evaluate", out)
 
 
-@pytest.mark.parametrize("format", ["json", "dot", "graphml"])
+@pytest.mark.parametrize("format", FORMATS)
 def test_export_writes_every_format(run: Path, tmp_path: Path, format: str) -> None:
-    out = tmp_path / f"circuit.{format}"
+    if format in ("svg", "png", "pdf") and shutil.which("dot") is None:
+        pytest.skip("needs the dot program of Graphviz")
+    out = tmp_path / "circuit"
     result = wiremap("export", run / "circuit.json", "--to", format, "-o", out)
     assert result.exit_code == 0, result.output
-    assert out.read_bytes() == (run / f"circuit.{format}").read_bytes()
+    assert result.stdout == f"written to {out}\n"
+    loses = FORMATS[format].loses
+    assert result.stderr == (f"note: {format} loses {loses}\n" if loses else "")
+    written = out.read_bytes()
+    beside = run / f"circuit{FORMATS[format].extension}"
+    assert not beside.exists() or format in ("png", "pdf") or beside.read_bytes() == written
+    out.write_text("kept")
     assert "replace it (--force)" in refused("export", run, "--to", format, "-o", out)
+    assert out.read_text() == "kept"
     assert wiremap("export", run, "--to", format, "-o", out, "--force", "--quiet").output == ""
+    assert out.read_bytes() == written
+    assert [path.name for path in tmp_path.iterdir()] == ["circuit"]
+    assert f" {format}" in wiremap("export", "--help").stdout
 
 
-def test_export_refuses_unknown_formats(run: Path) -> None:
+def test_export_reads_what_it_wrote(run: Path, tmp_path: Path) -> None:
+    """Through three formats and back: the same bytes; files stand beside each other."""
+    shutil.copy(run / "circuit.json", tmp_path / "a.json")
+    for before, format in (
+        ("a.json", "node-link"),
+        ("a.node-link.json", "gexf"),
+        ("a.gexf", "json"),
+    ):
+        options = (
+            ("--force",) if format == "json" else ("--qkv", "nodes") if format == "gexf" else ()
+        )
+        result = wiremap("export", tmp_path / before, "--to", format, *options)
+        assert result.exit_code == 0, result.output
+    assert (tmp_path / "a.json").read_bytes() == (run / "circuit.json").read_bytes()
+    for name in ("a.node-link.json", "a.gexf"):
+        found = json.loads(wiremap("validate", tmp_path / name, "--json").stdout)
+        assert found[0]["edges"] == len(read_circuit(run / "circuit.json").edges)
+
+
+def test_export_says_how_much_a_diagram_shows(run: Path, tmp_path: Path) -> None:
+    n_edges = len(read_circuit(run / "circuit.json").edges)
+    result = wiremap("export", run, "--to", "dot", "--top", "3", "-o", tmp_path / "top.dot")
+    assert f"note: the diagram has the 3 largest of {n_edges} edges (--top)" in result.stderr
+    assert (tmp_path / "top.dot").read_text().count(" id=") == 3
+    shape = ModelGraph(12, 12, 12)
+    edges = [CircuitEdge(writer.name, "logits", score=1.0) for writer in shape.writers]
+    edges += [CircuitEdge(w.name, "m11", score=1.0) for w in shape.writers[:-1]]
+    edges += [CircuitEdge("input", f"m{layer}", score=1.0) for layer in range(10)]
+    write_circuit(Circuit.build(shape, edges), tmp_path / "many.json")
+    result = wiremap("export", tmp_path / "many.json", "--to", "mermaid", "--top", "400")
+    assert "note: diagrams of more than 300 edges are hard to read" in result.stderr
+
+
+def test_export_draws_groups(run: Path, tmp_path: Path) -> None:
+    roles = tmp_path / "roles.yaml"
+    roles.write_text("ends: [input, logits]\n")
+    out = tmp_path / "circuit.dot"
+    asked = ("export", run, "--to", "dot", "--group", roles, "-o", out, "--force")
+    assert wiremap(*asked).exit_code == 0
+    assert "label=ends" in out.read_text()
+    assert wiremap(*asked, "--collapse", "groups").exit_code == 0
+    assert "<B>ends</B>" in out.read_text()
+    assert "give one of the two" in refused(*asked, "--collapse", "layers", "--qkv", "nodes")
+    roles.write_text("movers: [a99.h0]")
+    assert "'a99.h0' is no node of this model" in refused(*asked)
+
+
+def test_export_refuses_unknown_formats(run: Path, tmp_path: Path) -> None:
     assert "unknown format 'xlsx'; there are json, dot" in refused("export", run, "--to", "xlsx")
+    error = refused("export", run, "--to", "json", "--qkv", "merge", "-o", tmp_path / "a.json")
+    assert "json has no choice of qkv" in error
+    error = refused("export", run, "--to", "gexf", "-o", tmp_path / "none" / "a.gexf")
+    assert "No such file or directory" in error
 
 
 # ---- what there is
@@ -810,7 +874,7 @@ def test_validate_knows_every_data_file(run: Path) -> None:
     assert found["circuit.json"]["edges"] == len(circuit.edges)
     assert found["effects.jsonl"]["effects"] == BUDGET
     assert found["scores.safetensors"]["edges"] == 479
-    assert found["circuit.graphml"]["format"] == "GraphML"
+    assert found["circuit.graphml"]["format"] == "graphml"
     assert found["run.json"]["stages"] == 3
     assert "valid circuit" in wiremap("validate", run / "circuit.json").stdout
 
@@ -819,9 +883,8 @@ def test_validate_refuses_what_is_wrong(run: Path, tmp_path: Path) -> None:
     broken = tmp_path / "circuit.json"
     broken.write_text((run / "circuit.json").read_text().replace("input->", "inputs->", 1))
     assert "edges[0].id: expected" in refused("validate", broken)
-    assert "pictures and DOT are drawn from circuit.json" in refused(
-        "validate", run / "circuit.dot"
-    )
+    error = refused("validate", run / "circuit.dot")
+    assert "got Graphviz DOT, which is not read back; read the circuit.json it was" in error
     assert "it has no run.json" in refused("validate", tmp_path)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from wiremap.edges import Edge, InputError, ModelGraph
@@ -85,3 +87,12 @@ def test_a_wrong_edge_name_is_explained(name: str, message: str) -> None:
 def test_kv_heads_must_divide_heads() -> None:
     with pytest.raises(InputError, match="expected n_kv_heads to divide n_heads, got 3 and 4"):
         ModelGraph(1, 4, 3)
+
+
+def test_long_names_are_shortened_and_not_compared() -> None:
+    graph = ModelGraph(100, 100, 100)
+    start = time.perf_counter()
+    with pytest.raises(InputError) as error:
+        graph.edge("a" * 1_000_000 + "->logits")
+    assert len(str(error.value)) < 300
+    assert time.perf_counter() - start < 2

@@ -66,7 +66,7 @@ def test_places_that_cannot_be_written_are_reported(tmp_path: Path) -> None:
     [
         (b"", "expected JSON"),
         (b"\xff\xfe", "expected UTF-8 text, got byte 0xff at offset 0"),
-        (b"digraph {}", "expected JSON"),
+        (b"digraph {}", "expected a circuit as one of json, .*got Graphviz DOT, which is not read"),
         (b'{"format": "something"}', "expected a document with format 'wiremap-circuit'"),
     ],
 )
