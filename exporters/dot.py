@@ -1,28 +1,22 @@
-"""Graphviz DOT (https://graphviz.org/doc/info/lang.html), and pictures drawn from it by ``dot``.
+"""Graphviz DOT (https://graphviz.org/doc/info/lang.html), layered diagrams.
 
 Keeps: nodes, edges, slots; scores and effects as width, colour, dash and tooltips. Loses: edges
 beyond the 100 largest (or as many as asked for; the caption says so), and figures as data. DOT is
-for looking at and is not read back. Writing DOT needs no Graphviz; pictures need its ``dot``.
+for looking at and is not read back. Writing it needs no Graphviz.
 
-Up to 500 edges ``dot`` finds the places; beyond, and where it takes too long, nodes stand in plain
-rows, which takes no time. Pictures read in grey, too: sign is told by dashes. SVG follows the
-reader's light or dark scheme.
+Up to 500 edges ``dot`` finds the places; beyond, nodes stand in plain rows, which takes no time.
+Diagrams read in grey, too: sign is told by dashes.
 """
 
 from __future__ import annotations
 
 import html
-import os
-import re
-import shutil
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import graphviz
 
 from ..circuits.circuit import Circuit, CircuitEdge
-from ..edges.errors import WiremapError
 from .layout import places, shown_rows
 from .view import Shown, ShownEdge, ShownNode, View, show
 
@@ -42,21 +36,6 @@ _FILL = {
 _FILL_OF_SLOT = "#f6f6f6"
 _PART = {"kv": "keys, values", "head": "attention", "attention": "attention", "mlp": "MLP"}
 
-# What becomes of each colour where the reader prefers a dark scheme.
-_DARK = {
-    POSITIVE: "#74b3ec",
-    NEGATIVE: "#ff8f86",
-    "#ececec": "#3a3d42",
-    "#e6f0e2": "#2c4229",
-    "#e4ecf7": "#26384f",
-    "#f7edd8": "#4a3c1d",
-    "#efe6f3": "#43304c",
-    _FILL_OF_SLOT: "#2b2e33",
-    "white": "#15181c",
-    "#667788": "#93a4b5",
-    "#cccccc": "#5a5f66",
-}
-
 DEFAULT_TOP = 100
 """How many edges a diagram shows if nothing else is asked for."""
 READABLE = 300
@@ -65,13 +44,7 @@ _MOST_FOR_DOT = 500
 _MOST_IN_TOOLTIP = 20
 _PER_COLUMN, _PER_ROW = 90.0, 110.0
 
-RENDER_SECONDS = 30
-"""How long ``dot`` may take for one picture, before nodes are put into plain rows instead."""
 _NO_VIEW = View()
-
-
-class TooSlowError(WiremapError):
-    """``dot`` took longer than RENDER_SECONDS."""
 
 
 def to_dot(circuit: Circuit, view: View = _NO_VIEW, placed: bool | None = None) -> str:
@@ -129,56 +102,6 @@ def to_dot(circuit: Circuit, view: View = _NO_VIEW, placed: bool | None = None) 
             style = {"color": _FAINT, "style": "dotted", "dir": "none", "tooltip": means}
             graph.edge(ids[edge.source], ids[edge.target], **style)
     return graph.source
-
-
-def draw(circuit: Circuit, kind: str, view: View = _NO_VIEW) -> bytes:
-    """A picture of the circuit: ``svg``, ``png`` or ``pdf``.
-
-    Raises:
-        WiremapError: ``dot`` is not installed, fails, or takes longer than RENDER_SECONDS even
-            for nodes that are placed already.
-    """
-    try:
-        picture = render(to_dot(circuit, view), kind)
-    except TooSlowError:
-        picture = render(to_dot(circuit, view, placed=True), kind)
-    if kind == "pdf":  # the time it was made would make every file another
-        return re.sub(rb"(?<=/CreationDate \(D:)[0-9]{14}", b"19700101000000", picture)
-    return _with_dark_scheme(picture) if kind == "svg" else picture
-
-
-def render(dot: str, kind: str) -> bytes:
-    """A picture of DOT text: ``svg``, ``png`` or ``pdf``.
-
-    Raises:
-        TooSlowError: ``dot`` takes longer than RENDER_SECONDS.
-        WiremapError: it is not installed, or fails.
-    """
-    program = shutil.which("dot")
-    if program is None:
-        raise WiremapError(
-            f"no {kind} picture: the dot program of Graphviz is not installed; install it "
-            "(apt install graphviz, brew install graphviz), or open the DOT file elsewhere"
-        )
-    command = [program, f"-T{kind}", *(["-Gdpi=160"] if kind == "png" else [])]
-    try:
-        drawn = subprocess.run(
-            command,
-            input=dot.encode(),
-            capture_output=True,
-            timeout=RENDER_SECONDS,
-            env={**os.environ, "TZ": "UTC"},  # PDF says in which time zone it was made
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise TooSlowError(
-            f"no {kind} picture: dot took longer than {RENDER_SECONDS} s; draw fewer edges "
-            "(a smaller --top), or open the DOT file elsewhere"
-        ) from None
-    if drawn.returncode != 0:
-        reason = drawn.stderr.decode(errors="replace").strip()
-        raise WiremapError(f"no {kind} picture: dot failed with: {reason:.300}")
-    return drawn.stdout
 
 
 def show_diagram(circuit: Circuit, view: View) -> Shown:
@@ -448,16 +371,3 @@ def _sample(color: str, height: int, dashed: bool) -> str:
     return (
         f'<TABLE BORDER="0" CELLBORDER="0" CELLSPACING="0" CELLPADDING="0"><TR>{cells}</TR></TABLE>'
     )
-
-
-def _with_dark_scheme(svg: bytes) -> bytes:
-    """The picture with a style sheet for readers who prefer a dark scheme."""
-    rules = "".join(
-        f'[{what}="{light}"]{{{what}:{dark}}}'
-        for light, dark in _DARK.items()
-        for what in ("fill", "stroke")
-    )
-    style = f"<style>@media (prefers-color-scheme: dark){{{rules}text{{fill:#e8e8e8}}}}</style>"
-    head, start, rest = svg.partition(b"<svg")
-    tag, end, body = rest.partition(b">")
-    return head + start + tag + end + style.encode() + body

@@ -13,13 +13,14 @@ from ..circuits.document import dumps, from_document, loads, to_document
 from ..edges.errors import InputError
 from ..edges.files import read_text, write_atomically
 from .cytoscape import from_cytoscape, to_cytoscape
-from .dot import draw, to_dot
+from .dot import to_dot
 from .eap_ig import from_eap_ig, to_eap_ig
 from .edges_csv import from_edges_csv, to_edges_csv
 from .gexf import from_gexf, to_gexf
 from .graphml import from_graphml, to_graphml
 from .mermaid import to_mermaid
 from .node_link import from_node_link, to_node_link
+from .picture import draw
 from .view import View
 
 LARGEST_FILE = 1_000_000_000

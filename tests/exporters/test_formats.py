@@ -12,9 +12,10 @@ import pytest
 
 from wiremap.circuits import Circuit
 from wiremap.edges import InputError, WiremapError
-from wiremap.exporters import FORMATS, dot, read_circuit, write_circuit
-from wiremap.exporters.dot import render, to_dot
+from wiremap.exporters import FORMATS, dot, picture, read_circuit, write_circuit
+from wiremap.exporters.dot import to_dot
 from wiremap.exporters.layout import positions, rows
+from wiremap.exporters.picture import render
 
 needs_dot = pytest.mark.skipif(
     shutil.which("dot") is None, reason="needs the dot program of Graphviz"
@@ -176,7 +177,7 @@ def test_a_dot_that_takes_too_long_is_stopped(
     slow.write_text("#!/bin/sh\nexec /bin/sleep 30\n")
     slow.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(dot, "RENDER_SECONDS", 0.2)
+    monkeypatch.setattr(picture, "RENDER_SECONDS", 0.2)
     with pytest.raises(WiremapError, match=r"dot took longer than 0\.2 s; draw fewer edges"):
         render("digraph {}", "svg")
 
