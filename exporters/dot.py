@@ -19,9 +19,9 @@ from .layout import rows
 
 POSITIVE = "#2166ac"
 NEGATIVE = "#b2182b"
-_FAINT = "#999999"
-_THINNEST, _WIDEST = 0.6, 5.0
-_FILL = {
+FAINT = "#999999"
+THINNEST, WIDEST = 0.6, 5.0
+FILL = {
     "input": "#ececec",
     "kv": "#e6f0e2",
     "head": "#e4ecf7",
@@ -61,12 +61,12 @@ def to_dot(circuit: Circuit) -> str:
     levels = rows(circuit)
     for height, nodes in enumerate(levels):
         level = graphviz.Digraph(graph_attr={"rank": "same"})
-        level.node(_anchor(height), _row_label(nodes[0]), fontcolor=_FAINT, fontsize="10")
+        level.node(_anchor(height), row_label(nodes[0]), fontcolor=FAINT, fontsize="10")
         for node in nodes:
             level.node(
                 _id(node.name),
                 _node_label(node, sorted(slots.get(node.name, ()))),
-                tooltip=_attribute(_node_tooltip(node, circuit)),
+                tooltip=_attribute(node_text(node, circuit)),
             )
         if height == 0:
             level.node("legend", _legend(circuit, largest))
@@ -77,7 +77,7 @@ def to_dot(circuit: Circuit) -> str:
         graph.edge(_id(edge.source), _id(edge.target), **_edge_attributes(edge, circuit, largest))
     for kv_head, head in circuit.groups:
         graph.edge(
-            _id(kv_head), _id(head), color=_FAINT, style="dotted", dir="none", tooltip="serves"
+            _id(kv_head), _id(head), color=FAINT, style="dotted", dir="none", tooltip="serves"
         )
     return graph.source
 
@@ -110,6 +110,13 @@ def render(dot: str, kind: str) -> bytes:
     return drawn.stdout
 
 
+def title(circuit: Circuit) -> str:
+    """What the circuit is of: ``gpt2 on ioi``."""
+    model = str(circuit.model.get("name", "model")).rstrip("/").rpartition("/")[2]
+    task = str(circuit.task.get("task") or circuit.task.get("pairs", "")).rpartition("/")[2]
+    return " on ".join(part for part in (model, task) if part)
+
+
 def unit(circuit: Circuit) -> str:
     """The unit of the circuit's scores and effects."""
     metric = str(circuit.method.get("metric", ""))
@@ -130,38 +137,36 @@ def _anchor(height: int) -> str:
     return f"row{height}"
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Without the control characters that make an SVG ill-formed."""
     return "".join(char for char in text if char.isprintable())
 
 
 def _text(text: str) -> str:
     """Text as part of an HTML-like label."""
-    return html.escape(_printable(text))
+    return html.escape(printable(text))
 
 
 def _attribute(text: str) -> str:
     """Text as an attribute: Graphviz would decode entities and backslashes in it."""
-    return graphviz.escape(_printable(text).replace("&", "&amp;"))
+    return graphviz.escape(printable(text).replace("&", "&amp;"))
 
 
 def _caption(circuit: Circuit) -> str:
-    model = str(circuit.model.get("name", "model")).rstrip("/").rpartition("/")[2]
-    task = str(circuit.task.get("task") or circuit.task.get("pairs", "")).rpartition("/")[2]
     details = [f"{len(circuit.edges)} of {circuit.shape.n_edges:,} edges"]
     if circuit.faithfulness is not None:
         details.append(f"faithfulness {circuit.faithfulness.faithfulness:.2f}")
         details.append(
             f"{circuit.method.get('metric', 'metric')} over {circuit.faithfulness.n_pairs} pairs"
         )
-    title = " on ".join(part for part in (model, task) if part)
     return (
-        f'<<B>{_text(title)}</B><BR/><FONT POINT-SIZE="11" COLOR="#555555">'
+        f'<<B>{_text(title(circuit))}</B><BR/><FONT POINT-SIZE="11" COLOR="#555555">'
         f"{_text(', '.join(details))}</FONT><BR/> >"
     )
 
 
-def _row_label(node: CircuitNode) -> str:
+def row_label(node: CircuitNode) -> str:
+    """What the nodes of the row are that this one stands in."""
     if node.layer is None:
         return ""
     part = {"kv": "keys, values", "head": "attention", "mlp": "MLP"}[node.kind]
@@ -171,7 +176,7 @@ def _row_label(node: CircuitNode) -> str:
 def _node_label(node: CircuitNode, slots: list[str]) -> str:
     """A rounded box with the name, and below it a cell for each slot that edges arrive at."""
     name = f"<B>{_text(node.name)}</B>"
-    table = f'<TABLE BORDER="1" COLOR="#667788" CELLBORDER="0" CELLSPACING="0" STYLE="ROUNDED" BGCOLOR="{_FILL[node.kind]}"'
+    table = f'<TABLE BORDER="1" COLOR="#667788" CELLBORDER="0" CELLSPACING="0" STYLE="ROUNDED" BGCOLOR="{FILL[node.kind]}"'
     if not slots:
         return f'<{table} CELLPADDING="5"><TR><TD>{name}</TD></TR></TABLE>>'
     cells = "".join(
@@ -184,13 +189,15 @@ def _node_label(node: CircuitNode, slots: list[str]) -> str:
     )
 
 
-def _node_tooltip(node: CircuitNode, circuit: Circuit) -> str:
+def node_text(node: CircuitNode, circuit: Circuit) -> str:
+    """What is known of a node, in one line."""
     if node.score is None:
         return node.name
     return f"{node.name}: score {node.score:+.3g} {unit(circuit)}"
 
 
-def _edge_tooltip(edge: CircuitEdge, circuit: Circuit) -> str:
+def edge_text(edge: CircuitEdge, circuit: Circuit) -> str:
+    """What is known of an edge, in one line."""
     parts: list[str] = []
     if edge.effect is not None:
         error = "" if edge.standard_error is None else f" ± {edge.standard_error:.2g}"
@@ -200,16 +207,17 @@ def _edge_tooltip(edge: CircuitEdge, circuit: Circuit) -> str:
     return f"{edge.name}: {', '.join(parts)}" if parts else edge.name
 
 
-def _width(worth: float, largest: float) -> str:
+def line_width(worth: float, largest: float) -> float:
+    """How wide an edge is drawn, growing with its magnitude."""
     share = abs(worth) / largest if largest else 0.0
-    return f"{_THINNEST + (_WIDEST - _THINNEST) * share:.2f}"
+    return THINNEST + (WIDEST - THINNEST) * share
 
 
 def _style(worth: float, verified: bool, largest: float) -> dict[str, str]:
     return {
         "color": NEGATIVE if worth < 0 else POSITIVE,
         "style": "dashed" if worth < 0 else "solid",
-        "penwidth": _width(worth, largest),
+        "penwidth": f"{line_width(worth, largest):.2f}",
         "arrowhead": "normal" if verified else "onormal",
     }
 
@@ -217,7 +225,7 @@ def _style(worth: float, verified: bool, largest: float) -> dict[str, str]:
 def _edge_attributes(edge: CircuitEdge, circuit: Circuit, largest: float) -> dict[str, str]:
     attributes = {
         **_style(edge.worth or 0.0, edge.verified, largest),
-        "tooltip": _attribute(_edge_tooltip(edge, circuit)),
+        "tooltip": _attribute(edge_text(edge, circuit)),
         "id": edge.name,
         "class": "verified" if edge.verified else "scored",
         "tailport": "n",
@@ -239,7 +247,7 @@ def _legend(circuit: Circuit, largest: float) -> str:
         what = "effect" if verified else "score"
         lines.append(
             (
-                _sample(POSITIVE, round(_WIDEST), dashed=False),
+                _sample(POSITIVE, round(WIDEST), dashed=False),
                 f"{what} {largest:.2g} {unit(circuit)}",
             )
         )
