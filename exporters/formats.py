@@ -12,6 +12,7 @@ from ..edges.errors import InputError
 from ..edges.files import read_text, write_atomically
 from .dot import render, to_dot
 from .graphml import to_graphml
+from .html import to_html
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ FORMATS: Mapping[str, Format] = {
         "Gephi, yEd, igraph, networkx, graph-tool",
         lambda circuit: to_graphml(circuit).encode(),
     ),
+    "html": Format(".html", "viewer for any browser", lambda circuit: to_html(circuit).encode()),
 }
 
 

@@ -78,7 +78,7 @@ import sys
 sys.path.insert(0, {str(tests)!r})
 import circuits_for_tests
 from wiremap.exporters import read_circuit, write_circuit
-for name in ("json", "dot", "graphml"):
+for name in ("json", "dot", "graphml", "html"):
     write_circuit(circuits_for_tests.circuit(), {str(tmp_path)!r} + "/circuit." + name)
 read_circuit({str(tmp_path)!r} + "/circuit.json").graph
 print(*sys.modules)
