@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..edges.errors import InputError
@@ -158,6 +159,18 @@ class Circuit:
         metric = metric or str(self.method.get("metric", "logit_diff"))
         return evaluate(model, pairs, [edge.name for edge in self.edges], metric)
 
+    def show(self, height: int = 700) -> Any:
+        """The viewer, as a cell of a notebook shows it; elsewhere, write a ``.html`` file.
+
+        Args:
+            height: in pixels.
+        """
+        return _exporters_html().Viewer(self, height)
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        """The drawing, as notebooks show a circuit that is the value of a cell."""
+        return _exporters_html().display(self)
+
     @cached_property
     def graph(self) -> networkx.MultiDiGraph[Any]:
         """The circuit as a networkx graph; edges are keyed by their slot (``q k v`` or ``""``).
@@ -199,6 +212,15 @@ class Circuit:
             for head in self.shape.query_heads(node.head)
             if f"a{node.layer}.h{head}" in names
         )
+
+
+def _exporters_html() -> Any:
+    """The module that shows circuits to notebooks.
+
+    It stands on the floor above this one, which never imports from there; but a circuit is to show
+    itself without anyone having imported the exporters, so it is found by name, when asked for.
+    """
+    return import_module("wiremap.exporters.html")
 
 
 def all_nodes(shape: ModelGraph) -> list[CircuitNode]:

@@ -15,6 +15,7 @@ from .export import export
 from .score import score
 from .validate import validate
 from .verify import verify
+from .view import view
 
 
 class _BadInput(click.ClickException):
@@ -49,6 +50,7 @@ for _command in (
     verify,
     evaluate,
     export,
+    view,
     validate,
     tasks,
     models,

@@ -18,6 +18,7 @@ from .eap_ig import from_eap_ig, to_eap_ig
 from .edges_csv import from_edges_csv, to_edges_csv
 from .gexf import from_gexf, to_gexf
 from .graphml import from_graphml, to_graphml
+from .html import to_html
 from .mermaid import to_mermaid
 from .node_link import from_node_link, to_node_link
 from .picture import draw
@@ -103,6 +104,7 @@ FORMATS: Mapping[str, Format] = {
         loses="scores of nodes, task, method, faithfulness and the model but for its sizes; a "
         "circuit without edges is not read back",
     ),
+    "html": Format(".html", "viewer for any browser", _whole(to_html)),
 }
 
 

@@ -20,7 +20,7 @@ from wiremap.exporters.picture import render
 needs_dot = pytest.mark.skipif(
     shutil.which("dot") is None, reason="needs the dot program of Graphviz"
 )
-TEXT_FORMATS = ("json", "dot", "graphml")
+TEXT_FORMATS = ("json", "dot", "graphml", "html")
 
 
 @pytest.mark.parametrize("name", TEXT_FORMATS)

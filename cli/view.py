@@ -1,0 +1,47 @@
+"""``wiremap view``: a circuit in the browser."""
+
+from __future__ import annotations
+
+import tempfile
+import webbrowser
+from pathlib import Path
+
+import click
+
+from ..edges.errors import InputError
+
+
+@click.command()
+@click.argument("circuit", type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    help="File for the page (beside CIRCUIT by default, or a temporary one if that cannot be).",
+)
+@click.option("--no-open", is_flag=True, help="Write the page and print where it is, no more.")
+def view(circuit: Path, out: Path | None, no_open: bool) -> None:
+    """Look through a CIRCUIT (circuit.json, or a run directory) in the browser.
+
+    The page is one file that needs no network. A page that an earlier view wrote is replaced.
+    """
+    from ..edges.files import write_atomically
+    from ..exporters import read_circuit
+    from ..exporters.html import MARK, to_html
+
+    if circuit.is_dir():
+        circuit = circuit / "circuit.json"
+    page = to_html(read_circuit(circuit))
+    path = out or circuit.with_suffix(".html")
+    if path.exists() and not (path.is_file() and MARK.encode() in path.read_bytes()[:4096]):
+        raise InputError(f"{path} exists and is not a page of wiremap; choose another file (-o)")
+    try:
+        write_atomically(path, page)
+    except InputError:
+        if out is not None:
+            raise
+        path = Path(tempfile.mkdtemp(prefix="wiremap-")) / path.name
+        write_atomically(path, page)
+    click.echo(path)
+    if not no_open and not webbrowser.open(path.resolve().as_uri()):
+        click.echo("note: no browser was found; open the file in one", err=True)

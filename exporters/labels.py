@@ -1,0 +1,52 @@
+"""What is said of a circuit, its nodes and its edges, in a line each."""
+
+from __future__ import annotations
+
+from ..circuits.circuit import Circuit, CircuitEdge, CircuitNode
+from .dot import unit
+
+THINNEST, WIDEST = 0.6, 5.0
+
+
+def title(circuit: Circuit) -> str:
+    """What the circuit is of: ``gpt2 on ioi``."""
+    model = str(circuit.model.get("name", "model")).rstrip("/").rpartition("/")[2]
+    task = str(circuit.task.get("task") or circuit.task.get("pairs", "")).rpartition("/")[2]
+    return " on ".join(part for part in (model, task) if part)
+
+
+def printable(text: str) -> str:
+    """Without the control characters that make an SVG ill-formed."""
+    return "".join(char for char in text if char.isprintable())
+
+
+def row_label(node: CircuitNode) -> str:
+    """What the nodes of the row are that this one stands in."""
+    if node.layer is None:
+        return ""
+    part = {"kv": "keys, values", "head": "attention", "mlp": "MLP"}[node.kind]
+    return f"{node.layer} {part}"
+
+
+def node_text(node: CircuitNode, circuit: Circuit) -> str:
+    """What is known of a node, in one line."""
+    if node.score is None:
+        return node.name
+    return f"{node.name}: score {node.score:+.3g} {unit(circuit)}"
+
+
+def edge_text(edge: CircuitEdge, circuit: Circuit) -> str:
+    """What is known of an edge, in one line."""
+    parts: list[str] = []
+    if edge.effect is not None:
+        error = "" if edge.standard_error is None else f" ± {edge.standard_error:.2g}"
+        parts.append(f"effect {edge.effect:+.3g}{error} {unit(circuit)} ({edge.n_pairs} pairs)")
+    if edge.score is not None:
+        parts.append(f"score {edge.score:+.3g}")
+    return f"{edge.name}: {', '.join(parts)}" if parts else edge.name
+
+
+def line_width(worth: float, largest: float) -> float:
+    """How wide an edge is drawn, growing with its magnitude."""
+    share = abs(worth) / largest if largest else 0.0
+    return THINNEST + (WIDEST - THINNEST) * share
