@@ -7,6 +7,8 @@ if TYPE_CHECKING:
     from .circuit import Circuit, CircuitEdge, CircuitNode, Faithfulness
     from .discovery import discover
     from .faithfulness import evaluate
+    from .hypothesis import Hypothesis
+    from .scrubbing import Scrubbing, scrub
     from .tasks import TASKS, load_task
     from .verification import Verified, verify
 
@@ -16,10 +18,13 @@ __all__ = [
     "CircuitEdge",
     "CircuitNode",
     "Faithfulness",
+    "Hypothesis",
+    "Scrubbing",
     "Verified",
     "discover",
     "evaluate",
     "load_task",
+    "scrub",
     "verify",
 ]
 
@@ -28,6 +33,8 @@ _MODULES = {
     "circuit": ("Circuit", "CircuitEdge", "CircuitNode", "Faithfulness"),
     "discovery": ("discover",),
     "faithfulness": ("evaluate",),
+    "hypothesis": ("Hypothesis",),
+    "scrubbing": ("Scrubbing", "scrub"),
     "tasks": ("TASKS", "load_task"),
     "verification": ("Verified", "verify"),
 }

@@ -133,7 +133,7 @@ def from_document(document: Any) -> Circuit:
     check_version(field(top, "schema_version", str), SCHEMA_VERSION)
     shape = shape_from(_object(field(top, "shape", dict, ""), "shape"))
     edges = [
-        _edge(_object(item, f"edges[{index}]"), f"edges[{index}]")
+        edge_from(_object(item, f"edges[{index}]"), f"edges[{index}]")
         for index, item in enumerate(field(top, "edges", list, ""))
     ]
     nodes = [
@@ -185,11 +185,12 @@ def _node(found: Mapping[str, Any], where: str) -> CircuitNode:
         kind=field(found, "kind", str, where),
         layer=_optional(found, "layer", int, where),
         head=_optional(found, "head", int, where),
-        score=_number(found, "score", where),
+        score=number(found, "score", where),
     )
 
 
-def _edge(found: Mapping[str, Any], where: str) -> CircuitEdge:
+def edge_from(found: Mapping[str, Any], where: str) -> CircuitEdge:
+    """An edge from plain data. Raises InputError, naming the place, for what it lacks."""
     slot = _optional(found, "slot", str, where)
     if slot not in (None, "q", "k", "v"):
         raise InputError(f"{where}.slot: expected q, k, v or null, got {slot!r:.60}")
@@ -198,8 +199,8 @@ def _edge(found: Mapping[str, Any], where: str) -> CircuitEdge:
     if verified is not None:
         inside = f"{where}.verified"
         measured = {
-            "effect": _number(verified, "effect", inside),
-            "standard_error": _number(verified, "standard_error", inside),
+            "effect": number(verified, "effect", inside),
+            "standard_error": number(verified, "standard_error", inside),
             "n_pairs": field(verified, "n_pairs", int, inside),
         }
         if measured["effect"] is None:
@@ -208,7 +209,7 @@ def _edge(found: Mapping[str, Any], where: str) -> CircuitEdge:
         source=field(found, "source", str, where),
         target=field(found, "target", str, where),
         slot=slot,
-        score=_number(found, "score", where),
+        score=number(found, "score", where),
         **measured,
     )
     if field(found, "id", str, where) != edge.name:
@@ -220,7 +221,7 @@ def _faithfulness(found: Any) -> Faithfulness | None:
     if found is None:
         return None
     values = _object(found, "faithfulness")
-    numbers = {name: _number(values, name, "faithfulness") for name in ("full", "empty", "circuit")}
+    numbers = {name: number(values, name, "faithfulness") for name in ("full", "empty", "circuit")}
     if None in numbers.values() or numbers["full"] == numbers["empty"]:
         raise InputError("faithfulness: expected numbers full, empty and circuit, full != empty")
     return Faithfulness(
@@ -266,16 +267,17 @@ def _optional(found: Mapping[str, Any], name: str, kind: type, where: str) -> An
     return None if found.get(name) is None else field(found, name, kind, where)
 
 
-def _number(found: Mapping[str, Any], name: str, where: str) -> float | None:
+def number(found: Mapping[str, Any], name: str, where: str) -> float | None:
+    """A finite number, or None where there is none."""
     value = found.get(name)
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise InputError(f"{where}.{name}: expected a number, got {value!r:.60}")
     try:
-        number = float(value)
+        finite = float(value)
     except OverflowError:
-        number = math.inf
-    if not math.isfinite(number):
+        finite = math.inf
+    if not math.isfinite(finite):
         raise InputError(f"{where}.{name}: expected a finite number, got {value!r:.60}")
-    return number
+    return finite

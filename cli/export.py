@@ -11,7 +11,7 @@ from ..edges.errors import InputError
 
 @click.command()
 @click.argument("circuit", type=click.Path(path_type=Path))
-@click.option("--to", "format", required=True, help="json, dot, svg, png, pdf or graphml.")
+@click.option("--to", "format", required=True, help="json, dot, svg, png, pdf, graphml or scrub.")
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), help="File (beside CIRCUIT by default)."
 )

@@ -13,6 +13,7 @@ from .discover import discover
 from .evaluate import evaluate
 from .export import export
 from .score import score
+from .scrub import scrub
 from .validate import validate
 from .verify import verify
 
@@ -48,6 +49,7 @@ for _command in (
     score,
     verify,
     evaluate,
+    scrub,
     export,
     validate,
     tasks,

@@ -18,8 +18,8 @@ from .console import show_json
 def validate(file: Path, as_json: bool, quiet: bool) -> None:
     """Check a FILE that wiremap wrote: its schema, and what a schema cannot say.
 
-    Knows circuit.json, run.json, effects.jsonl, scores.safetensors, GraphML, and whole run
-    directories.
+    Knows circuit.json, scrub.json, run.json, effects.jsonl, scores.safetensors, GraphML, and whole
+    run directories.
     """
     files = sorted(_data_files(file)) if file.is_dir() else [file]
     found = [{"file": str(path), **_check(path)} for path in files]
@@ -44,6 +44,7 @@ def _data_files(directory: Path) -> list[Path]:
 
 def _check(path: Path) -> dict[str, Any]:
     """What a file is and how much is in it. Raises InputError if it is not right."""
+    from ..circuits import hypothesis
     from ..circuits.document import from_document, loads
     from ..circuits.runs import check_run, read_scores
     from ..circuits.verification import read_effects
@@ -67,6 +68,9 @@ def _check(path: Path) -> dict[str, Any]:
             document = loads(read_text(path))
             if isinstance(document, dict) and document.get("format") == "wiremap-run":  # pyright: ignore[reportUnknownMemberType]
                 return {"format": "run", "stages": len(check_run(document)["stages"])}
+            if isinstance(document, dict) and document.get("format") == hypothesis.FORMAT:  # pyright: ignore[reportUnknownMemberType]
+                claimed = hypothesis.from_hypothesis_document(document).circuit
+                return {"format": "hypothesis", "edges": len(claimed.edges)}
             circuit = from_document(document)
             return {
                 "format": "circuit",

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..circuits.circuit import Circuit
 from ..circuits.document import dumps, from_document, loads, to_document
+from ..circuits.hypothesis import Hypothesis, to_hypothesis_document
 from ..edges.errors import InputError
 from ..edges.files import read_text, write_atomically
 from .dot import render, to_dot
@@ -46,6 +47,11 @@ FORMATS: Mapping[str, Format] = {
         ".graphml",
         "Gephi, yEd, igraph, networkx, graph-tool",
         lambda circuit: to_graphml(circuit).encode(),
+    ),
+    "scrub": Format(
+        ".scrub.json",
+        "causal-scrubbing hypothesis, for wiremap scrub",
+        lambda circuit: dumps(to_hypothesis_document(Hypothesis(circuit))).encode(),
     ),
 }
 
