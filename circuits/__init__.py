@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .circuit import Circuit, CircuitEdge, CircuitNode, Faithfulness
+    from .comparison import Comparison, compare
     from .discovery import discover
     from .faithfulness import evaluate
     from .hypothesis import Hypothesis
@@ -17,10 +18,12 @@ __all__ = [
     "Circuit",
     "CircuitEdge",
     "CircuitNode",
+    "Comparison",
     "Faithfulness",
     "Hypothesis",
     "Scrubbing",
     "Verified",
+    "compare",
     "discover",
     "evaluate",
     "load_task",
@@ -31,6 +34,7 @@ __all__ = [
 # Where each name lives: imported when first used, because torch takes a second.
 _MODULES = {
     "circuit": ("Circuit", "CircuitEdge", "CircuitNode", "Faithfulness"),
+    "comparison": ("Comparison", "compare"),
     "discovery": ("discover",),
     "faithfulness": ("evaluate",),
     "hypothesis": ("Hypothesis",),

@@ -9,6 +9,7 @@ import click
 
 from ..edges.errors import InputError, WiremapError
 from .about import info, models, schema, tasks
+from .compare import compare
 from .discover import discover
 from .evaluate import evaluate
 from .export import export
@@ -51,6 +52,7 @@ for _command in (
     evaluate,
     scrub,
     export,
+    compare,
     validate,
     tasks,
     models,
