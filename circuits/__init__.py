@@ -5,8 +5,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .circuit import Circuit, CircuitEdge, CircuitNode, Faithfulness
+    from .comparison import Comparison, compare
     from .discovery import discover
     from .faithfulness import evaluate
+    from .hypothesis import Hypothesis
+    from .scrubbing import Scrubbing, scrub
     from .tasks import TASKS, load_task
     from .verification import Verified, verify
 
@@ -15,19 +18,27 @@ __all__ = [
     "Circuit",
     "CircuitEdge",
     "CircuitNode",
+    "Comparison",
     "Faithfulness",
+    "Hypothesis",
+    "Scrubbing",
     "Verified",
+    "compare",
     "discover",
     "evaluate",
     "load_task",
+    "scrub",
     "verify",
 ]
 
 # Where each name lives: imported when first used, because torch takes a second.
 _MODULES = {
     "circuit": ("Circuit", "CircuitEdge", "CircuitNode", "Faithfulness"),
+    "comparison": ("Comparison", "compare"),
     "discovery": ("discover",),
     "faithfulness": ("evaluate",),
+    "hypothesis": ("Hypothesis",),
+    "scrubbing": ("Scrubbing", "scrub"),
     "tasks": ("TASKS", "load_task"),
     "verification": ("Verified", "verify"),
 }

@@ -303,9 +303,9 @@ def number(found: Mapping[str, Any], name: str, where: str) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise InputError(f"{where}.{name}: expected a number, got {value!r:.60}")
     try:
-        number = float(value)
+        finite = float(value)
     except OverflowError:
-        number = math.inf
-    if not math.isfinite(number):
+        finite = math.inf
+    if not math.isfinite(finite):
         raise InputError(f"{where}.{name}: expected a finite number, got {value!r:.60}")
-    return number
+    return finite

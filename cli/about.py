@@ -95,9 +95,11 @@ def models(as_json: bool, quiet: bool) -> None:
 
 
 @click.command()
-def schema() -> None:
-    """Print the JSON Schema of circuit.json."""
-    click.echo(files("wiremap.circuits").joinpath("circuit.schema.json").read_text(), nl=False)
+@click.argument("document", type=click.Choice(["circuit", "scrub"]), default="circuit")
+def schema(document: str) -> None:
+    """Print the JSON Schema of circuit.json, or of scrub.json."""
+    name = f"{document}.schema.json"
+    click.echo(files("wiremap.circuits").joinpath(name).read_text(), nl=False)
 
 
 @click.command()

@@ -13,14 +13,8 @@ from .console import progress, show_json
 
 @click.command()
 @click.argument("circuit", type=click.Path(path_type=Path))
-@click.option("--model", help="Another model than the circuit was found in.")
-@click.option("--task", help="Another built-in task than it was found on.")
-@click.option("--pairs", type=click.Path(path_type=Path), help="Other prompt pairs.")
-@click.option("--corruption", help="How the task's corrupted prompts differ.")
-@click.option("--n-pairs", type=click.IntRange(min=1), help="Pairs of the built-in task.")
+@options.other_question
 @click.option("--seed", type=int, help="Seed of the built-in task's pairs.")
-@click.option("--bos/--no-bos", default=None, help="Begin every prompt with the BOS token.")
-@click.option("--metric", help="Another metric than it was found with.")
 @options.where
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="File for the result, as JSON.")
 @options.output
@@ -31,9 +25,9 @@ def evaluate(
     pairs: Path | None,
     corruption: str | None,
     n_pairs: int | None,
-    seed: int | None,
     bos: bool | None,
     metric: str | None,
+    seed: int | None,
     device: str,
     dtype: str,
     batch_size: int | None,
@@ -54,22 +48,13 @@ def evaluate(
     if circuit.is_dir():
         circuit = circuit / "circuit.json"
     found = read_circuit(circuit)
-    other = {"--corruption": corruption, "--n-pairs": n_pairs, "--seed": seed}
-    if task is None and pairs is None and any(value is not None for value in other.values()):
-        raise InputError("--corruption, --n-pairs and --seed go with --task; name the task too")
-    if model is None and task is None and pairs is None:
-        loaded, asked = options.reload(found.model, found.task, device)
-    else:
-        name = model or str(found.model.get("name", ""))
-        loaded = options.load_model(name, device, dtype, bos, str(found.model.get("kv", "grouped")))
-        task = task or (None if pairs else found.task.get("task"))
-        asked = options.load_pairs(loaded, task, pairs, corruption, n_pairs, seed)
+    if task is None and pairs is None and seed is not None:
+        raise InputError("--seed goes with --task; name the task too")
+    loaded, asked = options.load_for_circuit(
+        found.model, found.task, model, task, pairs, corruption, n_pairs, seed, bos, device, dtype
+    )
     metric = metric or str(found.method.get("metric", "logit_diff"))
-    if loaded.graph != found.shape:
-        raise InputError(
-            f"the circuit is of a model of shape {found.shape.as_dict()}, but {loaded.name} is "
-            f"{loaded.graph.as_dict()}; choose a model of the same shape"
-        )
+    options.check_shape(loaded, found)
     with progress(quiet or as_json) as report:
         result = run(
             loaded,

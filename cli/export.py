@@ -16,7 +16,8 @@ from ..edges.errors import InputError
     "format",
     required=True,
     help="dot, svg, png, pdf, mermaid (diagrams); json, node-link, cytoscape, eap-ig, graphml, "
-    "gexf, edges-csv (data, read back); html (viewer for a browser).",
+    "gexf, edges-csv (data, read back); html (viewer for a browser); scrub "
+    "(claim for wiremap scrub).",
 )
 @click.option(
     "--qkv",

@@ -9,10 +9,12 @@ import click
 
 from ..edges.errors import InputError, WiremapError
 from .about import info, models, schema, tasks
+from .compare import compare
 from .discover import discover
 from .evaluate import evaluate
 from .export import export
 from .score import score
+from .scrub import scrub
 from .validate import validate
 from .verify import verify
 from .view import view
@@ -49,8 +51,10 @@ for _command in (
     score,
     verify,
     evaluate,
+    scrub,
     export,
     view,
+    compare,
     validate,
     tasks,
     models,

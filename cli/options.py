@@ -11,7 +11,7 @@ import click
 from ..edges.errors import InputError
 
 if TYPE_CHECKING:
-    from ..circuits.circuit import Faithfulness
+    from ..circuits.circuit import Circuit, Faithfulness
     from ..edges.model import Model
     from ..edges.prompts import PromptPairs
 
@@ -93,6 +93,17 @@ question = _all(
     where,
 )
 """What is asked of which model."""
+
+other_question = _all(
+    click.option("--model", help="Another model than the circuit was found in."),
+    click.option("--task", help="Another built-in task than it was found on."),
+    click.option("--pairs", type=click.Path(path_type=Path), help="Other prompt pairs."),
+    click.option("--corruption", help="How the task's corrupted prompts differ."),
+    click.option("--n-pairs", type=click.IntRange(min=1), help="Pairs of the built-in task."),
+    click.option("--bos/--no-bos", default=None, help="Begin every prompt with the BOS token."),
+    click.option("--metric", help="Another metric than it was found with."),
+)
+"""What is asked of which model about a circuit: by default what it was found with."""
 
 gradient = _all(
     click.option(
@@ -229,6 +240,44 @@ def reload(
                 f"{str(then.get('sha256'))[:12]}); use the old one, or make the result again"
             )
     return model, pairs
+
+
+def load_for_circuit(
+    described_model: Mapping[str, Any],
+    described_task: Mapping[str, Any],
+    model: str | None,
+    task: str | None,
+    pairs: Path | None,
+    corruption: str | None,
+    n_pairs: int | None,
+    seed: int | None,
+    bos: bool | None,
+    device: str,
+    dtype: str,
+    kv: str | None = None,
+) -> tuple[Model, PromptPairs]:
+    """The model and pairs that a circuit was found with, or those that the options ask for."""
+    other = {"--corruption": corruption, "--n-pairs": n_pairs}
+    if task is None and pairs is None and any(value is not None for value in other.values()):
+        raise InputError(f"{' and '.join(other)} go with --task; name the task too")
+    if model is None and task is None and pairs is None:
+        return reload(described_model, described_task, device)
+    name = model or described_model.get("name")
+    if not name:
+        raise InputError("the circuit does not say which model it is of; name it (--model)")
+    kv = kv or str(described_model.get("kv", "grouped"))
+    loaded = load_model(str(name), device, dtype, bos, kv)
+    task = task or (None if pairs else described_task.get("task"))
+    return loaded, load_pairs(loaded, task, pairs, corruption, n_pairs, seed)
+
+
+def check_shape(model: Model, circuit: Circuit) -> None:
+    """Raises InputError unless the circuit is of a model of this shape."""
+    if model.graph != circuit.shape:
+        raise InputError(
+            f"the circuit is of a model of shape {circuit.shape.as_dict()}, but {model.name} is "
+            f"{model.graph.as_dict()}; choose a model of the same shape"
+        )
 
 
 def summary(metric: str, found: Faithfulness) -> str:

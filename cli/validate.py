@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import click
 
@@ -18,8 +18,8 @@ from .console import show_json
 def validate(file: Path, as_json: bool, quiet: bool) -> None:
     """Check a FILE that wiremap wrote: its schema, and what a schema cannot say.
 
-    Knows run.json, effects.jsonl, scores.safetensors, circuits in every format that can be read
-    back, and whole run directories.
+    Knows run.json, scrub.json, effects.jsonl, scores.safetensors, circuits in every format that can
+    be read back, and whole run directories.
     """
     files = sorted(_data_files(file)) if file.is_dir() else [file]
     found = [{"file": str(path), **_check(path)} for path in files]
@@ -44,7 +44,7 @@ def _data_files(directory: Path) -> list[Path]:
 
 def _check(path: Path) -> dict[str, Any]:
     """What a file is and how much is in it. Raises InputError if it is not right."""
-    from ..circuits.runs import read_run, read_scores
+    from ..circuits.runs import read_scores
     from ..circuits.verification import read_effects
     from ..exporters.formats import read_format
 
@@ -57,8 +57,10 @@ def _check(path: Path) -> dict[str, Any]:
         }
     if path.suffix == ".jsonl":
         return {"format": "verified effects", "effects": len(read_effects(path))}
-    if path.suffix == ".json" and _is_run(path):
-        return {"format": "run", "stages": len(read_run(path)["stages"])}
+    if path.suffix == ".json":
+        known = _run_or_hypothesis(path)
+        if known is not None:
+            return known
     format, circuit = read_format(path)
     return {
         "format": "circuit" if format == "json" else format,
@@ -68,12 +70,24 @@ def _check(path: Path) -> dict[str, Any]:
     }
 
 
-def _is_run(path: Path) -> bool:
+def _run_or_hypothesis(path: Path) -> dict[str, Any] | None:
+    """What a run.json or a hypothesis holds; None if the file is neither."""
+    from ..circuits import hypothesis
     from ..circuits.document import loads
+    from ..circuits.runs import read_run
     from ..edges.files import read_text
 
     try:
         found = loads(read_text(path))
     except InputError:
-        return False
-    return isinstance(found, dict) and found.get("format") == "wiremap-run"
+        return None
+    format = cast("dict[str, Any]", found).get("format") if isinstance(found, dict) else None
+    if format == "wiremap-run":
+        return {"format": "run", "stages": len(read_run(path)["stages"])}
+    if format != hypothesis.FORMAT:
+        return None
+    try:
+        claimed = hypothesis.from_hypothesis_document(found).circuit
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    return {"format": "hypothesis", "edges": len(claimed.edges)}

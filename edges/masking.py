@@ -2,12 +2,12 @@
 
 A reader's input is the corrupted run's residual stream plus, for each kept edge into it, what its
 writer writes now less what it wrote in the corrupted run. With all edges kept this is the clean
-run, with none the corrupted run.
+run, with none the corrupted run. In place of the corrupted run, any other may be the base.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,14 +16,23 @@ from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
 from .errors import WiremapError
-from .graph import SLOTS
+from .graph import SLOTS, ModelGraph
 from .memory import BatchSize
 from .metrics import Metric, Targets, resolve_metric
 from .model import Model
 from .prompts import PairBatch, PromptPairs, name_rows
 from .trace import Run, answer_logits, run
 
-_KEPT = ("resid_pre", "mlp_in", "q", "k", "v", "written", "mlp_out")
+BASE = ("resid_pre", "mlp_in", "q", "k", "v", "written", "mlp_out")
+"""What the base run of ``masked_logits`` must keep."""
+
+
+@dataclass(frozen=True)
+class Additions:
+    """What some readers read besides: ``of(reader)``, for those marked in ``readers``."""
+
+    readers: Bool[Tensor, "reader"]
+    of: Callable[[int], Float[Tensor, "pair pos d_model"]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,41 +64,51 @@ def run_edges(
         InputError: an edge the model does not have, unknown options, pairs it cannot run.
         WiremapError: a metric that is not finite; the pairs are named.
     """
-    graph = model.graph
     chosen_metric = resolve_metric(metric, pairs.wrong.shape[1] > 0)
-    kept = torch.zeros(len(graph.readers), len(graph.writers), dtype=torch.bool)
-    for name in edges:
-        edge = graph.edge(name)
-        kept[edge.reader, edge.writer] = True
+    kept = edge_mask(model.graph, edges)
     model.check_pairs(pairs)
     table = torch.zeros(3, len(pairs), device=model.device)
 
     def values(batch: PairBatch) -> Tensor:
         clean = run(model, batch.clean, ())
-        corrupted = run(model, batch.corrupted, _KEPT)
+        corrupted = run(model, batch.corrupted, BASE)
         targets = Targets.of(batch, clean.logits)
-        logits = _masked_logits(model, kept, clean, corrupted)
+        logits = masked_logits(model, kept, clean.input, corrupted)
         return torch.stack(
             [chosen_metric(some, targets) for some in (clean.logits, corrupted.logits, logits)]
         )
 
     with torch.no_grad(), model.borrowed():
         for bucket in pairs.batches():
-            size = BatchSize(batch_size) if batch_size else _pairs_at_once(model, bucket)
+            size = BatchSize(batch_size) if batch_size else pairs_at_once(model, bucket)
             for batch, found in size.map(bucket, values):
                 table[:, batch.rows] = found.float()
                 if progress is not None:
                     progress(len(batch))
-    strange = (~torch.isfinite(table)).any(0).nonzero().flatten().tolist()
+    check_finite(table)
+    return CircuitValues(*table)
+
+
+def edge_mask(graph: ModelGraph, edges: Iterable[str]) -> Bool[Tensor, "reader writer"]:
+    """Which edges of the model are named. Raises InputError for a name it does not have."""
+    mask = torch.zeros(len(graph.readers), len(graph.writers), dtype=torch.bool)
+    for name in edges:
+        edge = graph.edge(name)
+        mask[edge.reader, edge.writer] = True
+    return mask
+
+
+def check_finite(values: Float32[Tensor, "run pair"]) -> None:
+    """Raises WiremapError if a metric is not finite; the pairs are named."""
+    strange = (~torch.isfinite(values)).any(0).nonzero().flatten().tolist()
     if strange:
         raise WiremapError(
             "the metric is not finite "
             + name_rows(strange, "try float32 (--dtype float32) or another metric")
         )
-    return CircuitValues(*table)
 
 
-def _pairs_at_once(model: Model, bucket: PairBatch) -> BatchSize:
+def pairs_at_once(model: Model, bucket: PairBatch) -> BatchSize:
     """How many pairs to run at once: an estimate of all writes, and a layer's inputs, of one pair."""
     graph, n_pos = model.graph, bucket.clean.shape[1]
     streams = len(graph.writers) + 4 * graph.n_heads + 12 * graph.n_layers
@@ -97,51 +116,67 @@ def _pairs_at_once(model: Model, bucket: PairBatch) -> BatchSize:
     return BatchSize.fitting(4 * numbers, model.device)
 
 
-def _masked_logits(
+def masked_logits(
     model: Model,
     kept: Bool[Tensor, "reader writer"],
-    clean: Run,
-    corrupted: Run,
+    resid: Float[Tensor, "pair pos d_model"],
+    base: Run,
+    additions: Additions | None = None,
 ) -> Float[Tensor, "pair d_vocab"]:
-    """Logits of the reduced model. ``changes`` are writes now less writes of the corrupted run."""
-    graph, base = model.graph, corrupted.kept
-    changes = corrupted.input.new_zeros(len(graph.writers), *corrupted.input.shape)
-    changes[0] = clean.input - corrupted.input
+    """Logits of the reduced model: kept edges carry what is written now, others what base's do.
+
+    ``changes`` are writes now less writes of the base run.
+
+    Args:
+        resid: what the input writes now.
+        base: a run that keeps ``BASE``.
+        additions: what readers read besides.
+    """
+    graph, of_base = model.graph, base.kept
+    changes = base.input.new_zeros(len(graph.writers), *base.input.shape)
+    changes[0] = resid - base.input
     mask = kept.to(changes)
+    added = torch.zeros(len(graph.readers), dtype=torch.bool)
+    if additions is not None:
+        added = additions.readers
+    reads_change = kept.any(1) | added
 
     def change_of_input(
-        readers: Tensor, n_writers: int
+        readers: Sequence[int], n_writers: int
     ) -> Float[Tensor, "reader pair pos d_model"]:
-        total = mask[readers, :n_writers] @ changes[:n_writers].flatten(1)
-        return total.view(len(readers), *changes.shape[1:])
+        total = mask[torch.tensor(readers), :n_writers] @ changes[:n_writers].flatten(1)
+        total = total.view(len(readers), *changes.shape[1:])
+        if additions is not None:
+            for place, reader in enumerate(readers):
+                if bool(added[reader]):
+                    total[place] += additions.of(reader)
+        return total
 
-    has_inputs = kept.any(1)
     for layer in range(graph.n_layers):
         heads, mlp = graph.head_writers(layer), graph.mlp_writer(layer)
         attention = graph.attention_readers(layer)
-        read = {slot: getattr(base, slot)[layer].clone() for slot in SLOTS}
+        read = {slot: getattr(of_base, slot)[layer].clone() for slot in SLOTS}
         for slot in SLOTS:
             of_slot = [
                 index
                 for index in range(attention.start, attention.stop)
-                if graph.readers[index].kind == slot and bool(has_inputs[index])
+                if graph.readers[index].kind == slot and bool(reads_change[index])
             ]
             if of_slot:
-                change = change_of_input(torch.tensor(of_slot), heads.start)
-                normed = model.attention_norm(layer, base.resid_pre[layer] + change)
+                change = change_of_input(of_slot, heads.start)
+                normed = model.attention_norm(layer, of_base.resid_pre[layer] + change)
                 chosen = [graph.readers[index].head for index in of_slot]
                 read[slot][:, :, chosen] = model.project_heads(layer, slot, chosen, normed).permute(
                     1, 2, 0, 3
                 )
-        if bool(has_inputs[attention].any()):
+        if bool(reads_change[attention].any()):
             z = model.attend(layer, read["q"], read["k"], read["v"])
-            change = model.written(layer, z) - base.written[layer]
+            change = model.written(layer, z) - of_base.written[layer]
             changes[heads] = torch.einsum("pthe,hem->hptm", change, model.output_weight(layer))
         reader = graph.mlp_reader(layer)
-        if bool(has_inputs[reader]):
-            n_read = graph.readers[reader].n_writers
-            (change,) = change_of_input(torch.tensor([reader]), n_read)
-            mlp_in = base.mlp_in[layer] + change
-            changes[mlp] = model.mlp(layer, model.mlp_norm(layer, mlp_in)) - base.mlp_out[layer]
-    (change,) = change_of_input(torch.tensor([len(graph.readers) - 1]), len(graph.writers))
-    return answer_logits(model, corrupted.final + change)
+        if bool(reads_change[reader]):
+            (change,) = change_of_input([reader], graph.readers[reader].n_writers)
+            mlp_in = of_base.mlp_in[layer] + change
+            changes[mlp] = model.mlp(layer, model.mlp_norm(layer, mlp_in)) - of_base.mlp_out[layer]
+    (change,) = change_of_input([len(graph.readers) - 1], len(graph.writers))
+    return answer_logits(model, base.final + change)

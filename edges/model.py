@@ -614,6 +614,12 @@ class Model:
         mlp_out = seen("mlp_out", self.mlp(layer, self.mlp_norm(layer, mlp_in, see), see))
         return after_attention + mlp_out
 
+    @property
+    def heads_share_scale(self) -> bool:
+        """Whether a norm behind attention scales what a head writes by what the others of its
+        layer write."""
+        return any(one.post_attention_norm is not None for one in self._layers)
+
     def _write_attention(self, layer: int, z: Tensor, see: See | None) -> Tensor:
         """What attention adds to the residual stream; ``see`` sees what each head writes."""
         written = z if see is None else see("written", layer, self.written(layer, z, see))

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..circuits.circuit import Circuit
 from ..circuits.document import dumps, from_document, loads, to_document
+from ..circuits.hypothesis import Hypothesis, to_hypothesis_document
 from ..edges.errors import InputError
 from ..edges.files import read_text, write_atomically
 from .cytoscape import from_cytoscape, to_cytoscape
@@ -105,6 +106,11 @@ FORMATS: Mapping[str, Format] = {
         "circuit without edges is not read back",
     ),
     "html": Format(".html", "viewer for any browser", _whole(to_html)),
+    "scrub": Format(
+        ".scrub.json",
+        "causal-scrubbing hypothesis, for wiremap scrub",
+        _whole(lambda circuit: dumps(to_hypothesis_document(Hypothesis(circuit)))),
+    ),
 }
 
 

@@ -1,0 +1,87 @@
+"""``wiremap compare``: what two circuits share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from . import options
+from .console import show_json, show_table
+
+if TYPE_CHECKING:
+    from ..circuits.comparison import Comparison
+
+_SHOWN = 10
+
+
+@click.command()
+@click.argument("a", type=click.Path(path_type=Path))
+@click.argument("b", type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path), help="Diagram: .svg, .dot, .png or .pdf."
+)
+@click.option(
+    "--top", type=click.IntRange(min=1), help="Edges in the diagram, the largest (100 by default)."
+)
+@options.output
+def compare(
+    a: Path, b: Path, out: Path | None, top: int | None, as_json: bool, quiet: bool
+) -> None:
+    """Compare circuits A and B: nodes and edges shared, lost (A alone) and gained (B alone).
+
+    Jaccard: shared edges of those in either. Weighted: sum of the smaller |worth| over sum of the
+    larger, worth being the verified effect, or the score where there is none. Rank correlation:
+    Spearman's of |worth| over edges in either, 0 where an edge is missing.
+    """
+    from ..circuits.comparison import compare as run
+    from ..exporters import read_circuit
+    from ..exporters.comparison import DEFAULT_TOP, write_comparison
+
+    paths = [path / "circuit.json" if path.is_dir() else path for path in (a, b)]
+    found = run(*map(read_circuit, paths))
+    if out is not None:
+        write_comparison(found, out, top or DEFAULT_TOP, (str(a), str(b)))
+    if as_json:
+        show_json({"a": str(a), "b": str(b), **found.as_document()})
+    elif not quiet:
+        _show(found, a, b)
+        if out is not None:
+            click.echo(f"\nwritten to {out}")
+    for note in found.notes:
+        click.echo(f"note: {note}", err=True)
+
+
+def _show(found: Comparison, a: Path, b: Path) -> None:
+    show_table(
+        f"A = {a}, B = {b}",
+        ["", "shared", "A alone (lost)", "B alone (gained)"],
+        [
+            [what, *(str(len(names)) for names in parts)]
+            for what, *parts in (
+                ("nodes", found.shared_nodes, found.lost_nodes, found.gained_nodes),
+                ("edges", found.shared_edges, found.lost_edges, found.gained_edges),
+            )
+        ],
+    )
+    for what, value in (
+        ("Jaccard", found.jaccard),
+        ("weighted Jaccard", found.weighted_jaccard),
+        ("rank correlation (missing edges count as 0)", found.rank_correlation),
+    ):
+        click.echo(f"{what} {'undefined' if value is None else format(value, '.3f')}")
+    if found.sign_flips:
+        click.echo(f"of opposite signs: {_listed(found.sign_flips)}")
+    for where, one, names in (
+        ("A", found.a, found.lost_edges),
+        ("B", found.b, found.gained_edges),
+    ):
+        worth = {edge.name: abs(edge.worth or 0.0) for edge in one.edges}
+        if names:
+            largest = sorted(names, key=lambda name, worth=worth: -worth[name])
+            click.echo(f"in {where} alone, largest first: {_listed(largest)}")
+
+
+def _listed(names: list[str] | tuple[str, ...]) -> str:
+    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")

@@ -1,0 +1,208 @@
+"""``wiremap scrub`` and ``wiremap compare``, from outside."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from click.testing import CliRunner, Result
+
+from wiremap.circuits import Circuit, discover, load_task
+from wiremap.cli import main
+from wiremap.edges import Model
+from wiremap.exporters import read_circuit, write_circuit
+
+FAST = ("--repeats", "1", "--random-circuits", "1", "--leave-out")
+
+
+def wiremap(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def refused(*arguments: str | Path) -> str:
+    result = wiremap(*arguments)
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    return result.stderr
+
+
+def scrubbed(*arguments: str | Path) -> dict[str, Any]:
+    result = wiremap("scrub", *arguments, "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+@pytest.fixture(scope="module")
+def circuit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A circuit of the bundled model."""
+    model = Model.load("ioi-mini")
+    found = discover(model, load_task("ioi", model, 24), budget=40, size=10)
+    path = tmp_path_factory.mktemp("scrub") / "circuit.json"
+    write_circuit(found, path)
+    return path
+
+
+def test_scrub_says_what_it_found(circuit: Path, tmp_path: Path) -> None:
+    out = tmp_path / "result.json"
+    result = wiremap("scrub", circuit, *FAST, "--drop-one", "-o", out)
+    assert result.exit_code == 0, result.output
+    told = json.loads(out.read_text())
+    for text in (
+        f"recovered {told['recovered']:.3f} (95 % interval {told['interval'][0]:.3f} to",
+        f"1 - AUE/ATE {told['explained']:.3f}",
+        "scheme together, other prompts: any, 1 repeats; random: unconditional",
+        f"{told['edges']} of 479 edges kept, 0 of them dead; the tree has {told['tree_size']} nodes",
+        f"random circuits of as many edges recover {told['random_circuits'][0]:.3f}",
+        f"the {told['edges']} lowest of {told['edges']}",
+    ):
+        assert text in result.stdout
+    assert f"note: {len(told['rows_left_out'])} pairs left out" in result.stderr
+    assert told["n_pairs"] == 24 - len(told["rows_left_out"]) > 12
+    ratio = (told["scrubbed"]["mean"] - told["random"]["mean"]) / (
+        told["original"]["mean"] - told["random"]["mean"]
+    )
+    assert told["recovered"] == pytest.approx(ratio)
+    assert told["claim"] == {"min_recovered": None, "held": None}
+    assert told["model"]["name"] == "ioi-mini"
+    assert told["dataset"]["task"] == "ioi"
+
+
+def test_exit_codes_tell_whether_the_claim_held(circuit: Path) -> None:
+    for least, code, word in (("0.2", 0, "held"), ("0.9999", 1, "failed")):
+        result = wiremap("scrub", circuit, *FAST, "--min-recovered", least)
+        assert result.exit_code == code
+        assert f"claim {word}: at least {least} recovered" in result.stdout
+    quiet = wiremap("scrub", circuit, *FAST[:-1], "--other", "paired", "--quiet")
+    assert (quiet.exit_code, quiet.output) == (0, "")
+
+
+def test_the_three_inputs_say_the_same(circuit: Path, tmp_path: Path) -> None:
+    hypothesis, table = tmp_path / "scrub.json", tmp_path / "edges.csv"
+    assert wiremap("export", circuit, "--to", "scrub", "-o", hypothesis).exit_code == 0
+    with table.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["source", "target", "slot", "score"])
+        for edge in read_circuit(circuit).edges:
+            writer.writerow([edge.source, edge.target, edge.slot or "", edge.score])
+    first = scrubbed(circuit, *FAST)
+    assert scrubbed(hypothesis, *FAST) == first
+    same = ("--model", "ioi-mini", "--task", "ioi", "--n-pairs", "24")
+    assert scrubbed(table, *same, *FAST) == first
+
+
+def test_a_hypothesis_file_says_how_and_options_say_otherwise(
+    circuit: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "scrub.json"
+    wiremap("export", circuit, "--to", "scrub", "-o", path)
+    document = json.loads(path.read_text())
+    document["other_inputs"] = {"sampler": "feature:order", "scheme": "per-edge"}
+    document["settings"] = {"repeats": 1, "seed": 5}
+    document["claim"]["min_recovered"] = 0.9999
+    path.write_text(json.dumps(document))
+    result = wiremap("scrub", path, "--leave-out", "--random-circuits", "0", "--json")
+    assert result.exit_code == 1
+    told = json.loads(result.stdout)
+    assert (told["scheme"], told["other"]) == ("per-edge", "feature:order")
+    assert (told["repeats"], told["seed"]) == (1, 5)
+    assert told["claim"] == {"min_recovered": 0.9999, "held": False}
+    other = scrubbed(path, *FAST, "--scheme", "together", "--other", "any", "--min-recovered", "0",
+                     "--seed", "0")  # fmt: skip
+    expected = scrubbed(circuit, *FAST)
+    assert {**other, "claim": None} == {**expected, "claim": None}
+
+
+def test_an_empty_circuit_recovers_nothing_and_says_why(circuit: Path, tmp_path: Path) -> None:
+    found = read_circuit(circuit)
+    path = tmp_path / "circuit.json"
+    write_circuit(
+        Circuit.build(found.shape, [], model=found.model, task=found.task, method=found.method),
+        path,
+    )
+    result = wiremap("scrub", path, *FAST, "--json")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["recovered"] == 0.0
+    assert "note: no path of kept edges leads from input to logits" in result.stderr
+
+
+def test_bad_input_is_refused(circuit: Path, tmp_path: Path) -> None:
+    assert "same length in tokens; none in" in refused("scrub", circuit)
+    assert "expected a column 'x' in every pair" in refused(
+        "scrub", circuit, "--other", "feature:x"
+    )
+    assert "unknown other prompts 'x'" in refused("scrub", circuit, "--other", "x")
+    assert "'per-node' is not one of" in refused("scrub", circuit, "--scheme", "per-node")
+    assert "the tree of the circuit has" in refused(
+        "scrub", circuit, "--scheme", "per-path", "--max-tree", "5", "--leave-out"
+    )
+    other = ("--model", "tasks-mini", "--task", "induction")
+    assert "the circuit is of a model of shape" in refused("scrub", circuit, *other)
+    assert "--kv goes with a table of edges" in refused("scrub", circuit, "--kv", "grouped")
+    assert "name the task too" in refused("scrub", circuit, "--n-pairs", "3")
+    table = tmp_path / "edges.csv"
+    table.write_text("source,target\ninput,m9\n")
+    assert "does not say" in refused("scrub", table)
+    assert "name it (--model)" in refused("scrub", table, "--task", "ioi")
+    asked = ("--model", "ioi-mini", "--task", "ioi")
+    assert "unknown reader 'm9'" in refused("scrub", table, *asked)
+    for name, text, message in (
+        ("list.json", "[1]", "expected an object"),
+        ("other.json", '{"format": "x"}', "expected a document with format"),
+        ("broken.json", "{", "expected JSON"),
+        ("scrub.json", '{"format": "wiremap-scrub"}', "schema_version: expected, but missing"),
+    ):
+        (tmp_path / name).write_text(text)
+        assert message in refused("scrub", tmp_path / name)
+    assert "cannot be read" in refused("scrub", tmp_path / "none.json")
+
+
+def test_the_schema_of_hypotheses_is_printed_and_they_are_validated(
+    circuit: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "scrub.json"
+    wiremap("export", circuit, "--to", "scrub", "-o", path)
+    schema = json.loads(wiremap("schema", "scrub").stdout)
+    assert schema == json.loads(files("wiremap.circuits").joinpath("scrub.schema.json").read_text())
+    jsonschema.validate(json.loads(path.read_text()), schema)
+    n_edges = len(read_circuit(circuit).edges)
+    assert f"valid hypothesis, {n_edges} edges" in wiremap("validate", path).stdout
+    path.write_text(path.read_text().replace("recompute", "frozen"))
+    assert "model.layernorm: wiremap scrubs with" in refused("validate", path)
+
+
+# ---- compare
+
+
+def test_compare_says_what_is_shared(circuit: Path, tmp_path: Path) -> None:
+    found = read_circuit(circuit)
+    smaller, picture = tmp_path / "smaller.json", tmp_path / "both.dot"
+    write_circuit(Circuit.build(found.shape, found.edges[2:], method=found.method), smaller)
+    n_edges = len(found.edges)
+    result = wiremap("compare", circuit, smaller, "-o", picture)
+    assert result.exit_code == 0, result.output
+    assert f"Jaccard {(n_edges - 2) / n_edges:.3f}" in result.stdout
+    assert "in A alone, largest first: " in result.stdout
+    assert found.edges[0].name in result.stdout
+    assert f"written to {picture}" in result.stdout
+    assert picture.read_text().startswith("digraph comparison")
+    told = json.loads(wiremap("compare", circuit, smaller, "--json").stdout)
+    assert told["edges"] == {"a": n_edges, "b": n_edges - 2}
+    assert told["edges_lost"] == [edge.name for edge in found.edges[:2]]
+    assert told["edges_gained"] == []
+    assert wiremap("compare", circuit, circuit, "--quiet").output == ""
+
+
+def test_compare_refuses_what_cannot_be_compared(circuit: Path, tmp_path: Path) -> None:
+    found = read_circuit(circuit)
+    other = tmp_path / "other.json"
+    shape = replace(found.shape, n_layers=found.shape.n_layers + 1)
+    write_circuit(Circuit.build(shape, []), other)
+    assert "of one shape, got n_layers 4 and 5" in refused("compare", circuit, other)
+    assert "cannot be read" in refused("compare", circuit, tmp_path / "none.json")
+    assert "expected a .dot, .svg" in refused("compare", circuit, circuit, "-o", tmp_path / "x.txt")
