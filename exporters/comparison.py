@@ -14,8 +14,8 @@ from ..circuits.circuit import Circuit, CircuitEdge
 from ..circuits.comparison import Comparison
 from ..edges.errors import InputError
 from ..edges.files import write_atomically
-from .dot import render
 from .layout import rows
+from .picture import render
 
 COLOURS = {"shared": "#5f7fa3", "a": "#d95f02", "b": "#1b8a5a"}
 _STYLES = {"shared": "solid", "a": "dashed", "b": "dotted"}  # read in grey, too
