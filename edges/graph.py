@@ -197,6 +197,27 @@ class ModelGraph:
             raise InputError(f"edge {name!r} does not exist in this model: {why}")
         return edge
 
+    def path(self, name: str) -> tuple[int, tuple[int, ...]]:
+        """The writer a path begins with, and its readers in turn; an edge is a path of one reader.
+
+        Such as ``a5.h1->a8.h6<v>->logits``: what the head or MLP of a reader writes is what the
+        next one reads. A key-value head that a group shares writes by all query heads of the group.
+
+        Raises:
+            InputError: as ``edge``, for each of its edges.
+        """
+        writer, *readers = name.split("->")
+        found: list[int] = []
+        for reader in readers or [""]:
+            found.append(self.edge(f"{writer}->{reader}" if readers else name).reader)
+            writer = self._writes_as(self.readers[found[-1]])
+        return self.writer(name.partition("->")[0]), tuple(found)
+
+    def _writes_as(self, reader: Reader) -> str:
+        """The first writer that a reader's node writes as."""
+        grouped = self.n_kv_heads != self.n_heads and reader.kind in ("k", "v")
+        return f"a{reader.layer}.h{self.query_heads(reader.head)[0]}" if grouped else reader.node
+
     def _unknown(self, what: str, name: str, known: Iterable[str]) -> str:
         names = list(known)
         look = len(name) <= _LONGEST_NAME and len(names) <= _MOST_NAMES

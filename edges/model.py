@@ -80,6 +80,28 @@ class Activations:
         return see
 
 
+@dataclass(frozen=True)
+class Past:
+    """Keys and values of the first positions, which no edit reaches, by layer.
+
+    Attributes:
+        k, v: before any rotation. ``[pair pos head d_head]``
+    """
+
+    k: Sequence[Float[Tensor, "pair pos head d_head"]]
+    v: Sequence[Float[Tensor, "pair pos head d_head"]]
+
+    def before(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """These keys and values, and those of ``layer`` before them; rows are items times pairs."""
+
+        def joined(
+            past: Float[Tensor, "pair past head d_head"], new: Float[Tensor, "row pos head d_head"]
+        ) -> Tensor:
+            return torch.cat([past.repeat(len(new) // len(past), 1, 1, 1), new], 1)
+
+        return joined(self.k[layer], k), joined(self.v[layer], v)
+
+
 class Layer:
     """The modules of a block, by what wiremap uses them for; what it does not have is None."""
 
@@ -550,15 +572,16 @@ class Model:
     def attend(
         self,
         layer: int,
-        q: Float[Tensor, "row pos head d_head"],
-        k: Float[Tensor, "row pos kv_head d_head"],
-        v: Float[Tensor, "row pos kv_head d_head"],
+        q: Float[Tensor, "row query head d_head"],
+        k: Float[Tensor, "row key kv_head d_head"],
+        v: Float[Tensor, "row key kv_head d_head"],
         see: See | None = None,
-    ) -> Float[Tensor, "row pos head d_head"]:
+    ) -> Float[Tensor, "row query head d_head"]:
         """Causal attention: z = softmax(rotated q . rotated k * scale) v, softmax in float32.
 
         Any number of heads may be given, so long as ``kv_head`` divides ``head``: each key and
-        value serves as many consecutive query heads. ``see`` sees the scores and the pattern.
+        value serves as many consecutive query heads. Queries may be fewer than keys: they stand at
+        the last positions. ``see`` sees the scores and the pattern.
         """
         scores = self.attention_scores(layer, q, k)
         if see is not None:
@@ -571,12 +594,13 @@ class Model:
     def attention_scores(
         self,
         layer: int,
-        q: Float[Tensor, "row pos head d_head"],
-        k: Float[Tensor, "row pos kv_head d_head"],
+        q: Float[Tensor, "row query head d_head"],
+        k: Float[Tensor, "row key kv_head d_head"],
     ) -> Float[Tensor, "row head query key"]:
         """What the softmax of ``attend`` is taken of; -inf where a query may not look."""
         scores = self._layers[layer].scores
-        grouped_q = scores.rotate(q).unflatten(2, (k.shape[2], -1))
+        rotated = scores.rotate(q, k.shape[1] - q.shape[1])
+        grouped_q = rotated.unflatten(2, (k.shape[2], -1))
         products = torch.einsum("rqgnd,rkgd->rgnqk", grouped_q, scores.rotate(k))
         return scores(products).flatten(1, 2)
 
@@ -598,15 +622,27 @@ class Model:
         layer: int,
         resid: Float[Tensor, "row pos d_model"],
         see: See | None = None,
-    ) -> Float[Tensor, "row pos d_model"]:
-        """One block; ``see`` sees its activations, in the order they are computed."""
+        past: Past | None = None,
+        last_only: bool = False,
+    ) -> Float[Tensor, "row query d_model"]:
+        """One block; ``see`` sees its activations, in the order they are computed.
+
+        Args:
+            past: keys and values of the positions before those of ``resid``.
+            last_only: compute what the block writes at the last position alone.
+        """
 
         def seen(name: str, value: Tensor) -> Tensor:
             return value if see is None else see(name, layer, value)
 
         resid = seen("resid_pre", resid)
         normed = self.attention_norm(layer, resid, see)
-        q, k, v = (seen(slot, self.project(layer, slot, normed, see)) for slot in SLOTS)
+        written_at = slice(-1, None) if last_only else slice(None)
+        q = seen("q", self.project(layer, "q", normed[:, written_at], see))
+        k, v = (seen(slot, self.project(layer, slot, normed, see)) for slot in ("k", "v"))
+        if past is not None:
+            k, v = past.before(layer, k, v)
+        resid = resid[:, written_at]
         z = seen("z", self.attend(layer, q, k, v, see))
         after_attention = resid + self._write_attention(layer, z, see)
         mlp_in = resid if self.graph.parallel else after_attention
@@ -632,12 +668,19 @@ class Model:
         resid: Float[Tensor, "row pos d_model"],
         see: See | None = None,
         start: int = 0,
-    ) -> Float[Tensor, "row pos d_model"]:
-        """The last residual stream, from the one before block ``start``; see ``block``."""
+        past: Past | None = None,
+        last_only: bool = False,
+    ) -> Float[Tensor, "row query d_model"]:
+        """The last residual stream, from the one before block ``start``; see ``block``.
+
+        Args:
+            last_only: compute it at the last position alone, which spares most of the last block.
+        """
         if see is not None and start == 0:
             resid = see("input", 0, resid)
+        last = self.graph.n_layers - 1
         for layer in range(start, self.graph.n_layers):
-            resid = self.block(layer, resid, see)
+            resid = self.block(layer, resid, see, past, last_only and layer == last)
         return resid
 
     @contextmanager

@@ -99,7 +99,12 @@ class NodeEdits:
             item, entry, position = item[here], entry[here], position[here]
             if not len(item):
                 return value
-            n_pos = value.shape[1]
+            new = getattr(other, name)[layer]
+            n_pos = value.shape[1]  # those that may change, or count: the last ones
+            before = new.shape[1] - n_pos
+            new = new[:, before:]
+            counts = (position < 0) | (position >= before)
+            item, entry, position = item[counts], entry[counts], position[counts] - before
             has_entries = name not in ("input", "resid_pre", "mlp_out")
             mask = torch.zeros(
                 len(items), n_pos, value.shape[2] if has_entries else 1, dtype=torch.bool
@@ -109,7 +114,6 @@ class NodeEdits:
             mask[item[~everywhere], position[~everywhere], entry[~everywhere]] = True
             mask = mask[:, None].to(value.device)
             rows = value.unflatten(0, (len(items), n_pairs))
-            new = getattr(other, name)[layer]
             if value.ndim == 4:
                 mask = mask[..., None]
             return torch.where(mask, new, rows).flatten(0, 1)
@@ -180,15 +184,16 @@ def patch_edits(
 
     def both_runs(batch: PairBatch) -> Iterator[tuple[Run, Run | Activations]]:
         noising = direction == "noising"
-        base = {"resid_pre"}
+        base = {"resid_pre", "k", "v"}
         clean = run(model, batch.clean, base if noising else needed)
         for other in source.others(model, batch, needed if noising else base, means):
             yield clean, other
 
     def final(runs: Runs, layer: int, part: Sequence[int]) -> Float[Tensor, "row pos d_model"]:
-        base = runs.base.final if layer == edits.n_layers else runs.base.kept.resid_pre[layer]
+        base = runs.resid_before(layer)
         see = edits.see(part, runs.other, len(base))
-        return model.run(base.repeat(len(part), 1, 1), see, start=layer)
+        rows = base.repeat(len(part), 1, 1)
+        return model.run(rows, see, start=layer, past=runs.past, last_only=True)
 
     return patch_items(
         model,

@@ -135,31 +135,40 @@ class Scores:
     def __call__(
         self, products: Float[Tensor, "*batch query key"]
     ) -> Float[Tensor, "*batch query key"]:
-        """Scores from the products of rotated queries and keys; -inf where a query may not look."""
+        """Scores from the products of rotated queries and keys; -inf where a query may not look.
+
+        Queries stand at the last positions of the keys.
+        """
         scores = products * self.scale
         if self.soft_cap is not None:
             scores = (scores / self.soft_cap).tanh() * self.soft_cap
-        return scores.masked_fill(self._hidden(scores.shape[-1], scores.device), -torch.inf)
+        n_query, n_key = scores.shape[-2:]
+        return scores.masked_fill(self._hidden(n_query, n_key, scores.device), -torch.inf)
 
-    def _hidden(self, n_pos: int, device: torch.device) -> Bool[Tensor, "query key"]:
+    def _hidden(self, n_query: int, n_key: int, device: torch.device) -> Bool[Tensor, "query key"]:
         """Which keys a query may not look at: those after it, and those before its window."""
-        every = torch.ones(n_pos, n_pos, dtype=torch.bool, device=device)
-        hidden = every.triu(1)
-        return hidden if self.window is None else hidden | every.tril(-self.window)
+        every = torch.ones(n_query, n_key, dtype=torch.bool, device=device)
+        itself = n_key - n_query
+        hidden = every.triu(1 + itself)
+        return hidden if self.window is None else hidden | every.tril(itself - self.window)
 
     def rotate(
-        self, heads: Float[Tensor, "row pos head d_head"]
+        self, heads: Float[Tensor, "row pos head d_head"], start: int = 0
     ) -> Float[Tensor, "row pos head d_head"]:
-        """Rotary position embedding of queries or keys; the identity where there is none."""
-        n_pos = heads.shape[1]
+        """Rotary position embedding of queries or keys; the identity where there is none.
+
+        Args:
+            start: the position of the first of them.
+        """
+        stop = start + heads.shape[1]
         if self._interleaved is not None:
-            table = self._interleaved[:n_pos].to(heads)
+            table = self._interleaved[start:stop].to(heads)
             sin, cos = (half.repeat_interleave(2, -1) for half in table.chunk(2, dim=-1))
             even_odd = heads[..., : cos.shape[-1]].unflatten(-1, (-1, 2))
             turned = torch.stack([-even_odd[..., 1], even_odd[..., 0]], -1).flatten(-2)
             cos, sin = cos[:, None], sin[:, None]
         elif hasattr(self._bridge, "rotary_emb"):
-            positions = torch.arange(n_pos, device=heads.device)[None]
+            positions = torch.arange(start, stop, device=heads.device)[None]
             rotary = self._bridge.rotary_emb.original_component
             by_type = (self._layer_type,) if hasattr(rotary, "layer_types") else ()
             tables = rotary(heads, positions, *by_type)

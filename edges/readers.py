@@ -22,7 +22,7 @@ from torch import Tensor
 from .gradients import Gradients
 from .graph import SLOTS, Slot
 from .metrics import Metric, Targets
-from .model import Activations, Model
+from .model import Model
 from .parts import NormDerivative
 from .qk_fix import KeyFix, contract_rows, pattern_difference
 from .trace import BothRuns, Run, Tape, answer_logits
@@ -543,39 +543,3 @@ def _pattern_reaction(
     return torch.stack(
         [contract_rows(difference, before, one.expand_as(after)).sum(-2) for one in gradient]
     )
-
-
-def reread(
-    model: Model,
-    base: Activations,
-    layer: int,
-    slot: Slot,
-    heads: Sequence[int],
-    normed: Float[Tensor, "item pair pos d_model"],
-) -> tuple[Float[Tensor, "item pair pos n d_head"], Int64[Tensor, "item n"]]:
-    """How outputs of heads change when one query, key or value (a head each) is computed anew.
-
-    A key or value serves all query heads of its group; they are recomputed, no others. Gives the
-    change of each such z, and which query heads they are.
-    """
-    graph = model.graph
-    group = graph.n_heads // graph.n_kv_heads
-    chosen = torch.tensor(heads, device=normed.device)
-    if slot == "q":
-        kv_heads, query_heads = chosen // group, chosen[:, None]
-    else:
-        kv_heads = chosen
-        query_heads = chosen[:, None] * group + torch.arange(group, device=normed.device)
-
-    def rows(activation: Tensor, of: Tensor) -> Tensor:
-        """``[pair pos head d_head]`` at heads ``[item n]`` as ``[(item pair) pos n d_head]``."""
-        return activation[:, :, of].permute(2, 0, 1, 3, 4).flatten(0, 1)
-
-    read = {
-        "q": rows(base.q[layer], query_heads),
-        "k": rows(base.k[layer], kv_heads[:, None]),
-        "v": rows(base.v[layer], kv_heads[:, None]),
-    }
-    read[slot] = model.project_heads(layer, slot, heads, normed).flatten(0, 1)[:, :, None]
-    z = model.attend(layer, read["q"], read["k"], read["v"]) - rows(base.z[layer], query_heads)
-    return z.unflatten(0, normed.shape[:2]), query_heads
