@@ -79,6 +79,138 @@ def test_every_node_equals_the_slow_model(
     assert_equal_effects(found.effects, expected)
 
 
+def own_writers(slow: SlowModel, reader: str) -> list[str]:
+    """What the node of a reader writes as."""
+    layer, _, rest = reader.partition(".")
+    if not rest:
+        return [reader]
+    node, slot = rest.rstrip(">").split("<")
+    number = int(node.lstrip("khv"))
+    heads = [
+        head for head in range(slow.n_heads)
+        if slow.slot_names(int(layer[1:]), head)["qkv".index(slot)]
+        == slow.slot_name(int(layer[1:]), slot, number)
+    ]  # fmt: skip
+    return [f"{layer}.h{head}" for head in heads]
+
+
+def slow_path(
+    slow: SlowModel, pairs: PromptPairs, direction: str, names: list[str], frozen: str = "none"
+) -> Tensor:
+    """Effect of a path on each pair: every reader's input written out, a pair at a time or not."""
+    runs = (pairs.clean, pairs.corrupted)
+    base, other = runs if direction == "noising" else runs[::-1]
+    (base_logits, base_writes), (_, other_writes) = slow.run(base), slow.run(other)
+    writer, *readers = names
+    carries = [[writer], *(own_writers(slow, reader) for reader in readers if reader != "logits")]
+
+    def read(reader: str, writes: dict[str, Tensor]) -> Tensor:
+        known = {name: base_writes[name] for name in writes}
+        if reader in readers:
+            place = readers.index(reader)
+            now = other_writes if place == 0 else writes
+            known |= {name: now[name] for name in carries[place]}
+            return torch.stack(list(known.values())).sum(0)
+        if readers[-1] == "logits":
+            return torch.stack(list(known.values())).sum(0)
+        layer = slow._layer(readers[-1])
+        for name, write in writes.items():  # what is downstream of the last reader
+            later = name[0] in "am" and slow._layer(name) >= layer
+            live = {"none": later, "heads": later and name[0] == "m", "all": False}[frozen]
+            if live or name in carries[-1]:
+                known[name] = write
+        return torch.stack(list(known.values())).sum(0)
+
+    targets = Targets(pairs.answers, pairs.wrong, torch.empty(len(pairs), 0))
+    change = logit_diff(base_logits, targets) - logit_diff(slow.run(base, read)[0], targets)
+    return change if direction == "noising" else -change
+
+
+@pytest.mark.parametrize("frozen", ["heads", "all"])
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_frozen_effects_equal_the_slow_model(
+    every_twins: tuple[Model, SlowModel], pairs: PromptPairs, direction: str, frozen: str
+) -> None:
+    model, slow = every_twins
+    some = slow.edges[::3]
+    found = patch_edges(
+        model, pairs, [f"{w}->{r}" for w, r in some], direction=direction, frozen=frozen
+    )
+    expected = torch.stack([slow_path(slow, pairs, direction, [*edge], frozen) for edge in some])
+    assert_equal_effects(found.effects, expected)
+    unfrozen = patch_edges(model, pairs, found.names, direction=direction)
+    assert float((unfrozen.effects - found.effects).abs().max()) > 0.05
+
+
+def paths_of(slow: SlowModel) -> list[list[str]]:
+    """Paths of two and three edges, by every kind of reader, on to the logits or not."""
+    _, key, value = slow.slot_names(1, slow.n_heads - 1)
+    paths = [
+        ["input", "a0.h1<q>", "m1"],
+        ["input", slow.slot_names(0, 1)[1], key],
+        ["input", "m0", key, "logits"],
+        ["m0", value, f"m{slow.n_layers - 1}", "logits"],
+        ["a0.h1", "a1.h0<q>", "logits"],
+    ]
+    return [path for path in paths if not (slow.parallel and value in path and "m1" in path)]
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_paths_equal_the_slow_model(
+    every_twins: tuple[Model, SlowModel], pairs: PromptPairs, direction: str
+) -> None:
+    model, slow = every_twins
+    paths = paths_of(slow)
+    expected = torch.stack([slow_path(slow, pairs, direction, path) for path in paths])
+    found = patch_edges(model, pairs, ["->".join(path) for path in paths], direction=direction)
+    scale = float(expected.abs().max())
+    assert scale > 1e-3
+    assert float((found.effects - expected).abs().max()) < 1e-4 * max(scale, 1.0)
+
+
+def test_a_path_to_the_logits_is_its_edge_with_all_else_frozen(
+    every_twins: tuple[Model, SlowModel], pairs: PromptPairs
+) -> None:
+    model, slow = every_twins
+    edges = [f"{writer}->{reader}" for writer, reader in slow.edges if reader != "logits"][::5]
+    frozen = patch_edges(model, pairs, edges, frozen="all").effects
+    paths = patch_edges(model, pairs, [f"{edge}->logits" for edge in edges]).effects
+    torch.testing.assert_close(paths, frozen, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("first", [0, 3, 6])
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_what_precedes_the_first_difference_need_not_be_run_again(
+    twins: tuple[Model, SlowModel], pairs: PromptPairs, direction: str, first: int
+) -> None:
+    """With a difference at the first position nothing is spared, at the last nearly everything."""
+    model, slow = twins
+    corrupted = pairs.clean.clone()
+    corrupted[:, first] = (corrupted[:, first] + 3) % tiny.VOCABULARY
+    differing = PromptPairs(pairs.clean, corrupted, pairs.answers, pairs.wrong)
+    some = slow.edges[::2]
+    expected = slow_effects(slow, differing, direction, one_hot(slow, [[edge] for edge in some]))
+    found = patch_edges(model, differing, [f"{w}->{r}" for w, r in some], direction=direction)
+    scale = float(expected.abs().max())
+    assert scale > 0.1
+    assert float((found.effects - expected).abs().max()) < 1e-4 * scale
+    nodes = [writer for writer in slow.writers if writer != "input"]
+    outgoing = [
+        [(writer, reader) for reader in slow.readers if writer in slow.reads(reader)]
+        for writer in nodes
+    ]
+    expected = slow_effects(slow, differing, direction, one_hot(slow, outgoing))
+    found = patch_nodes(model, differing, nodes, direction=direction)
+    assert float((found.effects - expected).abs().max()) < 1e-4 * float(expected.abs().max())
+
+
+def test_pairs_without_a_difference_have_no_effects() -> None:
+    model, pairs = tiny.model("llama-gqa"), tiny.pairs()
+    same = PromptPairs(pairs.clean, pairs.clean, pairs.answers, pairs.wrong)
+    names = ["input->a0.h1<q>", "a0.h1->m2", "m1->logits"]
+    assert float(patch_edges(model, same, names).effects.abs().max()) < 1e-4
+
+
 def test_patching_the_input_is_the_other_run(
     twins: tuple[Model, SlowModel], pairs: PromptPairs
 ) -> None:
@@ -159,6 +291,12 @@ def test_standard_error() -> None:
 
 def test_unknown_and_impossible_edges_are_refused() -> None:
     model, pairs = tiny.model("gpt2"), tiny.pairs()
+    with pytest.raises(InputError, match="unknown frozen 'mlps'; there are none, heads, all"):
+        patch_edges(model, pairs, ["m0->logits"], frozen="mlps")
+    with pytest.raises(InputError, match="a0.h1 is computed after|is computed after a0.h1<q>"):
+        patch_edges(model, pairs, ["input->m1->a0.h1<q>"])
+    with pytest.raises(InputError, match="unknown writer 'logits'"):
+        patch_edges(model, pairs, ["input->logits->m1"])
     with pytest.raises(InputError, match="unknown writer 'a0.h7'"):
         patch_edges(model, pairs, ["a0.h7->logits"])
     with pytest.raises(InputError, match="does not exist in this model"):
