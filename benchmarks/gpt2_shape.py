@@ -13,7 +13,9 @@ from wiremap.edges import Model, PromptPairs
 N_PAIRS, N_POS = 8, 16
 
 
-def build(device: torch.device, n_heads: int = 12) -> tuple[Model, PromptPairs]:
+def build(
+    device: torch.device, n_heads: int = 12, n_pos: int = N_POS
+) -> tuple[Model, PromptPairs]:
     torch.manual_seed(0)
     hf: Any = transformers.GPT2LMHeadModel(transformers.GPT2Config(n_head=n_heads))
     hf.eval().to(device)
@@ -25,7 +27,7 @@ def build(device: torch.device, n_heads: int = 12) -> tuple[Model, PromptPairs]:
     )
     for weight in model.bridge.parameters():
         weight.requires_grad_(False)
-    clean, corrupted = torch.randint(0, 50_000, (2, N_PAIRS, N_POS))
+    clean, corrupted = torch.randint(0, 50_000, (2, N_PAIRS, n_pos))
     answers = torch.randint(0, 50_000, (2, N_PAIRS))
     return model, PromptPairs(clean, corrupted, answers[0], answers[1])
 

@@ -519,13 +519,13 @@ class SlowModel:
         if reader == "logits":
             return self.writers
         layer = int(reader[1:].split(".")[0])
-        before = [name for name in self.writers if name == "input" or self._layer(name) < layer]
+        before = [name for name in self.writers if name == "input" or self.layer_of(name) < layer]
         if reader.startswith("m") and not self.parallel:
             before += [f"a{layer}.h{head}" for head in range(self.n_heads)]
         return before
 
     @staticmethod
-    def _layer(name: str) -> int:
+    def layer_of(name: str) -> int:
         return int(name[1:].split(".")[0])
 
     @property

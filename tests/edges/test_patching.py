@@ -113,9 +113,9 @@ def slow_path(
             return torch.stack(list(known.values())).sum(0)
         if readers[-1] == "logits":
             return torch.stack(list(known.values())).sum(0)
-        layer = slow._layer(readers[-1])
+        layer = slow.layer_of(readers[-1])
         for name, write in writes.items():  # what is downstream of the last reader
-            later = name[0] in "am" and slow._layer(name) >= layer
+            later = name[0] in "am" and slow.layer_of(name) >= layer
             live = {"none": later, "heads": later and name[0] == "m", "all": False}[frozen]
             if live or name in carries[-1]:
                 known[name] = write
