@@ -11,7 +11,6 @@ legend says so.
 
 from __future__ import annotations
 
-import html
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,8 +20,7 @@ from itertools import groupby
 
 from ..circuits.circuit import Circuit, CircuitEdge, CircuitNode
 from ..edges.graph import SLOTS
-from .dot import unit
-from .labels import WIDEST, edge_text, line_width, node_text, printable, row_label, title
+from .labels import WIDEST, edge_text, escaped, line_width, node_text, row_label, title, unit
 from .layout import rows
 
 DRAWN = 2000
@@ -119,8 +117,8 @@ def _svg(circuit: Circuit, captioned: bool) -> str:
     if captioned:
         lines += [
             f'<rect class="paper" width="{width:.0f}" height="{height:.0f}"/>',
-            f'<text class="title" x="{_MARGIN}" y="26">{_text(title(circuit))}</text>',
-            f'<text class="details" x="{_MARGIN}" y="44">{_text(_details(circuit))}</text>',
+            f'<text class="title" x="{_MARGIN}" y="26">{escaped(title(circuit))}</text>',
+            f'<text class="details" x="{_MARGIN}" y="44">{escaped(_details(circuit))}</text>',
         ]
     lines += [
         '<g class="rows">',
@@ -137,10 +135,6 @@ def _svg(circuit: Circuit, captioned: bool) -> str:
         lines.append(f'<g transform="translate({x:.0f} 0)">{item}</g>')
         x += size
     return "\n".join([*lines, "</g>", "</svg>"]) + "\n"
-
-
-def _text(text: str) -> str:
-    return html.escape(printable(text))
 
 
 def _details(circuit: Circuit) -> str:
@@ -206,7 +200,7 @@ def _node(node: CircuitNode, box: _Box, circuit: Circuit) -> str:
             f'<g class="node {node.kind}" data-node="{node.name}" data-row="{box.row}" '
             f'transform="translate({box.x:.1f} {box.y:.1f})">'
         ),
-        f"<title>{_text(node_text(node, circuit))}</title>",
+        f"<title>{escaped(node_text(node, circuit))}</title>",
         (
             f'<rect x="{-box.half:.1f}" y="{-_HEIGHT / 2:.0f}" width="{width:.1f}" '
             f'height="{box.bottom - box.top:.0f}" rx="5"/>'
@@ -264,7 +258,7 @@ def _edge(
         f'<path class="{sign}" data-edge="{place}" d="{path}" '
         f'stroke-width="{width:.2f}" stroke-opacity="{faintest + (1 - faintest) * share**0.5:.2f}" '
         f'marker-end="url(#{sign}-{how}-{arrow})">'
-        f"<title>{_text(edge_text(edge, circuit))}</title></path>"
+        f"<title>{escaped(edge_text(edge, circuit))}</title></path>"
     )
 
 
@@ -385,5 +379,5 @@ def _legend(circuit: Circuit) -> Iterator[tuple[str, float]]:
         items.append(("", f"drawn: the {DRAWN:,} largest of {len(edges):,} edges"))
     for sample, text in items:
         start = 36 if sample else 0
-        shown = _text(text)
+        shown = escaped(text)
         yield f'{sample}<text x="{start}" y="4">{shown}</text>', start + 6.2 * len(text) + 18

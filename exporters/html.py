@@ -23,9 +23,8 @@ from string import Template
 
 from ..circuits.circuit import Circuit
 from ..circuits.document import dumps, to_document
-from .dot import unit
 from .drawing import DRAWN, drawing, style, to_svg
-from .labels import printable, title
+from .labels import escaped, printable, title, unit
 
 _COLUMNS = {
     "rank": "#",
@@ -53,8 +52,8 @@ def to_html(circuit: Circuit) -> str:
     )
     return Template(_template("viewer.html")).substitute(
         policy=policy,
-        title=_text(title(circuit)),
-        unit=_text(unit(circuit)),
+        title=escaped(title(circuit)),
+        unit=escaped(unit(circuit)),
         file=_file_name(title(circuit)),
         style=css,
         facts="".join(_facts(circuit)),
@@ -89,7 +88,7 @@ class Viewer:
         page = html.escape(to_html(self.circuit))
         return (
             f'<iframe sandbox="allow-scripts allow-downloads" srcdoc="{page}" width="100%" '
-            f'height="{self.height}" title="{_text(title(self.circuit))}"></iframe>'
+            f'height="{self.height}" title="{escaped(title(self.circuit))}"></iframe>'
         )
 
 
@@ -111,10 +110,6 @@ def _hash(text: str) -> str:
     return f"'sha256-{digest}'"
 
 
-def _text(text: str) -> str:
-    return html.escape(printable(text))
-
-
 def _file_name(text: str) -> str:
     """A name for the files that are saved from the page."""
     return re.sub("[^A-Za-z0-9_-]+", "-", text).strip("-")[:60] or "circuit"
@@ -124,7 +119,7 @@ def _facts(circuit: Circuit) -> Iterator[str]:
     """What was asked, how, and what came out, as the items of a list."""
     found = circuit.faithfulness
     if found is not None:
-        name = _text(unit(circuit))
+        name = escaped(unit(circuit))
         yield _fact(
             "faithfulness",
             f"<b>{found.faithfulness:.3f}</b> = {_less(found.circuit, found.empty)} / "
@@ -143,7 +138,7 @@ def _facts(circuit: Circuit) -> Iterator[str]:
     }
     for name, value in named.items():
         if value is not None:
-            yield _fact(name, f"<bdi>{_text(str(value))}</bdi>")
+            yield _fact(name, f"<bdi>{escaped(str(value))}</bdi>")
 
 
 def _fact(name: str, value: str) -> str:
