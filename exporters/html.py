@@ -1,7 +1,8 @@
 """A circuit as one HTML page to look through: filters, a drawing, a table, and the question asked.
 
 The page works from disk without a network. It holds the circuit's JSON document (the same that
-``circuit.json`` holds, so it can be had back from the page) and the drawing of ``drawing.py``.
+``circuit.json`` holds, so it can be had back from the page) and the drawing of ``drawing.py``, whose
+nodes are marked by their roles if ``View.groups`` names such.
 Its content security policy (https://www.w3.org/TR/CSP3/) lets run the page's own script, known by
 its hash, and nothing else; what labels say is escaped, and is text wherever it is shown.
 
@@ -25,6 +26,7 @@ from ..circuits.circuit import Circuit
 from ..circuits.document import dumps, to_document
 from .drawing import DRAWN, drawing, style, to_svg
 from .labels import escaped, printable, title, unit
+from .view import View, check_groups
 
 _COLUMNS = {
     "rank": "#",
@@ -38,8 +40,19 @@ MARK = '<meta name="generator" content="wiremap circuit viewer">'
 """What every page has in its head, so that a page can be told from other files."""
 
 
-def to_html(circuit: Circuit) -> str:
-    """The circuit as an HTML page, the same bytes every time."""
+_NO_VIEW = View()
+
+
+def to_html(circuit: Circuit, view: View = _NO_VIEW) -> str:
+    """The circuit as an HTML page, the same bytes every time.
+
+    Args:
+        view: its ``groups`` are the roles that nodes are marked by.
+
+    Raises:
+        InputError: as ``check_groups``.
+    """
+    check_groups(circuit, view)
     css, script = _template("viewer.css"), _template("viewer.js")
     policy = "; ".join(
         [
@@ -64,8 +77,9 @@ def to_html(circuit: Circuit) -> str:
         evidence="".join(
             _boxes({"verified": "verified", "scored": "scored only"}, _evidence(circuit))
         ),
+        groupings="".join(_groupings(bool(view.groups))),
         notice=_notice(circuit),
-        drawing=drawing(circuit),
+        drawing=drawing(circuit, view.groups),
         columns="".join(_columns()),
         # No end tag, comment or other markup can begin without this character.
         circuit=dumps(to_document(circuit)).replace("<", "\\u003c"),
@@ -171,6 +185,13 @@ def _boxes(names: dict[str, str], counts: Counter[str]) -> Iterator[str]:
             f'<label><input type="checkbox" name="kind" value="{kind}" checked{disabled}> '
             f"{name} <small>{counts[kind]:,}</small></label>"
         )
+
+
+def _groupings(with_roles: bool) -> Iterator[str]:
+    """What nodes can be drawn as one by."""
+    for by in ("none", "layer", "role"):
+        disabled = " disabled" if by == "role" and not with_roles else ""
+        yield f"<option{disabled}>{by}</option>"
 
 
 def _notice(circuit: Circuit) -> str:
