@@ -3,7 +3,8 @@
     python benchmarks/viewer_screenshots.py [-o DIR]
 
 Writes docs/viewer/: the bundled model's 40 best edges, and synthetic circuits of GPT-2's shape with
-400 and 2,000 edges, in light and dark. Prints for each the size of the page, the browser's first
+400 and 2,000 edges, in light and dark; and the 40 grouped by role, their heads sorted by what they
+do to the logits. Prints for each the size of the page, the browser's first
 paint, and when the page with its script, drawing and table had been painted. Needs Chromium.
 """
 
@@ -23,7 +24,7 @@ from playwright.sync_api import Browser, sync_playwright
 
 from wiremap.circuits import Circuit, discover, load_task
 from wiremap.edges import Model
-from wiremap.exporters import write_circuit
+from wiremap.exporters import View, write_circuit
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
@@ -44,6 +45,22 @@ def circuits() -> dict[str, Circuit]:
     }
 
 
+def roles(circuit: Circuit) -> dict[str, list[str]]:
+    """The heads of a circuit by the sign of their edge to the logits."""
+    to_logits = {
+        edge.source: edge.worth or 0.0 for edge in circuit.edges if edge.target == "logits"
+    }
+    found: dict[str, list[str]] = {"for the answer": [], "against it": [], "through others": []}
+    for node in circuit.nodes:
+        if node.kind == "head":
+            worth = to_logits.get(node.name, 0.0)
+            role = (
+                "for the answer" if worth > 0 else "against it" if worth < 0 else "through others"
+            )
+            found[role].append(node.name)
+    return found
+
+
 def timed(browser: Browser, page: Path) -> tuple[float, float]:
     """Medians in milliseconds: first paint, everything painted."""
     first: list[float] = []
@@ -60,10 +77,10 @@ def timed(browser: Browser, page: Path) -> tuple[float, float]:
     return statistics.median(first), statistics.median(painted)
 
 
-def photograph(browser: Browser, page: Path, scheme: str, to: Path) -> None:
+def photograph(browser: Browser, page: Path, scheme: str, to: Path, address: str = "") -> None:
     tab = browser.new_page(viewport={"width": 1280, "height": 800})
     tab.emulate_media(color_scheme="dark" if scheme == "dark" else "light")
-    tab.goto(page.as_uri())
+    tab.goto(page.as_uri() + address)
     image = Image.open(io.BytesIO(tab.screenshot())).convert("RGB")
     image.quantize(160, dither=Image.Dither.NONE).save(to, optimize=True)
     tab.close()
@@ -86,6 +103,9 @@ def main() -> None:
             )
             for scheme in ("light", "dark"):
                 photograph(browser, page, scheme, out / f"{name}-edges-{scheme}.png")
+            if name == "40":
+                write_circuit(circuit, page, view=View(groups=roles(circuit)))
+                photograph(browser, page, "light", out / "40-edges-roles.png", "#by=role")
         browser.close()
 
 

@@ -71,8 +71,8 @@ def discover(
     """Find, prove and draw the circuit of a behaviour.
 
     Scores all edges, verifies the best by path patching, prunes, evaluates, and writes a run
-    directory with the circuit as JSON, DOT, SVG and GraphML. Without options it does so for the
-    bundled model.
+    directory with the circuit as JSON, HTML (the viewer), DOT, SVG and GraphML. Without options it
+    does so for the bundled model.
     """
     from ..circuits.discovery import DEFAULT_BUDGET
     from ..circuits.discovery import discover as run
@@ -121,7 +121,7 @@ def _export(circuit: Circuit, out: Path) -> list[str]:
     from ..exporters import write_circuit
 
     written: list[str] = []
-    for name in ("circuit.dot", "circuit.graphml", "circuit.svg"):
+    for name in ("circuit.html", "circuit.dot", "circuit.graphml", "circuit.svg"):
         try:
             write_circuit(circuit, out / name)
             written.append(name)

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from ..edges.errors import InputError
+from . import options
 
 
 @click.command()
@@ -33,11 +34,7 @@ from ..edges.errors import InputError
     type=click.Choice(["qkv", "layers", "groups"]),
     help="Draw as one: queries, keys and values; the heads of a layer; the nodes of a group.",
 )
-@click.option(
-    "--group",
-    type=click.Path(path_type=Path),
-    help="YAML file of roles with their nodes (name movers: [a9.h6, a9.h9]): boxes in diagrams.",
-)
+@options.group
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), help="File (beside CIRCUIT by default)."
 )

@@ -47,6 +47,13 @@ where = _all(
 )
 """Where and how runs are computed."""
 
+group = click.option(
+    "--group",
+    type=click.Path(path_type=Path),
+    help="YAML file of roles with their nodes (name movers: [a9.h6, a9.h9]): boxes in diagrams, "
+    "marks in the viewer.",
+)
+
 question = _all(
     click.option(
         "--model",

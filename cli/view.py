@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from ..edges.errors import InputError
+from . import options
 
 
 @click.command()
@@ -19,19 +20,21 @@ from ..edges.errors import InputError
     type=click.Path(path_type=Path),
     help="File for the page (beside CIRCUIT by default, or a temporary one if that cannot be).",
 )
+@options.group
 @click.option("--no-open", is_flag=True, help="Write the page and print where it is, no more.")
-def view(circuit: Path, out: Path | None, no_open: bool) -> None:
+def view(circuit: Path, out: Path | None, group: Path | None, no_open: bool) -> None:
     """Look through a CIRCUIT (circuit.json, or a run directory) in the browser.
 
     The page is one file that needs no network. A page that an earlier view wrote is replaced.
     """
     from ..edges.files import write_atomically
-    from ..exporters import read_circuit
+    from ..exporters import View, read_circuit, read_groups
     from ..exporters.html import MARK, to_html
 
     if circuit.is_dir():
         circuit = circuit / "circuit.json"
-    page = to_html(read_circuit(circuit))
+    roles = View(groups=read_groups(group) if group else {})
+    page = to_html(read_circuit(circuit), roles)
     path = out or circuit.with_suffix(".html")
     if path.exists() and not (path.is_file() and MARK.encode() in path.read_bytes()[:4096]):
         raise InputError(f"{path} exists and is not a page of wiremap; choose another file (-o)")

@@ -14,6 +14,8 @@ from ..circuits.circuit import Circuit, CircuitEdge
 from ..circuits.comparison import Comparison
 from ..edges.errors import InputError
 from ..edges.files import write_atomically
+from .dot import attribute
+from .labels import printable
 from .layout import rows
 from .picture import render
 
@@ -119,25 +121,21 @@ def _caption(comparison: Comparison, n_drawn: int, names: tuple[str, str]) -> st
         len(edges)
         for edges in (comparison.shared_edges, comparison.lost_edges, comparison.gained_edges)
     )
-    a, b = (_printable(name) for name in names)
+    a, b = (printable(name) for name in names)
     caption = (
         f"{shared} edges shared (solid), {lost} in {a} alone (orange, dashed), "
         f"{gained} in {b} alone (green, dotted)"
     )
     if n_drawn < shared + lost + gained:
         caption += f"; the {n_drawn} largest are drawn"
-    return graphviz.escape(caption.replace("&", "&amp;"))
+    return attribute(caption)
 
 
 def _tooltip(edge: CircuitEdge, comparison: Comparison, names: tuple[str, str]) -> str:
     told = [
-        f"{_printable(name)}: {'unknown' if found.worth is None else format(found.worth, '+.3g')}"
+        f"{printable(name)}: {'unknown' if found.worth is None else format(found.worth, '+.3g')}"
         for name, one in zip(names, (comparison.a, comparison.b), strict=True)
         for found in one.edges
         if found.name == edge.name
     ]
-    return graphviz.escape(f"{edge.name}: {', '.join(told)}".replace("&", "&amp;"))
-
-
-def _printable(text: str) -> str:
-    return "".join(char for char in text if char.isprintable())
+    return attribute(f"{edge.name}: {', '.join(told)}")

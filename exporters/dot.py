@@ -10,20 +10,29 @@ Diagrams read in grey, too: sign is told by dashes.
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import graphviz
 
-from ..circuits.circuit import Circuit, CircuitEdge
+from ..circuits.circuit import Circuit
+from .labels import (
+    WIDEST,
+    edge_text,
+    escaped,
+    line_width,
+    node_text,
+    printable,
+    row_label,
+    title,
+    unit,
+)
 from .layout import places, shown_rows
 from .view import Shown, ShownEdge, ShownNode, View, show
 
 POSITIVE = "#2166ac"
 NEGATIVE = "#b2182b"
 _FAINT = "#999999"
-_THINNEST, _WIDEST = 0.6, 5.0
 _FILL = {
     "input": "#ececec",
     "kv": "#e6f0e2",
@@ -34,7 +43,6 @@ _FILL = {
     "group": "#efe6f3",
 }
 _FILL_OF_SLOT = "#f6f6f6"
-_PART = {"kv": "keys, values", "head": "attention", "attention": "attention", "mlp": "MLP"}
 
 DEFAULT_TOP = 100
 """How many edges a diagram shows if nothing else is asked for."""
@@ -109,36 +117,23 @@ def show_diagram(circuit: Circuit, view: View) -> Shown:
     return show(circuit, replace(view, top=view.top or DEFAULT_TOP), "parallel")
 
 
-def title(circuit: Circuit, shown: Shown) -> tuple[str, str]:
-    """What was found in what, and how much of it is shown."""
-    model = str(circuit.model.get("name", "model")).rstrip("/").rpartition("/")[2]
-    task = str(circuit.task.get("task") or circuit.task.get("pairs", "")).rpartition("/")[2]
+def details(circuit: Circuit, shown: Shown) -> str:
+    """How much of the circuit is shown, and how faithful it is."""
     n_edges = f"{circuit.shape.n_edges:,} edges"
     if shown.n_edges + shown.n_inside == len(circuit.edges):
-        details = [f"{len(circuit.edges)} of {n_edges}"]
+        parts = [f"{len(circuit.edges)} of {n_edges}"]
     else:
-        details = [
+        parts = [
             f"the {shown.n_edges + shown.n_inside} largest of {len(circuit.edges):,} edges kept of {n_edges}"
         ]
     if shown.n_inside:
-        details.append(f"{shown.n_inside} inside a group not drawn")
+        parts.append(f"{shown.n_inside} inside a group not drawn")
     if circuit.faithfulness is not None:
-        details.append(f"faithfulness {circuit.faithfulness.faithfulness:.2f}")
-        details.append(
+        parts.append(f"faithfulness {circuit.faithfulness.faithfulness:.2f}")
+        parts.append(
             f"{circuit.method.get('metric', 'metric')} over {circuit.faithfulness.n_pairs} pairs"
         )
-    return " on ".join(part for part in (model, task) if part), ", ".join(details)
-
-
-def unit(circuit: Circuit) -> str:
-    """The unit of the circuit's scores and effects."""
-    metric = str(circuit.method.get("metric", ""))
-    return {
-        "logit_diff": "logits",
-        "prob_diff": "probability",
-        "log_prob": "nats",
-        "kl": "nats",
-    }.get(metric, metric or "metric")
+    return ", ".join(parts)
 
 
 def _ids(shown: Shown) -> dict[str, str]:
@@ -153,19 +148,9 @@ def _anchor(height: int) -> str:
     return f"row{height}"
 
 
-def _printable(text: str) -> str:
-    """Without the control characters that make an SVG ill-formed."""
-    return "".join(char for char in text if char.isprintable())
-
-
-def _text(text: str) -> str:
-    """Text as part of an HTML-like label."""
-    return html.escape(_printable(text))
-
-
-def _attribute(text: str) -> str:
+def attribute(text: str) -> str:
     """Text as an attribute: Graphviz would decode entities and backslashes in it."""
-    return graphviz.escape(_printable(text).replace("&", "&amp;"))
+    return graphviz.escape(printable(text).replace("&", "&amp;"))
 
 
 def _rank(
@@ -176,7 +161,7 @@ def _rank(
     levels = shown_rows(shown)
     for height, names in enumerate(levels):
         level = graphviz.Digraph(graph_attr={"rank": "same"})
-        level.node(_anchor(height), _row_label(nodes[names[0]]), fontcolor=_FAINT, fontsize="10")
+        level.node(_anchor(height), row_label(nodes[names[0]]), fontcolor=_FAINT, fontsize="10")
         for name in names:
             level.node(ids[name], **_node_attributes(nodes[name], circuit, shown))
         if height == 0:
@@ -201,7 +186,7 @@ def _place(
         return f"{x * per_column:.1f},{y * _PER_ROW:.1f}"
 
     for height, names in enumerate(levels):
-        label = _row_label(nodes[names[0]])
+        label = row_label(nodes[names[0]])
         row = {"pos": at(left, float(height)), "fontcolor": _FAINT, "fontsize": "10"}
         graph.node(_anchor(height), label, **row)
         for name in names:
@@ -220,8 +205,8 @@ def boxes(shown: Shown) -> dict[str | None, list[ShownNode]]:
 
 def _box(role: str) -> dict[str, str]:
     return {
-        "label": _attribute(role),
-        "tooltip": _attribute(role),
+        "label": attribute(role),
+        "tooltip": attribute(role),
         "style": "rounded",
         "color": "#667788",
         "fontsize": "11",
@@ -231,17 +216,10 @@ def _box(role: str) -> dict[str, str]:
 
 
 def _caption(circuit: Circuit, shown: Shown) -> str:
-    heading, details = title(circuit, shown)
     return (
-        f'<<B>{_text(heading)}</B><BR/><FONT POINT-SIZE="11" COLOR="#555555">'
-        f"{_text(details)}</FONT><BR/> >"
+        f'<<B>{escaped(title(circuit))}</B><BR/><FONT POINT-SIZE="11" COLOR="#555555">'
+        f"{escaped(details(circuit, shown))}</FONT><BR/> >"
     )
-
-
-def _row_label(node: ShownNode) -> str:
-    if node.layer is None:
-        return ""
-    return f"{node.layer} {_PART.get(node.kind, 'q, k, v')}"
 
 
 def _node_attributes(
@@ -249,15 +227,15 @@ def _node_attributes(
 ) -> dict[str, str]:
     return {
         "label": _node_label(node, shown.ports.get(node.name, ()), note),
-        "tooltip": _attribute(_node_tooltip(node, circuit)),
+        "tooltip": attribute(_node_tooltip(node, circuit)),
     }
 
 
 def _node_label(node: ShownNode, slots: Sequence[str], note: str | None) -> str:
     """A rounded box with the name, and below it a cell for each slot that edges arrive at."""
-    name = f"<B>{_text(node.name)}</B>"
+    name = f"<B>{escaped(node.name)}</B>"
     if note:
-        name += f'<BR/><FONT POINT-SIZE="9">{_text(note)}</FONT>'
+        name += f'<BR/><FONT POINT-SIZE="9">{escaped(note)}</FONT>'
     fill = _FILL.get(node.kind, _FILL_OF_SLOT)
     table = f'<TABLE BORDER="1" COLOR="#667788" CELLBORDER="0" CELLSPACING="0" STYLE="ROUNDED" BGCOLOR="{fill}"'
     if not slots:
@@ -273,9 +251,7 @@ def _node_label(node: ShownNode, slots: Sequence[str], note: str | None) -> str:
 
 
 def _node_tooltip(node: ShownNode, circuit: Circuit) -> str:
-    text = (
-        node.name if node.score is None else f"{node.name}: score {node.score:+.3g} {unit(circuit)}"
-    )
+    text = node_text(node, circuit)
     if node.role is not None:
         text += f" ({node.role})"
     if node.kind in ("attention", "group"):
@@ -286,37 +262,19 @@ def _node_tooltip(node: ShownNode, circuit: Circuit) -> str:
 def edge_tooltip(edge: ShownEdge, circuit: Circuit) -> str:
     """What is known of an edge, and of each of those it stands for."""
     if len(edge.members) == 1:
-        return _member_tooltip(edge.members[0], circuit)
-    members = "; ".join(
-        _member_tooltip(member, circuit) for member in edge.members[:_MOST_IN_TOOLTIP]
-    )
+        return edge_text(edge.members[0], circuit)
+    members = "; ".join(edge_text(member, circuit) for member in edge.members[:_MOST_IN_TOOLTIP])
     more = len(edge.members) - _MOST_IN_TOOLTIP
     return f"{edge.name}: {edge.worth:+.3g} {unit(circuit)} in all: {members}" + (
         f"; and {more} more" if more > 0 else ""
     )
 
 
-def _member_tooltip(edge: CircuitEdge, circuit: Circuit) -> str:
-    parts: list[str] = []
-    if edge.effect is not None:
-        error = "" if edge.standard_error is None else f" ± {edge.standard_error:.2g}"
-        parts.append(f"effect {edge.effect:+.3g}{error} {unit(circuit)} ({edge.n_pairs} pairs)")
-    if edge.score is not None:
-        parts.append(f"score {edge.score:+.3g}")
-    return f"{edge.name}: {', '.join(parts)}" if parts else edge.name
-
-
-def width(worth: float, largest: float) -> str:
-    """How wide an edge is drawn, in points."""
-    share = abs(worth) / largest if largest else 0.0
-    return f"{_THINNEST + (_WIDEST - _THINNEST) * share:.2f}"
-
-
 def _style(worth: float, verified: bool, largest: float) -> dict[str, str]:
     return {
         "color": NEGATIVE if worth < 0 else POSITIVE,
         "style": "dashed" if worth < 0 else "solid",
-        "penwidth": width(worth, largest),
+        "penwidth": f"{line_width(worth, largest):.2f}",
         "arrowhead": "normal" if verified else "onormal",
     }
 
@@ -327,8 +285,8 @@ def _edge_attributes(
     to_port = edge.slots and edge.target in shown.ports
     return {
         **_style(edge.worth, edge.verified, largest),
-        "tooltip": _attribute(edge_tooltip(edge, circuit)),
-        "id": _attribute(edge.name),
+        "tooltip": attribute(edge_tooltip(edge, circuit)),
+        "id": attribute(edge.name),
         "class": "verified" if edge.verified else "scored",
         "tailport": "n",
         "headport": f"{edge.slots[0]}:s" if to_port else "s",
@@ -346,7 +304,7 @@ def _legend(circuit: Circuit, shown: Shown, largest: float) -> str:
         what = "effect" if any(edge.verified for edge in edges) else "score"
         lines.append(
             (
-                _sample(POSITIVE, round(_WIDEST), dashed=False),
+                _sample(POSITIVE, round(WIDEST), dashed=False),
                 f"{what} {largest:.2g} {unit(circuit)}",
             )
         )
@@ -354,7 +312,7 @@ def _legend(circuit: Circuit, shown: Shown, largest: float) -> str:
         lines.append(("\u25b7", "hollow arrow: scored, not verified"))
     rows = "".join(
         f'<TR><TD>{sample}</TD><TD ALIGN="LEFT"><FONT POINT-SIZE="10" COLOR="#444444">'
-        f"{_text(text)}</FONT></TD></TR>"
+        f"{escaped(text)}</FONT></TD></TR>"
         for sample, text in lines
     )
     return (

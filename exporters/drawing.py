@@ -7,13 +7,15 @@ in ``circuit.edges``. Colours, dashes, widths and arrows mean what they mean in 
 Keeps: nodes, edges, slots, signs, magnitudes (as width), figures (as ``<title>``, which browsers
 show as tooltips). Loses: the figures as data, and, beyond DRAWN edges, the smaller edges; the
 legend says so.
+
+In a page, nodes may be marked by the role they play, with a colour and a number (``data-role``, the
+place of the role): colours repeat after _COLOURS roles, numbers do not.
 """
 
 from __future__ import annotations
 
-import html
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
@@ -21,8 +23,17 @@ from itertools import groupby
 
 from ..circuits.circuit import Circuit, CircuitEdge, CircuitNode
 from ..edges.graph import SLOTS
-from .dot import unit
-from .labels import WIDEST, edge_text, line_width, node_text, printable, row_label, title
+from .labels import (
+    WIDEST,
+    edge_text,
+    escaped,
+    line_width,
+    node_text,
+    printable,
+    row_label,
+    title,
+    unit,
+)
 from .layout import rows
 
 DRAWN = 2000
@@ -37,6 +48,12 @@ _ARROWS = {"thin": 7.0, "wide": 11.0}
 _WIDE = 2.5
 _CLEAR = 8.0
 _MANY = 200
+_LINE, _LONGEST_LINE = 22.0, 640.0  # of the legend of roles
+_COLOURS = 8  # of roles, in drawing.css
+_LONGEST = 32  # name of a role; its tooltip has all of it
+
+Roles = Mapping[str, Sequence[str]]
+"""Names of nodes by the role they play."""
 
 
 @dataclass(frozen=True)
@@ -66,12 +83,16 @@ class _Box:
 
 def to_svg(circuit: Circuit) -> str:
     """The circuit as an SVG picture that stands alone: titled, with a legend, on white."""
-    return _svg(circuit, captioned=True)
+    return _svg(circuit, {}, captioned=True)
 
 
-def drawing(circuit: Circuit) -> str:
-    """The same picture as part of a page, which has the title already and a background."""
-    return _svg(circuit, captioned=False)
+def drawing(circuit: Circuit, roles: Roles) -> str:
+    """The same picture as part of a page, which has the title already and a background.
+
+    Args:
+        roles: nodes are marked by, and the legend names.
+    """
+    return _svg(circuit, roles, captioned=False)
 
 
 def drawn_edges(circuit: Circuit) -> list[int]:
@@ -86,9 +107,8 @@ def style() -> str:
     return path.read_text(encoding="utf-8")
 
 
-def _svg(circuit: Circuit, captioned: bool) -> str:
+def _svg(circuit: Circuit, roles: Roles, captioned: bool) -> str:
     levels = rows(circuit)
-    top = _TOP + _LEGEND + (_CAPTION if captioned else 0.0)
     legend = list(_legend(circuit))
     columns = max((len(level) for level in levels), default=1)
     text_width = max(len(title(circuit)) * 9.0, len(_details(circuit)) * 6.5) if captioned else 0
@@ -97,6 +117,10 @@ def _svg(circuit: Circuit, captioned: bool) -> str:
         sum(size for _, size in legend),
         text_width - _LEFT + _MARGIN,
     )
+    room = min(width - 2 * _MARGIN, _LONGEST_LINE)
+    lines_of_legend = [legend, *_wrapped(_legend_of_roles(circuit, roles), room)]
+    legend_top = _TOP + 8 + (_CAPTION if captioned else 0.0)
+    top = legend_top - 8 + _LEGEND + _LINE * (len(lines_of_legend) - 1)
     boxes = _boxes(circuit, levels, _LEFT + (width - _LEFT) / 2, top)
     height = max((box.bottom for box in boxes.values()), default=top) + _MARGIN
     lines = [
@@ -119,8 +143,8 @@ def _svg(circuit: Circuit, captioned: bool) -> str:
     if captioned:
         lines += [
             f'<rect class="paper" width="{width:.0f}" height="{height:.0f}"/>',
-            f'<text class="title" x="{_MARGIN}" y="26">{_text(title(circuit))}</text>',
-            f'<text class="details" x="{_MARGIN}" y="44">{_text(_details(circuit))}</text>',
+            f'<text class="title" x="{_MARGIN}" y="26">{escaped(title(circuit))}</text>',
+            f'<text class="details" x="{_MARGIN}" y="44">{escaped(_details(circuit))}</text>',
         ]
     lines += [
         '<g class="rows">',
@@ -128,19 +152,16 @@ def _svg(circuit: Circuit, captioned: bool) -> str:
         '</g>\n<g class="edges">',
         *_edges(circuit, boxes, levels),
         '</g>\n<g class="nodes">',
-        *(_node(node, boxes[node.name], circuit) for node in circuit.nodes),
+        *(_node(node, boxes[node.name], circuit, roles) for node in circuit.nodes),
         "</g>",
-        f'<g class="legend" transform="translate({_MARGIN} {top - _LEGEND + 8:.0f})">',
+        f'<g class="legend" transform="translate({_MARGIN} {legend_top:.0f})">',
     ]
-    x = 0.0
-    for item, size in legend:
-        lines.append(f'<g transform="translate({x:.0f} 0)">{item}</g>')
-        x += size
+    for number, line in enumerate(lines_of_legend):
+        x = 0.0
+        for item, size in line:
+            lines.append(f'<g transform="translate({x:.0f} {_LINE * number:.0f})">{item}</g>')
+            x += size
     return "\n".join([*lines, "</g>", "</svg>"]) + "\n"
-
-
-def _text(text: str) -> str:
-    return html.escape(printable(text))
 
 
 def _details(circuit: Circuit) -> str:
@@ -199,14 +220,21 @@ def _bands(
         )
 
 
-def _node(node: CircuitNode, box: _Box, circuit: Circuit) -> str:
+def _node(node: CircuitNode, box: _Box, circuit: Circuit, roles: Roles) -> str:
     width = 2 * box.half
+    text, kind, role, mark = node_text(node, circuit), node.kind, "", ""
+    for number, (name, members) in enumerate(roles.items()):
+        if node.name in members:
+            text = f"{text} ({name})"
+            kind = f"{kind} {_role_class(number)}"
+            role = f'data-role="{number}" '
+            mark = _mark(number, -box.half, -_HEIGHT / 2)
     parts = [
         (
-            f'<g class="node {node.kind}" data-node="{node.name}" data-row="{box.row}" '
-            f'transform="translate({box.x:.1f} {box.y:.1f})">'
+            f'<g class="node {kind}" data-node="{node.name}" data-row="{box.row}" '
+            f'{role}transform="translate({box.x:.1f} {box.y:.1f})">'
         ),
-        f"<title>{_text(node_text(node, circuit))}</title>",
+        f"<title>{escaped(text)}</title>",
         (
             f'<rect x="{-box.half:.1f}" y="{-_HEIGHT / 2:.0f}" width="{width:.1f}" '
             f'height="{box.bottom - box.top:.0f}" rx="5"/>'
@@ -220,7 +248,7 @@ def _node(node: CircuitNode, box: _Box, circuit: Circuit) -> str:
             f'<text class="slot" x="{box.entrance(slot) - box.x:.1f}" y="{line + 10:.0f}">{slot}</text>'
             for slot in box.slots
         ]
-    return "".join([*parts, "</g>"])
+    return "".join([*parts, mark, "</g>"])
 
 
 # ---- edges
@@ -264,7 +292,7 @@ def _edge(
         f'<path class="{sign}" data-edge="{place}" d="{path}" '
         f'stroke-width="{width:.2f}" stroke-opacity="{faintest + (1 - faintest) * share**0.5:.2f}" '
         f'marker-end="url(#{sign}-{how}-{arrow})">'
-        f"<title>{_text(edge_text(edge, circuit))}</title></path>"
+        f"<title>{escaped(edge_text(edge, circuit))}</title></path>"
     )
 
 
@@ -385,5 +413,47 @@ def _legend(circuit: Circuit) -> Iterator[tuple[str, float]]:
         items.append(("", f"drawn: the {DRAWN:,} largest of {len(edges):,} edges"))
     for sample, text in items:
         start = 36 if sample else 0
-        shown = _text(text)
+        shown = escaped(text)
         yield f'{sample}<text x="{start}" y="4">{shown}</text>', start + 6.2 * len(text) + 18
+
+
+def _legend_of_roles(circuit: Circuit, roles: Roles) -> Iterator[tuple[str, float]]:
+    """The mark of each role, its name, and how many nodes of the circuit play it."""
+    nodes = {node.name for node in circuit.nodes}
+    for number, (role, members) in enumerate(roles.items()):
+        present = [name for name in members if name in nodes]
+        absent = [name for name in members if name not in nodes]
+        told = f"{role}: {', '.join(present) or 'no node'}"
+        if absent:
+            told += f"; not in this circuit: {', '.join(absent)}"
+        name = printable(role)
+        name = name if len(name) <= _LONGEST else name[: _LONGEST - 1] + "\u2026"
+        item = (
+            f'<g class="key {_role_class(number)}" data-by="role" data-key="{number}" '
+            f'data-name="{escaped(name)}"><title>{escaped(told)}</title>{_mark(number, 8.0, 0.0)}'
+            f'<text x="22" y="4"><tspan>{escaped(name)}</tspan> \u00d7{len(present)}</text></g>'
+        )
+        yield item, 22 + 6.2 * (len(name) + 3) + 14
+
+
+def _role_class(number: int) -> str:
+    return f"marked role{number % _COLOURS}"
+
+
+def _mark(number: int, x: float, y: float) -> str:
+    return (
+        f'<circle class="mark" cx="{x:.1f}" cy="{y:.1f}" r="8"/>'
+        f'<text class="number" x="{x:.1f}" y="{y + 3.5:.1f}">{number + 1}</text>'
+    )
+
+
+def _wrapped(items: Iterable[tuple[str, float]], room: float) -> Iterator[list[tuple[str, float]]]:
+    """The items in lines that are no wider than the room, if one item is not."""
+    line: list[tuple[str, float]] = []
+    for item in items:
+        if line and sum(size for _, size in line) + item[1] > room:
+            yield line
+            line = []
+        line.append(item)
+    if line:
+        yield line

@@ -105,7 +105,7 @@ FORMATS: Mapping[str, Format] = {
         loses="scores of nodes, task, method, faithfulness and the model but for its sizes; a "
         "circuit without edges is not read back",
     ),
-    "html": Format(".html", "viewer for any browser", _whole(to_html)),
+    "html": Format(".html", "viewer for any browser", _text(to_html), shows=("groups",)),
     "scrub": Format(
         ".scrub.json",
         "causal-scrubbing hypothesis, for wiremap scrub",

@@ -1,7 +1,8 @@
 """A circuit as one HTML page to look through: filters, a drawing, a table, and the question asked.
 
 The page works from disk without a network. It holds the circuit's JSON document (the same that
-``circuit.json`` holds, so it can be had back from the page) and the drawing of ``drawing.py``.
+``circuit.json`` holds, so it can be had back from the page) and the drawing of ``drawing.py``, whose
+nodes are marked by their roles if ``View.groups`` names such.
 Its content security policy (https://www.w3.org/TR/CSP3/) lets run the page's own script, known by
 its hash, and nothing else; what labels say is escaped, and is text wherever it is shown.
 
@@ -23,9 +24,9 @@ from string import Template
 
 from ..circuits.circuit import Circuit
 from ..circuits.document import dumps, to_document
-from .dot import unit
 from .drawing import DRAWN, drawing, style, to_svg
-from .labels import printable, title
+from .labels import escaped, printable, title, unit
+from .view import View, check_groups
 
 _COLUMNS = {
     "rank": "#",
@@ -39,8 +40,19 @@ MARK = '<meta name="generator" content="wiremap circuit viewer">'
 """What every page has in its head, so that a page can be told from other files."""
 
 
-def to_html(circuit: Circuit) -> str:
-    """The circuit as an HTML page, the same bytes every time."""
+_NO_VIEW = View()
+
+
+def to_html(circuit: Circuit, view: View = _NO_VIEW) -> str:
+    """The circuit as an HTML page, the same bytes every time.
+
+    Args:
+        view: its ``groups`` are the roles that nodes are marked by.
+
+    Raises:
+        InputError: as ``check_groups``.
+    """
+    check_groups(circuit, view)
     css, script = _template("viewer.css"), _template("viewer.js")
     policy = "; ".join(
         [
@@ -53,8 +65,8 @@ def to_html(circuit: Circuit) -> str:
     )
     return Template(_template("viewer.html")).substitute(
         policy=policy,
-        title=_text(title(circuit)),
-        unit=_text(unit(circuit)),
+        title=escaped(title(circuit)),
+        unit=escaped(unit(circuit)),
         file=_file_name(title(circuit)),
         style=css,
         facts="".join(_facts(circuit)),
@@ -65,8 +77,9 @@ def to_html(circuit: Circuit) -> str:
         evidence="".join(
             _boxes({"verified": "verified", "scored": "scored only"}, _evidence(circuit))
         ),
+        groupings="".join(_groupings(bool(view.groups))),
         notice=_notice(circuit),
-        drawing=drawing(circuit),
+        drawing=drawing(circuit, view.groups),
         columns="".join(_columns()),
         # No end tag, comment or other markup can begin without this character.
         circuit=dumps(to_document(circuit)).replace("<", "\\u003c"),
@@ -89,7 +102,7 @@ class Viewer:
         page = html.escape(to_html(self.circuit))
         return (
             f'<iframe sandbox="allow-scripts allow-downloads" srcdoc="{page}" width="100%" '
-            f'height="{self.height}" title="{_text(title(self.circuit))}"></iframe>'
+            f'height="{self.height}" title="{escaped(title(self.circuit))}"></iframe>'
         )
 
 
@@ -111,10 +124,6 @@ def _hash(text: str) -> str:
     return f"'sha256-{digest}'"
 
 
-def _text(text: str) -> str:
-    return html.escape(printable(text))
-
-
 def _file_name(text: str) -> str:
     """A name for the files that are saved from the page."""
     return re.sub("[^A-Za-z0-9_-]+", "-", text).strip("-")[:60] or "circuit"
@@ -124,7 +133,7 @@ def _facts(circuit: Circuit) -> Iterator[str]:
     """What was asked, how, and what came out, as the items of a list."""
     found = circuit.faithfulness
     if found is not None:
-        name = _text(unit(circuit))
+        name = escaped(unit(circuit))
         yield _fact(
             "faithfulness",
             f"<b>{found.faithfulness:.3f}</b> = {_less(found.circuit, found.empty)} / "
@@ -143,7 +152,7 @@ def _facts(circuit: Circuit) -> Iterator[str]:
     }
     for name, value in named.items():
         if value is not None:
-            yield _fact(name, f"<bdi>{_text(str(value))}</bdi>")
+            yield _fact(name, f"<bdi>{escaped(str(value))}</bdi>")
 
 
 def _fact(name: str, value: str) -> str:
@@ -176,6 +185,13 @@ def _boxes(names: dict[str, str], counts: Counter[str]) -> Iterator[str]:
             f'<label><input type="checkbox" name="kind" value="{kind}" checked{disabled}> '
             f"{name} <small>{counts[kind]:,}</small></label>"
         )
+
+
+def _groupings(with_roles: bool) -> Iterator[str]:
+    """What nodes can be drawn as one by."""
+    for by in ("none", "layer", "role"):
+        disabled = " disabled" if by == "role" and not with_roles else ""
+        yield f"<option{disabled}>{by}</option>"
 
 
 def _notice(circuit: Circuit) -> str:

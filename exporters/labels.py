@@ -1,11 +1,14 @@
-"""What is said of a circuit, its nodes and its edges, in a line each."""
+"""What every picture says of a circuit, its nodes and its edges, in a line each."""
 
 from __future__ import annotations
 
+import html
+
 from ..circuits.circuit import Circuit, CircuitEdge, CircuitNode
-from .dot import unit
+from .view import ShownNode
 
 THINNEST, WIDEST = 0.6, 5.0
+_PART = {"kv": "keys, values", "head": "attention", "attention": "attention", "mlp": "MLP"}
 
 
 def title(circuit: Circuit) -> str:
@@ -15,20 +18,35 @@ def title(circuit: Circuit) -> str:
     return " on ".join(part for part in (model, task) if part)
 
 
+def unit(circuit: Circuit) -> str:
+    """The unit of the circuit's scores and effects."""
+    metric = str(circuit.method.get("metric", ""))
+    return {
+        "logit_diff": "logits",
+        "prob_diff": "probability",
+        "log_prob": "nats",
+        "kl": "nats",
+    }.get(metric, metric or "metric")
+
+
 def printable(text: str) -> str:
     """Without the control characters that make an SVG ill-formed."""
     return "".join(char for char in text if char.isprintable())
 
 
-def row_label(node: CircuitNode) -> str:
+def escaped(text: str) -> str:
+    """Text as a part of HTML, SVG and the HTML-like labels of Graphviz."""
+    return html.escape(printable(text))
+
+
+def row_label(node: CircuitNode | ShownNode) -> str:
     """What the nodes of the row are that this one stands in."""
     if node.layer is None:
         return ""
-    part = {"kv": "keys, values", "head": "attention", "mlp": "MLP"}[node.kind]
-    return f"{node.layer} {part}"
+    return f"{node.layer} {_PART.get(node.kind, 'q, k, v')}"
 
 
-def node_text(node: CircuitNode, circuit: Circuit) -> str:
+def node_text(node: CircuitNode | ShownNode, circuit: Circuit) -> str:
     """What is known of a node, in one line."""
     if node.score is None:
         return node.name

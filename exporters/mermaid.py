@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..circuits.circuit import Circuit
-from .dot import NEGATIVE, POSITIVE, boxes, show_diagram, title, width
+from .dot import NEGATIVE, POSITIVE, boxes, details, show_diagram
+from .labels import line_width, title
 from .view import View
 
 MOST_EDGES = 500
@@ -23,7 +24,7 @@ def to_mermaid(circuit: Circuit, view: View = _NO_VIEW) -> str:
     """The circuit as a flowchart, input below, logits on top; the same bytes every time."""
     shown = show_diagram(circuit, view if view.qkv else replace(view, qkv="merge"))
     ids = {node.name: f"n{number}" for number, node in enumerate(shown.nodes)}
-    lines = ["flowchart BT", f"accTitle: {_text(' - '.join(title(circuit, shown)))}"]
+    lines = ["flowchart BT", f"accTitle: {_text(f'{title(circuit)} - {details(circuit, shown)}')}"]
     for number, (role, nodes) in enumerate(boxes(shown).items()):
         if role is not None:
             lines.append(f'subgraph s{number}["{_text(role)}"]')
@@ -40,7 +41,7 @@ def to_mermaid(circuit: Circuit, view: View = _NO_VIEW) -> str:
         color = NEGATIVE if edge.worth < 0 else POSITIVE
         lines += [
             f"{ids[edge.source]} {arrow}{label} {ids[edge.target]}",
-            f"linkStyle {number} stroke:{color},stroke-width:{width(edge.worth, largest)}px",
+            f"linkStyle {number} stroke:{color},stroke-width:{line_width(edge.worth, largest):.2f}px",
         ]
     lines.append(
         "%% blue, solid: carries the behaviour; red, dashed: opposes it; wide: large; "

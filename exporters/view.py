@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import statistics
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,6 +17,7 @@ QKV = ("merge", "nodes", "parallel")
 COLLAPSE = ("qkv", "layers", "groups")
 _ROW_OF_KIND = {"q": 0, "k": 0, "v": 0, "kv": 1, "head": 2, "attention": 2, "mlp": 3}
 _LAST_ROW = 1_000_000
+_LONGEST_NAME = 40  # that nearest names are sought for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +162,7 @@ def show(circuit: Circuit, view: View, qkv: str) -> Shown:
     Raises:
         InputError: a group names a node that the model does not have.
     """
-    _check_groups(circuit, view)
+    check_groups(circuit, view)
     circuit = _top(circuit, view.top)
     inner = {node.name: _inner(node, view) for node in circuit.nodes}
     qkv = "merge" if view.collapse else view.qkv or qkv
@@ -198,15 +200,18 @@ def row(kind: str, layer: int | None) -> int:
     return 1 + 4 * layer + _ROW_OF_KIND[kind]
 
 
-def _check_groups(circuit: Circuit, view: View) -> None:
+def check_groups(circuit: Circuit, view: View) -> None:
+    """Raises InputError for a group of a node that the model lacks, or named like a node."""
     if not view.groups:
         return
     known = {node.name for node in all_nodes(circuit.shape)}
     strange = [name for name in view.role_of if name not in known]
     if strange:
+        near = difflib.get_close_matches(strange[0][:_LONGEST_NAME], known, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else "did you mean another model?"
         raise InputError(
-            f"groups: {', '.join(map(repr, strange[:5]))} is no node of this model; nodes are "
-            "named like input, a0.h1, m0, logits"
+            f"groups: {strange[0]!r:.60} is no node of this model, whose nodes are named like "
+            f"input, a0.h1, m0, logits; {hint}"
         )
     if taken := sorted(known & set(view.groups)):
         raise InputError(f"groups: {taken[0]!r} is a node of this model; name the group otherwise")

@@ -34,11 +34,12 @@ ranked.forEach((edge, index) => { edge.rank = index + 1; });
 
 const nodes = new Map(all("[data-node]").map((element) => [element.dataset.node, element]));
 const paths = new Map(all("[data-edge]").map((element) => [Number(element.dataset.edge), element]));
+const keys = all(".key"); // of the roles, in the legend
 const serves = all("[data-from]");
 
 // Native tooltips would come late and beside ours, so their text moves into a map.
 const texts = new WeakMap();
-for (const element of [...nodes.values(), ...paths.values()]) {
+for (const element of [...nodes.values(), ...paths.values(), ...keys]) {
   const title = element.querySelector("title");
   texts.set(element, title.textContent);
   title.remove();
@@ -72,7 +73,7 @@ const STEPS = { min: thresholds(), top: counts(edges.length) };
 
 // ---- the state, and the address that holds it
 
-const FRESH = { min: 0, top: edges.length, hide: [], find: "", layers: false, only: false, sort: "rank", zoom: 0, pins: [] };
+const FRESH = { min: 0, top: edges.length, hide: [], find: "", by: "none", only: false, sort: "rank", zoom: 0, pins: [] };
 let state = { ...FRESH };
 let hovered = null; // name of a node or edge, or an array of nodes
 let shownRows = PAGE_OF_ROWS;
@@ -90,12 +91,13 @@ function readAddress() {
   const number = (key) => (Number.isFinite(parseFloat(read.get(key))) ? parseFloat(read.get(key)) : FRESH[key]);
   const names = new Set([...nodes.keys(), ...edges.map((edge) => edge.name)]);
   const sort = read.get("sort") ?? FRESH.sort;
+  const by = all("option:enabled", byId("by")).find((option) => option.value === read.get("by"));
   state = {
     min: number("min"),
     top: Math.min(Math.max(number("top"), 1), edges.length),
     hide: (read.get("hide") ?? "").split(",").filter(Boolean),
     find: read.get("find") ?? "",
-    layers: read.get("layers") === "1",
+    by: by?.value ?? FRESH.by,
     only: read.get("only") === "1",
     sort: Object.hasOwn(COLUMNS, sort.replace(/^-/, "")) ? sort : FRESH.sort,
     zoom: Math.min(Math.max(number("zoom"), 0), 8),
@@ -106,11 +108,10 @@ function readAddress() {
 let writing = 0;
 function writeAddress() {
   const written = new URLSearchParams();
-  for (const key of ["min", "top", "find", "sort", "zoom"]) {
+  for (const key of ["min", "top", "find", "by", "sort", "zoom"]) {
     if (state[key] !== FRESH[key]) written.set(key, state[key]);
   }
   if (state.hide.length) written.set("hide", state.hide.join(","));
-  if (state.layers) written.set("layers", "1");
   if (state.only) written.set("only", "1");
   for (const name of state.pins) written.append("pin", name);
   clearTimeout(writing); // browsers limit how often the address may change
@@ -166,7 +167,7 @@ function show() {
   for (const line of serves) {
     line.classList.toggle("off", !(used.has(line.dataset.from) && used.has(line.dataset.to)));
   }
-  showLayers();
+  showGroups();
   const undrawn = visible.filter((edge) => !paths.has(edge.place)).length;
   byId("status").textContent =
     `${visible.length.toLocaleString("en")} of ${plural(edges.length, "edge")}, ` +
@@ -184,7 +185,7 @@ function show() {
   byId("min").setAttribute("aria-valuetext", byId("min-value").textContent);
   byId("top").setAttribute("aria-valuetext", `${byId("top-value").textContent} edges`);
   for (const box of all("[name=kind]")) box.checked = !state.hide.includes(box.value);
-  byId("layers").checked = state.layers;
+  byId("by").value = state.by;
   byId("only").checked = state.only;
   if (byId("find").value !== state.find) byId("find").value = state.find;
   byId("unpin").disabled = state.pins.length === 0;
@@ -206,10 +207,12 @@ function highlight() {
     element.classList.toggle("pinned", state.pins.includes(name));
     element.setAttribute("aria-pressed", state.pins.includes(name));
   }
-  for (const box of all(".layer", svg)) {
+  for (const box of all("[data-key]", svg)) {
     const members = membersOf(box);
+    const pinned = members.length > 0 && members.every((name) => state.pins.includes(name));
     box.classList.toggle("hot", members.some((name) => names.has(name) || ends.has(name)));
-    box.classList.toggle("pinned", members.every((name) => state.pins.includes(name)));
+    box.classList.toggle("pinned", pinned);
+    box.setAttribute("aria-pressed", pinned);
   }
   for (const line of all("[data-flow]", svg)) line.classList.toggle("hot", line.flow.some((edge) => hot.has(edge)));
   for (const row of all("tr", byId("rows"))) markRow(row, names, hot);
@@ -221,7 +224,9 @@ function markRow(row, names, hot) {
   row.querySelector("button").setAttribute("aria-pressed", state.pins.includes(edge.name));
 }
 
-// ---- layers: each row of nodes as one box, its edges as one line for each sign
+// ---- groups: the nodes of a row or a role as one box, their edges as one line for each sign
+
+const whole = svg.getAttribute("viewBox");
 
 function element(name, attributes, text) {
   const made = document.createElementNS("http://www.w3.org/2000/svg", name);
@@ -230,40 +235,89 @@ function element(name, attributes, text) {
   return made;
 }
 
-function membersOf(box) {
-  return [...nodes].filter(([, node]) => node.dataset.row === box.dataset.layer).map(([name]) => name);
+/** Which row or role a node belongs to; without a role, input and logits stay by themselves. */
+function keyOf(name, by) {
+  return nodes.get(name).dataset[by] ?? (["input", "logits"].includes(name) ? name : "none");
 }
 
-function showLayers() {
+function membersOf(box) {
+  return [...nodes.keys()].filter((name) => keyOf(name, box.dataset.by) === box.dataset.key);
+}
+
+/** The rows, where they are in the drawing. */
+function rowGroups() {
+  return all("text.row", svg).map((label) => {
+    const key = label.dataset.row;
+    const kind = [...nodes.values()].find((node) => node.dataset.row === key).classList[1];
+    return { key, label: label.textContent, y: label.y.baseVal[0].value - 4, kind };
+  });
+}
+
+/** The roles, one below the other, the later in the model (by the median of its nodes) the higher. */
+function roleGroups() {
+  const rows = new Map();
+  for (const [name, node] of nodes) {
+    const key = keyOf(name, "role");
+    rows.set(key, [...(rows.get(key) ?? []), Number(node.dataset.row)]);
+  }
+  const height = (key) => rows.get(key).sort((a, b) => a - b)[Math.floor(rows.get(key).length / 2)];
+  const top = Math.min(...all("text.row", svg).map((label) => label.y.baseVal[0].value - 4));
+  return [...rows.keys()].sort((a, b) => height(b) - height(a)).map((key, index) => {
+    const role = keys.find((each) => each.dataset.key === key);
+    const label = role?.dataset.name ?? (key === "none" ? "no role" : key);
+    return { key, label, y: top + 84 * index, kind: role ? role.getAttribute("class").replace("key ", "") : "" };
+  });
+}
+
+function showGroups() {
   svg.querySelector(".grouped")?.remove();
-  for (const part of all(":scope > .edges, :scope > .nodes", svg)) part.classList.toggle("off", state.layers);
-  if (!state.layers) return;
-  const rows = all("text.row", svg).map((label) => ({
-    key: label.dataset.row, label: label.textContent, x: Number(label.dataset.x), y: label.y.baseVal[0].value - 4,
-  }));
-  const middle = rows.length ? rows[0].x : 0;
-  const room = 1.3 * (natural.width - middle - 50); // a line gets three quarters as far as it is bowed
-  const rowOf = (name) => rows[Number(nodes.get(name).dataset.row)];
+  svg.setAttribute("viewBox", whole);
+  for (const part of all(":scope > .edges, :scope > .nodes", svg)) part.classList.toggle("off", state.by !== "none");
+  svg.querySelector(":scope > .rows").classList.toggle("off", state.by === "role");
+  if (state.by === "none" || nodes.size === 0) return;
+  const byRole = state.by === "role";
+  const by = byRole ? "role" : "row";
+  const groups = byRole ? roleGroups() : rowGroups();
+  const at = new Map(groups.map((group, index) => [group.key, { ...group, index, members: new Set(), inside: 0 }]));
   const flows = new Map();
   for (const edge of visible) {
-    const key = `${rowOf(edge.source).key} ${rowOf(edge.target).key} ${edge.kinds[0]}`;
-    if (!flows.has(key)) flows.set(key, []);
-    flows.get(key).push(edge); // the largest comes first
+    const [from, to] = [edge.source, edge.target].map((name) => at.get(keyOf(name, by)));
+    from.members.add(edge.source);
+    to.members.add(edge.target);
+    if (from === to) {
+      from.inside += 1;
+      continue;
+    }
+    const key = `${from.key} ${to.key} ${edge.kinds[0]}`;
+    if (!flows.has(key)) flows.set(key, { from, to, edges: [] });
+    flows.get(key).edges.push(edge); // the largest comes first
   }
+  if (byRole) { // only as wide as it has to be, with the zoom buttons beside the legend
+    const width = Math.max(700, svg.querySelector(":scope > .legend").getBBox().width + 150);
+    svg.setAttribute("viewBox", `0 0 ${Math.min(natural.width, width)} ${groups.at(-1).y + 50}`);
+  }
+  const times = (group) => (group.members.size > 1 ? ` \u00d7${group.members.size}` : "");
+  const middle = byRole ? natural.width / 2 : Number(svg.querySelector("text.row").dataset.x);
+  const half = Math.max(62, ...[...at.values()].map((group) => 14 + 3.6 * (group.label + times(group)).length));
+  const room = natural.width - middle - half - 40;
   const group = element("g", { class: "grouped" });
   const lines = element("g", { class: "edges" });
-  for (const flow of [...flows.values()].reverse()) {
-    const from = rowOf(flow[0].source);
-    const to = rowOf(flow[0].target);
+  for (const { from, to, edges: flow } of [...flows.values()].reverse()) {
     const side = flow[0].worth < 0 ? -1 : 1;
+    const up = from.y > to.y ? 1 : -1;
+    const off = up > 0 ? 7 : -2; // so that no line ends where another begins
     const share = flow[0].size / (ranked[0].size || 1);
-    const start = middle + side * 30;
-    const apart = Math.abs(Number(to.key) - Number(from.key)) - 1;
-    const bow = start + side * (12 + room * apart / rows.length);
+    const start = middle + side * half;
+    const apart = Math.abs(to.index - from.index) - 1;
+    // A curve gets three quarters as far as its control points. Lines that go down keep outside.
+    const bow = start + side * (32 + (up < 0 ? 14 : 0) + 1.3 * room * apart / groups.length);
+    const width = 0.6 + 4.4 * share;
+    const [size, arrow] = width > 2.5 ? ["wide", 8] : ["thin", 5];
     const line = element("path", {
-      class: flow[0].kinds[0], "data-flow": "", "stroke-width": (0.6 + 4.4 * share).toFixed(2),
+      class: flow[0].kinds[0], "data-flow": "", "stroke-width": width.toFixed(2),
       "stroke-opacity": (0.35 + 0.65 * share ** 0.5).toFixed(2),
-      d: `M${start} ${from.y - 12}C${bow} ${from.y - 24} ${bow} ${to.y + 24} ${start} ${to.y + 12}`,
+      "marker-end": `url(#${flow[0].kinds[0]}-${flow[0].kinds[2]}-${size})`,
+      d: `M${start} ${from.y - off}C${bow} ${from.y - off} ${bow} ${to.y + off} ${start + side * arrow} ${to.y + off}`,
     });
     line.flow = flow;
     texts.set(line, `${from.label} \u2192 ${to.label}: ${plural(flow.length, "edge")} that ` +
@@ -271,19 +325,26 @@ function showLayers() {
     lines.append(line);
   }
   group.append(lines);
-  for (const row of rows) {
-    const members = visible.flatMap((edge) => [edge.source, edge.target]).filter((name) => rowOf(name) === row);
-    const count = new Set(members).size;
-    if (!count) continue;
+  for (const one of at.values()) {
+    if (!one.members.size) continue;
+    const inside = one.inside ? `, ${plural(one.inside, "edge")} inside` : "";
+    const told = `${one.label}: ${plural(one.members.size, "node")}${inside}`;
     const box = element("g", {
-      class: `layer ${nodes.get(members[0]).getAttribute("class").split(" ").slice(0, 2).join(" ")}`, "data-layer": row.key, transform: `translate(${middle} ${row.y})`,
-      tabindex: 0, role: "button", "aria-label": `${row.label}, ${plural(count, "node")}`,
+      class: `group node ${one.kind}`, "data-by": by, "data-key": one.key, transform: `translate(${middle} ${one.y})`,
+      tabindex: 0, role: "button", "aria-label": told,
     });
-    box.append(
-      element("rect", { x: -62, y: -12, width: 124, height: 24, rx: 5 }),
-      element("text", { y: 4 }, count > 1 ? `${row.label} \u00d7${count}` : row.label),
-    );
-    texts.set(box, `${row.label}: ${plural(count, "node")}`);
+    const text = element("text", { y: 4 });
+    text.append(element("tspan", {}, one.label), times(one));
+    box.append(element("rect", { x: -half, y: -12, width: 2 * half, height: inside ? 36 : 24, rx: 5 }), text);
+    if (inside) box.append(element("text", { y: 18, class: "count" }, inside.slice(2)));
+    const mark = keys.find((each) => byRole && each.dataset.key === one.key);
+    if (mark) {
+      box.append(
+        element("circle", { class: "mark", cx: -half, cy: -12, r: 8 }),
+        element("text", { class: "number", x: -half, y: -8.5 }, mark.querySelector(".number").textContent),
+      );
+    }
+    texts.set(box, told);
     group.append(box);
   }
   svg.querySelector(":scope > .legend").before(group);
@@ -392,12 +453,12 @@ function pin(names) {
 function nameOf(part) {
   if (!part) return null;
   if (part.dataset.node) return part.dataset.node;
-  if (part.dataset.layer) return membersOf(part);
+  if (part.dataset.key) return membersOf(part);
   if (part.flow) return part.flow.map((edge) => edge.name);
   return edges[Number(part.dataset.edge)].name;
 }
 
-const PARTS = "[data-node], [data-edge], [data-layer], [data-flow]";
+const PARTS = "[data-node], [data-edge], [data-key], [data-flow]";
 const AROUND = [[0, 0], [0, -3], [3, 0], [0, 3], [-3, 0]]; // thin lines are hard to hit
 
 function partAt(x, y) {
@@ -487,7 +548,7 @@ for (const box of all("[name=kind]")) {
     change({ hide: box.checked ? others : [...others, box.value] });
   });
 }
-byId("layers").addEventListener("change", () => change({ layers: byId("layers").checked }));
+byId("by").addEventListener("change", () => change({ by: byId("by").value }));
 byId("only").addEventListener("change", () => change({ only: byId("only").checked }));
 byId("find").addEventListener("input", () => change({ find: byId("find").value }));
 byId("controls").addEventListener("submit", (event) => event.preventDefault());
@@ -535,16 +596,17 @@ byId("save-svg").addEventListener("click", () => {
   for (const part of all(".off", copy)) part.remove();
   for (const part of [copy, ...all(".hot, .pinned", copy)]) part.classList.remove("hot", "pinned", "focus");
   copy.removeAttribute("style");
+  for (const size of ["width", "height"]) copy.setAttribute(size, natural[size]);
   copy.querySelector("style").after(element("rect", { class: "paper", width: "100%", height: "100%" }));
   save(new XMLSerializer().serializeToString(copy), "image/svg+xml", "svg");
 });
 
 // ---- begin
 
-for (const [name, node] of nodes) {
-  node.setAttribute("tabindex", "0");
-  node.setAttribute("role", "button");
-  node.setAttribute("aria-label", texts.get(node) || name);
+for (const part of [...nodes.values(), ...keys]) {
+  part.setAttribute("tabindex", "0");
+  part.setAttribute("role", "button");
+  part.setAttribute("aria-label", texts.get(part));
 }
 readAddress();
 show();

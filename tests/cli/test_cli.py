@@ -66,7 +66,7 @@ def test_discover_writes_a_run_and_says_what_it_found(tmp_path: Path) -> None:
     pictures = {"circuit.svg"} if has_dot else set[str]()
     assert names == pictures | {
         "run.json", "scores.safetensors", "effects.jsonl", "circuit.json", "faithfulness.json",
-        "circuit.dot", "circuit.graphml",
+        "circuit.html", "circuit.dot", "circuit.graphml",
     }  # fmt: skip
     circuit = read_circuit(out / "circuit.json")
     assert circuit.faithfulness is not None
@@ -851,6 +851,9 @@ def test_export_draws_groups(run: Path, tmp_path: Path) -> None:
     assert wiremap(*asked, "--collapse", "groups").exit_code == 0
     assert "<B>ends</B>" in out.read_text()
     assert "give one of the two" in refused(*asked, "--collapse", "layers", "--qkv", "nodes")
+    page = tmp_path / "circuit.html"
+    assert wiremap("export", run, "--to", "html", "--group", roles, "-o", page).exit_code == 0
+    assert 'data-name="ends"' in page.read_text()
     roles.write_text("movers: [a99.h0]")
     assert "'a99.h0' is no node of this model" in refused(*asked)
 

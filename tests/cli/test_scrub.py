@@ -1,10 +1,9 @@
-"""``wiremap scrub`` and ``wiremap compare``, from outside."""
+"""``wiremap scrub``, from outside."""
 
 from __future__ import annotations
 
 import csv
 import json
-from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -174,35 +173,3 @@ def test_the_schema_of_hypotheses_is_printed_and_they_are_validated(
     assert f"valid hypothesis, {n_edges} edges" in wiremap("validate", path).stdout
     path.write_text(path.read_text().replace("recompute", "frozen"))
     assert "model.layernorm: wiremap scrubs with" in refused("validate", path)
-
-
-# ---- compare
-
-
-def test_compare_says_what_is_shared(circuit: Path, tmp_path: Path) -> None:
-    found = read_circuit(circuit)
-    smaller, picture = tmp_path / "smaller.json", tmp_path / "both.dot"
-    write_circuit(Circuit.build(found.shape, found.edges[2:], method=found.method), smaller)
-    n_edges = len(found.edges)
-    result = wiremap("compare", circuit, smaller, "-o", picture)
-    assert result.exit_code == 0, result.output
-    assert f"Jaccard {(n_edges - 2) / n_edges:.3f}" in result.stdout
-    assert "in A alone, largest first: " in result.stdout
-    assert found.edges[0].name in result.stdout
-    assert f"written to {picture}" in result.stdout
-    assert picture.read_text().startswith("digraph comparison")
-    told = json.loads(wiremap("compare", circuit, smaller, "--json").stdout)
-    assert told["edges"] == {"a": n_edges, "b": n_edges - 2}
-    assert told["edges_lost"] == [edge.name for edge in found.edges[:2]]
-    assert told["edges_gained"] == []
-    assert wiremap("compare", circuit, circuit, "--quiet").output == ""
-
-
-def test_compare_refuses_what_cannot_be_compared(circuit: Path, tmp_path: Path) -> None:
-    found = read_circuit(circuit)
-    other = tmp_path / "other.json"
-    shape = replace(found.shape, n_layers=found.shape.n_layers + 1)
-    write_circuit(Circuit.build(shape, []), other)
-    assert "of one shape, got n_layers 4 and 5" in refused("compare", circuit, other)
-    assert "cannot be read" in refused("compare", circuit, tmp_path / "none.json")
-    assert "expected a .dot, .svg" in refused("compare", circuit, circuit, "-o", tmp_path / "x.txt")

@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 
 from wiremap.cli import main
 from wiremap.edges import InputError, files
-from wiremap.exporters import write_circuit
+from wiremap.exporters import View, write_circuit
 from wiremap.exporters.html import to_html
 
 
@@ -51,6 +51,21 @@ def test_no_open_only_writes(circuit: Path, opened: list[str]) -> None:
     assert page.is_file()
     assert not circuit.with_suffix(".html").exists()
     assert not opened
+
+
+def test_nodes_are_marked_by_the_roles_of_a_file(circuit: Path) -> None:
+    roles = circuit.with_name("roles.yaml")
+    roles.write_text("early: [a0.h0, m0]\n")
+    assert view(circuit, "--no-open", "--group", roles).exit_code == 0
+    page = circuit.with_suffix(".html")
+    assert page.read_text(encoding="utf-8") == to_html(
+        by_hand.circuit(), View(groups={"early": ["a0.h0", "m0"]})
+    )
+    page.unlink()
+    roles.write_text("early: [a0.h7]\n")
+    refused = view(circuit, "--no-open", "--group", roles)
+    assert (refused.exit_code, page.exists()) == (2, False)
+    assert "groups: 'a0.h7' is no node of this model" in refused.stderr
 
 
 def test_an_older_page_is_replaced_and_nothing_else(circuit: Path, opened: list[str]) -> None:

@@ -20,13 +20,14 @@ from synthetic import hostile
 
 from wiremap.circuits import Circuit, CircuitEdge
 from wiremap.circuits.document import from_document, loads, to_document
-from wiremap.edges import ModelGraph
-from wiremap.exporters import dot
-from wiremap.exporters.drawing import DRAWN, to_svg
+from wiremap.edges import InputError, ModelGraph
+from wiremap.exporters import View, dot, write_circuit
+from wiremap.exporters.drawing import DRAWN, drawing, to_svg
 from wiremap.exporters.html import MARK, Viewer, to_html
 
 SVG = "{http://www.w3.org/2000/svg}"
 EMPTY = Circuit.build(by_hand.SHAPE, [])
+ROLES = View(groups={"early": ["a0.h0", "m0"], "not there": ["m1"], synthetic.HOSTILE: ["a1.h1"]})
 
 
 class Page(HTMLParser):
@@ -52,8 +53,9 @@ def contents(page: str, tag: str) -> list[str]:
     return re.findall(rf"<{tag}[^>]*>(.*?)</{tag}>", page, re.DOTALL)
 
 
-def test_only_the_page_s_own_script_and_styles_may_run() -> None:
-    page = to_html(by_hand.circuit())
+@pytest.mark.parametrize("view", [View(), ROLES], ids=["plain", "roles"])
+def test_only_the_page_s_own_script_and_styles_may_run(view: View) -> None:
+    page = to_html(by_hand.circuit(), view)
     (policy,) = re.findall(r'http-equiv="Content-Security-Policy" content="([^"]*)"', page)
     directives = {part.split()[0]: part.split()[1:] for part in policy.split("; ")}
 
@@ -74,7 +76,7 @@ def test_only_the_page_s_own_script_and_styles_may_run() -> None:
 
 @pytest.mark.parametrize("circuit", [by_hand.circuit(), hostile()], ids=["plain", "hostile"])
 def test_nothing_refers_to_another_place(circuit: Circuit) -> None:
-    page = to_html(circuit)
+    page = to_html(circuit, ROLES)
     assert set(re.findall(r"[a-z]+://[^\"'\s]*", page)) == {"http://www.w3.org/2000/svg"}
     assert not re.findall(r"url\((?!#)|@import|\bfetch\(|XMLHttp|WebSocket|eval\(|innerHTML", page)
     for tag, attributes in Page(page).elements:
@@ -85,8 +87,8 @@ def test_nothing_refers_to_another_place(circuit: Circuit) -> None:
 
 
 def test_labels_stay_text() -> None:
-    page = to_html(hostile())
-    expected, found = Page(to_html(by_hand.circuit())), Page(page)
+    page = to_html(hostile(), ROLES)
+    expected, found = Page(to_html(by_hand.circuit(), View(groups={"x": ["m0"]}))), Page(page)
     kinds = {tag for tag, _ in expected.elements}
     assert {tag for tag, _ in found.elements} == kinds
     for tag in ("script", "style", "svg", "h1"):
@@ -118,8 +120,12 @@ import sys
 sys.path.insert(0, {str(tests)!r})
 import circuits_for_tests, synthetic
 from wiremap.exporters.html import to_html
-sys.stdout.buffer.write((to_html(circuits_for_tests.circuit()) + to_html(synthetic.circuit(60))).encode())
+from wiremap.exporters import View
+roles = View(groups={{"b": ["m0", "a0.h0"], "a": ["a1.h1"]}})
+sys.stdout.buffer.write((to_html(circuits_for_tests.circuit(), roles) + to_html(synthetic.circuit(60))).encode())
 """
+    roles = View(groups={"b": ["m0", "a0.h0"], "a": ["a1.h1"]})
+    expected = to_html(by_hand.circuit(), roles) + to_html(synthetic.circuit(60))
     for seed in ("1", "2"):
         made = subprocess.run(
             [sys.executable, "-c", code],
@@ -127,7 +133,7 @@ sys.stdout.buffer.write((to_html(circuits_for_tests.circuit()) + to_html(synthet
             check=True,
             env={"PYTHONHASHSEED": seed},
         )
-        assert made.stdout.decode() == to_html(by_hand.circuit()) + to_html(synthetic.circuit(60))
+        assert made.stdout.decode() == expected
 
 
 def test_the_page_tells_the_question_and_what_came_out() -> None:
@@ -152,6 +158,59 @@ def test_large_circuits_are_drawn_in_part_and_say_so(large_page: Path) -> None:
     sizes = [abs(edge.worth or 0.0) for edge in circuit.edges]
     left_out = [size for place, size in enumerate(sizes) if place not in drawn]
     assert max(left_out) <= min(sizes[place] for place in drawn)
+
+
+# ---- roles
+
+
+def test_nodes_are_marked_by_their_role_and_the_legend_names_it() -> None:
+    root = ElementTree.fromstring(drawing(by_hand.circuit(), ROLES.groups))
+    groups = [group for group in root.iter(f"{SVG}g") if "data-node" in group.attrib]
+    marks = {group.attrib["data-node"]: group.get("data-role") for group in groups}
+    assert marks == {"input": None, "a0.h0": "0", "m0": "0", "a1.h1": "2", "logits": None}
+    (head,) = [group for group in groups if group.attrib["data-node"] == "a0.h0"]
+    assert head.attrib["class"] == "node head marked role0"
+    assert (head.findtext(f"{SVG}title"), head.findtext(f"{SVG}text[@class='number']")) == (
+        "a0.h0 (early)", "1",
+    )  # fmt: skip
+    keys = [group for group in root.iter(f"{SVG}g") if "data-key" in group.attrib]
+    told = [key.findtext(f"{SVG}title") or "" for key in keys]
+    assert told[:2] == ["early: a0.h0, m0", "not there: no node; not in this circuit: m1"]
+    assert "<script>window.ran=1</script>" in told[2]
+    shown = ["".join(key.findall(f"{SVG}text")[1].itertext()) for key in keys]
+    assert shown[:2] == ["early \u00d72", "not there \u00d70"]
+    assert len(shown[2]) == 32 + 3
+
+
+def test_many_roles_repeat_colours_not_numbers_and_break_the_legend() -> None:
+    circuit = synthetic.circuit(150)
+    roles = {f"the role of {node.name}": [node.name] for node in circuit.nodes[1:31]}
+    root = ElementTree.fromstring(drawing(circuit, roles))
+    keys = [group for group in root.iter(f"{SVG}g") if "data-key" in group.attrib]
+    assert [key.findtext(f"{SVG}text[@class='number']") for key in keys] == [
+        str(number) for number in range(1, 31)
+    ]
+    assert len({key.attrib["class"] for key in keys}) == 8
+    rows = {
+        group.attrib["transform"].split()[1] for group in root.findall(f".//{SVG}g[@transform]")
+    }
+    assert {"22)", "44)"} <= rows
+    without = ElementTree.fromstring(drawing(circuit, {}))
+    assert float(root.attrib["height"]) > float(without.attrib["height"])
+    assert root.attrib["width"] == without.attrib["width"]
+
+
+def test_roles_can_be_grouped_by_only_where_there_are_roles() -> None:
+    assert "<option disabled>role</option>" in to_html(by_hand.circuit())
+    assert "<option>role</option>" in to_html(by_hand.circuit(), ROLES)
+
+
+def test_roles_of_strangers_are_refused(tmp_path: Path) -> None:
+    for role, message in (("a1.h7", "did you mean a1.h1 or a1.h0"), ("x" * 99, "another model")):
+        with pytest.raises(InputError, match=rf"groups: '{role[:9]}.*no node of this.*{message}"):
+            to_html(by_hand.circuit(), View(groups={"movers": [role]}))
+    with pytest.raises(InputError, match=r"\.html has no choice of collapse: formats that have"):
+        write_circuit(by_hand.circuit(), tmp_path / "c.html", view=View(collapse="layers"))
 
 
 # ---- the drawing

@@ -6,7 +6,7 @@ import csv
 import io
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -16,7 +16,7 @@ import synthetic
 from playwright.sync_api import Browser, FloatRect, Locator, Page, sync_playwright
 
 from wiremap.circuits import Circuit
-from wiremap.exporters import read_circuit, write_circuit
+from wiremap.exporters import View, read_circuit, write_circuit
 from wiremap.exporters.html import Viewer
 
 _PROGRAMS = (
@@ -32,6 +32,8 @@ pytestmark = pytest.mark.skipif(
 SVG = "{http://www.w3.org/2000/svg}"
 
 Open = Callable[..., Page]
+Roles = Mapping[str, Sequence[str]]
+ROLES: Roles = {"early": ["a0.h0", "m0"], "not there": ["m1"], synthetic.HOSTILE: ["a1.h1"]}
 
 
 @pytest.fixture(scope="module")
@@ -48,10 +50,12 @@ def show(browser: Browser, tmp_path: Path) -> Iterator[Open]:
     wrong: list[str] = []
     contexts = []
 
-    def open_page(circuit: Circuit | Path, address: str = "", **options: object) -> Page:
+    def open_page(
+        circuit: Circuit | Path, address: str = "", roles: Roles | None = None, **options: object
+    ) -> Page:
         path = circuit if isinstance(circuit, Path) else tmp_path / "circuit.html"
         if not isinstance(circuit, Path):
-            write_circuit(circuit, path)
+            write_circuit(circuit, path, view=View(groups=roles or {}))
         context = browser.new_context(viewport={"width": 1400, "height": 900}, **options)  # pyright: ignore[reportArgumentType]
         contexts.append(context)
         page = context.new_page()
@@ -327,24 +331,129 @@ def test_large_circuits_are_shown_in_part(show: Open, large_page: Path) -> None:
 def test_grouping_by_layer_joins_nodes_and_edges(show: Open) -> None:
     circuit = synthetic.circuit(150)
     page = show(circuit)
-    page.check("#layers")
+    page.select_option("#by", "layer")
     assert not page.locator("path[data-edge]").first.is_visible()
     rows = {(node.layer, node.kind) for node in circuit.nodes}
-    assert page.locator(".layer").count() == len(rows)
+    assert page.locator(".group").count() == len(rows)
     kinds = {node.name: (node.layer, node.kind) for node in circuit.nodes}
     flows = {
         (kinds[edge.source], kinds[edge.target], (edge.worth or 0.0) < 0) for edge in circuit.edges
     }
     assert page.locator("[data-flow]").count() == len(flows)
-    heads = page.locator(".layer.head").first
+    heads = page.locator(".group.head").first
     heads.click()
-    pinned = page.locator(".node.pinned:not(.layer)").evaluate_all(
+    pinned = page.locator(".node.pinned:not(.group)").evaluate_all(
         "found => found.map(node => node.dataset.row)"
     )
-    assert set(pinned) == {heads.get_attribute("data-layer")}
-    page.uncheck("#layers")
-    assert page.locator(".layer").count() == 0
+    assert set(pinned) == {heads.get_attribute("data-key")}
+    page.select_option("#by", "none")
+    assert page.locator(".group").count() == 0
     assert page.locator("path[data-edge]").first.is_visible()
+
+
+# ---- roles
+
+
+def key(page: Page, number: int) -> Locator:
+    """What the legend says of a role."""
+    return page.locator(f'.key[data-key="{number}"]')
+
+
+def test_the_legend_highlights_and_pins_a_role(show: Open) -> None:
+    page, circuit = show(by_hand.circuit(), roles=ROLES), by_hand.circuit()
+    of_early = {edge.name for edge in circuit.edges} - {"a1.h1->logits"}
+    key(page, 0).locator("tspan").hover()
+    assert names(page, circuit, ".hot") == of_early
+    assert page.inner_text("#tip") == "early: a0.h0, m0"
+    page.mouse.move(5, 5)
+    assert names(page, circuit, ".hot") == set()
+    key(page, 0).locator("circle").click()
+    page.mouse.move(5, 5)
+    assert names(page, circuit, ".hot") == of_early
+    assert key(page, 0).get_attribute("aria-pressed") == "true"
+    page.wait_for_url(re.compile("pin=a0.h0&pin=m0"))
+    key(page, 0).focus()
+    page.keyboard.press("Enter")
+    assert page.is_disabled("#unpin")
+    key(page, 1).locator("circle").click()
+    assert key(page, 1).get_attribute("aria-pressed") == "false"
+    assert page.is_disabled("#unpin")
+    node(page, "a0.h0").hover()
+    assert page.inner_text("#tip") == "a0.h0 (early); 1 in, 2 out"
+
+
+def test_grouping_by_role_joins_nodes_and_edges(show: Open) -> None:
+    circuit = by_hand.circuit()
+    page = show(circuit, roles={"ends of it": ["input", "a1.h1"], "early": ["a0.h0"]})
+    page.select_option("#by", "role")
+    page.wait_for_url(re.compile("by=role"))
+    page.reload()
+    assert page.input_value("#by") == "role"
+    boxes = page.locator(".group")
+    assert boxes.evaluate_all("found => found.map(box => box.dataset.key)") == [
+        "logits", "0", "none", "1",
+    ]  # fmt: skip
+    assert boxes.evaluate_all("found => found.map(box => box.ariaLabel)") == [
+        "logits: 1 node", "ends of it: 2 nodes", "no role: 1 node", "early: 1 node",
+    ]  # fmt: skip
+    assert page.locator("[data-flow]").count() == 6
+    told = page.locator("[data-flow]").evaluate_all("found => found.map(line => line.flow.length)")
+    assert sum(told) == 6
+    assert not page.locator("text.row").first.is_visible()
+    boxes.nth(1).click()
+    page.mouse.move(5, 5)
+    assert names(page, circuit, ".hot") == {edge.name for edge in circuit.edges} - {"m0->logits"}
+    assert key(page, 0).get_attribute("aria-pressed") == "true"
+    page.uncheck('[value="positive"]')
+    assert boxes.count() == 3
+    page.click("#reset")
+    assert page.input_value("#by") == "none"
+    assert page.locator("text.row").first.is_visible()
+
+
+def test_edges_inside_a_role_are_counted(show: Open, tmp_path: Path) -> None:
+    page = show(by_hand.circuit(), "#by=role", roles={"heads": ["a0.h0", "a1.h1"]})
+    assert page.locator(".count").all_text_contents() == ["2 edges inside"]
+    page.locator(".group .count").hover()
+    assert page.inner_text("#tip") == "heads: 2 nodes, 2 edges inside"
+    root = ElementTree.fromstring(save(page, "#save-svg", tmp_path).read_bytes())
+    texts = {"".join(text.itertext()) for text in root.iter(f"{SVG}text")}
+    assert {"heads \u00d72", "2 edges inside"} <= texts
+    assert [root.attrib["width"], root.attrib["height"]] == root.attrib["viewBox"].split()[2:]
+
+
+def test_roles_in_the_address_of_a_page_without_are_ignored(show: Open) -> None:
+    page = show(by_hand.circuit(), "#by=role")
+    assert page.input_value("#by") == "none"
+    assert page.locator(".group").count() == 0
+    assert page.locator("#by option:disabled").all_inner_texts() == ["role"]
+
+
+def test_names_of_roles_are_only_text(show: Open) -> None:
+    page = show(synthetic.hostile(), "#by=role", roles=ROLES)
+    page.locator('.group[data-key="2"]').hover()
+    assert "<script>window.ran=1</script>" not in page.inner_text("#tip"), "cut short"
+    key(page, 2).locator("circle").hover()
+    assert "<script>window.ran=1</script>" in page.inner_text("#tip")
+    assert page.evaluate("window.ran") is None
+    assert (page.locator("img").count(), page.locator("script").count()) == (0, 2)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_marks_of_roles_are_readable(show: Open, scheme: str) -> None:
+    circuit = synthetic.circuit(60)
+    roles = {node.name + " role": [node.name] for node in circuit.nodes[:8]}
+    page = show(circuit, roles=roles, color_scheme=scheme)
+    ground = luminance(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+    for number in range(8):
+        fills = (
+            key(page, number)
+            .locator("circle, .number")
+            .evaluate_all("found => found.map(part => getComputedStyle(part).fill)")
+        )
+        mark, text = map(luminance, fills)
+        assert (text + 0.05) / (mark + 0.05) > 4.5
+        assert (max(mark, ground) + 0.05) / (min(mark, ground) + 0.05) > 3.0
 
 
 # ---- the address
@@ -456,7 +565,7 @@ def test_what_labels_say_is_only_text(show: Open) -> None:
     assert "\u05d0\u05d1\u05d2 \U0001f600" in shown
     node(page, "m0").hover()
     assert "<img src=x onerror=window.ran=2>" in page.inner_text("#tip")
-    page.check("#layers")
+    page.select_option("#by", "layer")
     page.locator("[data-flow]").first.dispatch_event("pointermove")
     assert page.evaluate("window.ran") is None
     assert page.locator("img").count() == 0
@@ -511,7 +620,7 @@ def test_empty_and_grouped_circuits_are_shown(show: Open) -> None:
     page = show(Circuit.build(by_hand.SHAPE, []))
     assert status(page) == "0 of 0 edges, 0 of 0 nodes"
     assert page.is_disabled("#top")
-    page.check("#layers")
+    page.select_option("#by", "layer")
     page = show(by_hand.grouped())
     assert status(page) == "3 of 3 edges, 5 of 5 nodes"
     assert page.locator(".serves:not(.off)").count() == 2
