@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -177,7 +178,7 @@ class Curve:
             (right.fraction - left.fraction)
             * (height(left.faithfulness) + height(right.faithfulness))
             / 2
-            for left, right in zip(self.points, self.points[1:], strict=False)
+            for left, right in pairwise(self.points)
         )
 
     def as_document(self) -> dict[str, Any]:
