@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Collection, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -528,24 +528,37 @@ def _summary(
 def random_circuit(graph: ModelGraph, n_edges: int, rng: random.Random) -> list[str]:
     """Edges of random paths, exactly ``n_edges`` of them.
 
-    A path is a random walk from the logits back to the input: a uniform choice of what a node reads,
-    then of the slot it reads by. The last path is cut off where there are enough edges, so a few may
-    be dead; when walks find no more, the rest is drawn from all edges that are left.
+    The last path is cut off where there are enough edges, so a few may be dead; when walks find no
+    more, the rest is drawn from all edges that are left.
+    """
+    found: dict[Edge, None] = {}
+    fruitless = 0
+    for path in random_paths(graph, rng):
+        n_before = len(found)
+        found |= dict.fromkeys(path)
+        fruitless = 0 if len(found) > n_before else fruitless + 1
+        if len(found) >= n_edges or fruitless == _FRUITLESS:
+            break
+    if len(found) < n_edges:
+        rest = [edge for edge in graph.edges() if edge not in found]
+        found |= dict.fromkeys(rng.sample(rest, n_edges - len(found)))
+    return [graph.edge_name(edge) for edge in found][:n_edges]
+
+
+def random_paths(graph: ModelGraph, rng: random.Random) -> Iterator[list[Edge]]:
+    """Random paths without end, each from the logits back to the input.
+
+    Each is a random walk: a uniform choice of what a node reads, then of the slot it reads by.
     """
     slots: dict[int, list[int]] = {}
     for index, reader in enumerate(graph.readers):
         for node in using(graph, reader):
             slots.setdefault(node, []).append(index)
-    found: dict[Edge, None] = {}
-    fruitless = 0
-    while len(found) < n_edges and fruitless < _FRUITLESS:
-        n_before, node = len(found), ROOT
-        while node != 0 and len(found) < n_edges:
+    while True:
+        path: list[Edge] = []
+        node = ROOT
+        while node != 0:
             reader = rng.choice(slots[node])
             node = rng.randrange(graph.readers[reader].n_writers)
-            found[Edge(node, reader)] = None
-        fruitless = 0 if len(found) > n_before else fruitless + 1
-    if len(found) < n_edges:
-        rest = [edge for edge in graph.edges() if edge not in found]
-        found |= dict.fromkeys(rng.sample(rest, n_edges - len(found)))
-    return [graph.edge_name(edge) for edge in found]
+            path.append(Edge(node, reader))
+        yield path

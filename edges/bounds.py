@@ -33,7 +33,7 @@ from torch import Tensor
 
 from .errors import InputError
 from .gradients import check_direction
-from .masking import run_edges
+from .masking import EdgeSet, full_mask, run_edge_sets
 from .metrics import Metric
 from .model import Model
 from .node_patching import NodeEdits, patch_edits
@@ -176,7 +176,7 @@ def edge_effects(
 ) -> Measure:
     """What measures subsets of these edges: metric(clean) - metric(all edges but the subset).
 
-    See ``run_edges``. Raises InputError for names that are no edges, and for denoising.
+    See ``run_edge_sets``. Raises InputError for names that are no edges, and for denoising.
     """
     check_direction(direction)
     if direction != "noising":
@@ -184,18 +184,18 @@ def edge_effects(
             "edges are patched together in the clean run only, got direction denoising; use "
             "direction noising, or bound nodes"
         )
-    graph = model.graph
-    for name in names:
-        graph.edge(name)
-    everything = [graph.edge_name(edge) for edge in graph.edges()]
+    everything = full_mask(model.graph)
+    places = torch.tensor([model.graph.edge(name) for name in names]).view(-1, 2)
 
     def measure(members: Bool[Tensor, "sample item"]) -> Float[Tensor, "sample"]:
-        values: list[float] = []
-        for subset in map(set, _named(names, members)):
-            kept = [name for name in everything if name not in subset]
-            found = run_edges(model, pairs, kept, metric, batch_size, progress)
-            values.append(float((found.full - found.circuit).cpu().double().mean()))
-        return torch.tensor(values, dtype=torch.float64)
+        sets: list[EdgeSet] = []
+        for subset in members:
+            writers, readers = places[subset].T
+            kept = everything.clone()
+            kept[readers, writers] = False
+            sets.append(kept)
+        (found,) = run_edge_sets(model, pairs, sets, [metric], batch_size, progress)
+        return (found.full - found.circuit).cpu().double().mean(1)
 
     return measure
 

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
-from .errors import WiremapError
+from .errors import InputError, WiremapError
 from .graph import SLOTS, ModelGraph
 from .memory import BatchSize
 from .metrics import Metric, Targets, resolve_metric
@@ -44,6 +44,19 @@ class CircuitValues:
     circuit: Float32[Tensor, "pair"]
 
 
+@dataclass(frozen=True, eq=False)
+class EdgeSetValues:
+    """The metric on each pair: with all edges (clean run), with none (corrupted run), with each set."""
+
+    full: Float32[Tensor, "pair"]
+    empty: Float32[Tensor, "pair"]
+    circuit: Float32[Tensor, "set pair"]
+
+
+EdgeSet = Collection[str] | Bool[Tensor, "reader writer"]
+"""Edges by name, or as a mask over the model's readers and writers, such as of ``edge_mask``."""
+
+
 def run_edges(
     model: Model,
     pairs: PromptPairs,
@@ -54,39 +67,128 @@ def run_edges(
 ) -> CircuitValues:
     """The metric of the model reduced to ``edges``, everything outside patched, on each pair.
 
+    Args and errors as for ``run_edge_sets``, of one set and one metric.
+    """
+    (found,) = run_edge_sets(model, pairs, [edges], [metric], batch_size, progress)
+    return CircuitValues(found.full, found.empty, found.circuit[0])
+
+
+def run_edge_sets(
+    model: Model,
+    pairs: PromptPairs,
+    sets: Sequence[EdgeSet],
+    metrics: Sequence[str | Metric] = ("logit_diff",),
+    batch_size: int | None = None,
+    progress: Callable[[int], Any] | None = None,
+) -> list[EdgeSetValues]:
+    """Metrics of the model reduced to each of many sets of edges, everything outside patched.
+
+    The clean and the corrupted run of a batch are made once for all sets and metrics, and of a set
+    only those readers are computed anew that lie on a path of its edges from ``input`` to
+    ``logits``: the others read what they read in the corrupted run, or nothing comes of them.
+
     Args:
-        edges: names such as ``a0.h1->a2.h3<q>``.
-        metric: a name in ``METRICS`` or a function ``(logits, targets) -> [row]``.
+        sets: edges by names such as ``a0.h1->a2.h3<q>``, or masks.
+        metrics: names in ``METRICS`` or functions ``(logits, targets) -> [row]``.
         batch_size: pairs at once; None takes what fits into memory.
-        progress: called with the number of pairs finished since the last call.
+        progress: called with the number of runs (sets x pairs) finished since the last call.
+
+    Returns:
+        One for each metric, in their order.
 
     Raises:
-        InputError: an edge the model does not have, unknown options, pairs it cannot run.
+        InputError: an edge the model does not have, a mask of another shape or with edges that do
+            not exist, no metric, unknown options, pairs it cannot run.
         WiremapError: a metric that is not finite; the pairs are named.
     """
-    chosen_metric = resolve_metric(metric, pairs.wrong.shape[1] > 0)
-    kept = edge_mask(model.graph, edges)
+    if not metrics:
+        raise InputError("expected at least one metric, got none; name one, such as logit_diff")
+    chosen = [resolve_metric(metric, pairs.wrong.shape[1] > 0) for metric in metrics]
+    masks = [_mask_of(model.graph, edges) for edges in sets]
+    if not model.heads_share_scale:  # else a head may change without a kept edge into it
+        masks = [live_mask(model.graph, mask) for mask in masks]
     model.check_pairs(pairs)
-    table = torch.zeros(3, len(pairs), device=model.device)
+    table = torch.zeros(len(chosen), 2 + len(masks), len(pairs), device=model.device)
 
-    def values(batch: PairBatch) -> Tensor:
+    def values(batch: PairBatch) -> Float[Tensor, "metric run pair"]:
         clean = run(model, batch.clean, ())
         corrupted = run(model, batch.corrupted, BASE)
         targets = Targets.of(batch, clean.logits)
-        logits = masked_logits(model, kept, clean.input, corrupted)
-        return torch.stack(
-            [chosen_metric(some, targets) for some in (clean.logits, corrupted.logits, logits)]
-        )
+
+        def measured(logits: Float[Tensor, "pair d_vocab"]) -> Float[Tensor, "metric pair"]:
+            return torch.stack([metric(logits, targets) for metric in chosen])
+
+        ends = [measured(clean.logits), measured(corrupted.logits)]
+        reduced = [measured(masked_logits(model, mask, clean.input, corrupted)) for mask in masks]
+        return torch.stack([*ends, *reduced], 1)
 
     with torch.no_grad(), model.borrowed():
         for bucket in pairs.batches():
             size = BatchSize(batch_size) if batch_size else pairs_at_once(model, bucket)
             for batch, found in size.map(bucket, values):
-                table[:, batch.rows] = found.float()
+                table[:, :, batch.rows] = found.float()
                 if progress is not None:
-                    progress(len(batch))
-    check_finite(table)
-    return CircuitValues(*table)
+                    progress(len(batch) * len(masks))
+    check_finite(table.flatten(0, 1))
+    return [EdgeSetValues(of_metric[0], of_metric[1], of_metric[2:]) for of_metric in table]
+
+
+def _mask_of(graph: ModelGraph, edges: EdgeSet) -> Bool[Tensor, "reader writer"]:
+    if not isinstance(edges, Tensor):
+        return edge_mask(graph, edges)
+    edges, every = edges.cpu(), full_mask(graph)
+    if edges.dtype != torch.bool or edges.shape != every.shape:
+        raise InputError(
+            f"expected a mask of edges as booleans [reader writer], {list(every.shape)}, got "
+            f"{edges.dtype} of shape {list(edges.shape)}; see edge_mask"
+        )
+    if bool((edges & ~every).any()):
+        reader, writer = (edges & ~every).nonzero()[0].tolist()
+        raise InputError(
+            f"the mask has an edge that does not exist in this model, from "
+            f"{graph.writers[writer].name} to {graph.readers[reader].name}; see full_mask"
+        )
+    return edges
+
+
+def full_mask(graph: ModelGraph) -> Bool[Tensor, "reader writer"]:
+    """All edges of the model."""
+    n_writers = torch.tensor([reader.n_writers for reader in graph.readers])
+    return torch.arange(len(graph.writers)) < n_writers[:, None]
+
+
+def live_mask(
+    graph: ModelGraph, kept: Bool[Tensor, "reader writer"]
+) -> Bool[Tensor, "reader writer"]:
+    """Of these edges, those on a path of them from ``input`` to ``logits``.
+
+    A head passes on what its query, key or value reads, and a key or value that a group shares is
+    passed on by every query head of the group.
+    """
+    group = graph.n_heads // graph.n_kv_heads
+    reached = torch.zeros(len(graph.writers), dtype=torch.bool)
+    needed = kept[-1].clone()
+    used = torch.zeros(len(graph.readers), dtype=torch.bool)
+    used[-1] = reached[0] = True
+    for layer in range(graph.n_layers):
+        q, k, v = _by_slot(graph, (kept[graph.attention_readers(layer)] & reached).any(1))
+        reached[graph.head_writers(layer)] = q | (k | v).repeat_interleave(group)
+        reached[graph.mlp_writer(layer)] = (kept[graph.mlp_reader(layer)] & reached).any()
+    for layer in reversed(range(graph.n_layers)):
+        if needed[graph.mlp_writer(layer)]:
+            used[graph.mlp_reader(layer)] = True
+            needed |= kept[graph.mlp_reader(layer)]
+        heads = needed[graph.head_writers(layer)]
+        groups = heads.view(-1, group).any(1)
+        attention = graph.attention_readers(layer)
+        used[attention] = torch.cat([heads, groups, groups])
+        needed |= kept[attention][used[attention]].any(0)
+    return kept & reached & used[:, None]
+
+
+def _by_slot(graph: ModelGraph, of_readers: Bool[Tensor, "reader"]) -> Sequence[Tensor]:
+    """What belongs to a layer's attention readers, as its queries', keys' and values'."""
+    return of_readers.split([graph.n_heads, graph.n_kv_heads, graph.n_kv_heads])
 
 
 def edge_mask(graph: ModelGraph, edges: Iterable[str]) -> Bool[Tensor, "reader writer"]:
@@ -142,41 +244,47 @@ def masked_logits(
     reads_change = kept.any(1) | added
 
     def change_of_input(
-        readers: Sequence[int], n_writers: int
+        readers: Sequence[int], n_writers: int, last: int | None = None
     ) -> Float[Tensor, "reader pair pos d_model"]:
-        total = mask[torch.tensor(readers), :n_writers] @ changes[:n_writers].flatten(1)
-        total = total.view(len(readers), *changes.shape[1:])
+        """What readers read besides base's, at the ``last`` positions (None: all)."""
+        where = slice(None) if last is None else slice(-last, None)
+        of_writers = changes[:n_writers, :, where]
+        total = mask[torch.tensor(readers), :n_writers] @ of_writers.flatten(1)
+        total = total.view(len(readers), *of_writers.shape[1:])
         if additions is not None:
             for place, reader in enumerate(readers):
                 if bool(added[reader]):
-                    total[place] += additions.of(reader)
+                    total[place] += additions.of(reader)[:, where]
         return total
 
     for layer in range(graph.n_layers):
         heads, mlp = graph.head_writers(layer), graph.mlp_writer(layer)
         attention = graph.attention_readers(layer)
-        read = {slot: getattr(of_base, slot)[layer].clone() for slot in SLOTS}
-        for slot in SLOTS:
-            of_slot = [
-                index
-                for index in range(attention.start, attention.stop)
-                if graph.readers[index].kind == slot and bool(reads_change[index])
-            ]
-            if of_slot:
-                change = change_of_input(of_slot, heads.start)
-                normed = model.attention_norm(layer, of_base.resid_pre[layer] + change)
-                chosen = [graph.readers[index].head for index in of_slot]
-                read[slot][:, :, chosen] = model.project_heads(layer, slot, chosen, normed).permute(
-                    1, 2, 0, 3
-                )
         if bool(reads_change[attention].any()):
+            read = {slot: getattr(of_base, slot)[layer].clone() for slot in SLOTS}
+            for slot in SLOTS:
+                of_slot = [
+                    index
+                    for index in range(attention.start, attention.stop)
+                    if graph.readers[index].kind == slot and bool(reads_change[index])
+                ]
+                if of_slot:
+                    change = change_of_input(of_slot, heads.start)
+                    normed = model.attention_norm(layer, of_base.resid_pre[layer] + change)
+                    chosen = [graph.readers[index].head for index in of_slot]
+                    projected = model.project_heads(layer, slot, chosen, normed)
+                    read[slot][:, :, chosen] = projected.permute(1, 2, 0, 3)
             z = model.attend(layer, read["q"], read["k"], read["v"])
             change = model.written(layer, z) - of_base.written[layer]
             changes[heads] = torch.einsum("pthe,hem->hptm", change, model.output_weight(layer))
         reader = graph.mlp_reader(layer)
         if bool(reads_change[reader]):
-            (change,) = change_of_input([reader], graph.readers[reader].n_writers)
-            mlp_in = of_base.mlp_in[layer] + change
-            changes[mlp] = model.mlp(layer, model.mlp_norm(layer, mlp_in)) - of_base.mlp_out[layer]
-    (change,) = change_of_input([len(graph.readers) - 1], len(graph.writers))
-    return answer_logits(model, base.final + change)
+            # What the last MLP writes is read at the last position alone.
+            last = 1 if layer == graph.n_layers - 1 else None
+            (change,) = change_of_input([reader], graph.readers[reader].n_writers, last)
+            where = slice(-change.shape[1], None)
+            mlp_in = of_base.mlp_in[layer][:, where] + change
+            written = model.mlp(layer, model.mlp_norm(layer, mlp_in))
+            changes[mlp, :, where] = written - of_base.mlp_out[layer][:, where]
+    (change,) = change_of_input([len(graph.readers) - 1], len(graph.writers), 1)
+    return answer_logits(model, base.final[:, -1:] + change)

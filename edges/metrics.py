@@ -2,7 +2,7 @@
 
 A metric takes ``(logits [row, d_vocab], targets)`` and returns one number per row; the higher, the
 more the model does the behaviour. Units: logits for ``logit_diff``, nats for ``log_prob`` and
-``kl``, probability for ``prob_diff``.
+``kl``, probability for ``prob_diff``, share of pairs for ``accuracy``.
 """
 
 from __future__ import annotations
@@ -75,11 +75,20 @@ def kl(logits: Float[Tensor, "row d_vocab"], targets: Targets) -> Float[Tensor, 
     return -(clean.exp() * (clean - logits.log_softmax(-1))).sum(-1)
 
 
+def accuracy(logits: Float[Tensor, "row d_vocab"], targets: Targets) -> Float[Tensor, "row"]:
+    """1 where the token of the largest logit is one of the answers, else 0.
+
+    Of equal logits the first counts. It has no gradient: it is measured, never estimated from.
+    """
+    return (targets.answers == logits.argmax(-1, keepdim=True)).any(-1).to(logits)
+
+
 METRICS: Mapping[str, Metric] = {
     "logit_diff": logit_diff,
     "log_prob": log_prob,
     "prob_diff": prob_diff,
     "kl": kl,
+    "accuracy": accuracy,
 }
 _NEED_WRONG_ANSWERS = ("logit_diff", "prob_diff")
 

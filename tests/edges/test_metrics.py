@@ -8,7 +8,15 @@ import pytest
 import torch
 
 from wiremap.edges import InputError
-from wiremap.edges.metrics import Targets, kl, log_prob, logit_diff, prob_diff, resolve_metric
+from wiremap.edges.metrics import (
+    Targets,
+    accuracy,
+    kl,
+    log_prob,
+    logit_diff,
+    prob_diff,
+    resolve_metric,
+)
 
 LOGITS = torch.tensor([[1.0, 2.0, 4.0], [0.0, math.log(3), math.log(4)]])
 TARGETS = Targets(
@@ -53,3 +61,10 @@ def test_metrics_by_name() -> None:
         resolve_metric("loss", True)
     with pytest.raises(InputError, match="metric prob_diff compares the answer with a wrong"):
         resolve_metric("prob_diff", has_wrong_answers=False)
+
+
+def test_accuracy_takes_any_answer_and_the_first_of_equals() -> None:
+    assert accuracy(LOGITS, TARGETS).tolist() == [1, 1]
+    wrong = Targets(torch.tensor([[1, -1], [0, -1]]), TARGETS.wrong_answers, TARGETS.clean_logits)
+    assert accuracy(LOGITS, wrong).tolist() == [0, 0]
+    assert accuracy(torch.zeros(2, 3), wrong).tolist() == [0, 1]
