@@ -13,9 +13,7 @@ from wiremap.edges import Model, PromptPairs
 N_PAIRS, N_POS = 8, 16
 
 
-def build(
-    device: torch.device, n_heads: int = 12, n_pos: int = N_POS
-) -> tuple[Model, PromptPairs]:
+def build(device: torch.device, n_heads: int = 12, n_pos: int = N_POS) -> tuple[Model, PromptPairs]:
     torch.manual_seed(0)
     hf: Any = transformers.GPT2LMHeadModel(transformers.GPT2Config(n_head=n_heads))
     hf.eval().to(device)

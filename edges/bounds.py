@@ -33,7 +33,7 @@ from torch import Tensor
 
 from .errors import InputError
 from .gradients import check_direction
-from .masking import EdgeSet, full_mask, run_edge_sets
+from .masking import EdgeSet, full_mask, patch_together
 from .metrics import Metric
 from .model import Model
 from .node_patching import NodeEdits, patch_edits
@@ -113,7 +113,7 @@ def bound_unverified(
     Args:
         names: all that was not verified, nodes or edges as ``items`` says.
         metric: a name in ``METRICS`` or a function ``(logits, targets) -> [row]``.
-        direction: ``noising`` or ``denoising``; edges are patched together by noising only.
+        direction: ``noising`` or ``denoising``.
         n_samples: how many random subsets are patched.
         probability: with which each subset has each item: small, to stay near the intact model,
             and such that subsets with an item (n_samples * probability) are some tens.
@@ -174,28 +174,18 @@ def edge_effects(
     batch_size: int | None = None,
     progress: Callable[[int], Any] | None = None,
 ) -> Measure:
-    """What measures subsets of these edges: metric(clean) - metric(all edges but the subset).
-
-    See ``run_edge_sets``. Raises InputError for names that are no edges, and for denoising.
-    """
+    """What measures subsets of these edges: see ``patch_together``. Raises InputError likewise."""
     check_direction(direction)
-    if direction != "noising":
-        raise InputError(
-            "edges are patched together in the clean run only, got direction denoising; use "
-            "direction noising, or bound nodes"
-        )
-    everything = full_mask(model.graph)
-    places = torch.tensor([model.graph.edge(name) for name in names]).view(-1, 2)
+    readers, writers = torch.tensor([model.graph.edge(name)[::-1] for name in names]).T
 
     def measure(members: Bool[Tensor, "sample item"]) -> Float[Tensor, "sample"]:
-        sets: list[EdgeSet] = []
-        for subset in members:
-            writers, readers = places[subset].T
-            kept = everything.clone()
-            kept[readers, writers] = False
-            sets.append(kept)
-        (found,) = run_edge_sets(model, pairs, sets, [metric], batch_size, progress)
-        return (found.full - found.circuit).cpu().double().mean(1)
+        subsets: list[EdgeSet] = []
+        for row in members:
+            subset = torch.zeros_like(full_mask(model.graph))
+            subset[readers[row], writers[row]] = True
+            subsets.append(subset)
+        effects = patch_together(model, pairs, subsets, metric, direction, batch_size, progress)
+        return effects.cpu().double().mean(1)
 
     return measure
 

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
 from .errors import InputError, WiremapError
+from .gradients import check_direction
 from .graph import SLOTS, ModelGraph
 from .memory import BatchSize
 from .metrics import Metric, Targets, resolve_metric
@@ -101,25 +102,74 @@ def run_edge_sets(
             not exist, no metric, unknown options, pairs it cannot run.
         WiremapError: a metric that is not finite; the pairs are named.
     """
+    return _run_masks(
+        model,
+        pairs,
+        [_mask_of(model.graph, edges) for edges in sets],
+        metrics,
+        batch_size,
+        progress,
+    )
+
+
+def patch_together(
+    model: Model,
+    pairs: PromptPairs,
+    sets: Sequence[EdgeSet],
+    metric: str | Metric = "logit_diff",
+    direction: str = "noising",
+    batch_size: int | None = None,
+    progress: Callable[[int], Any] | None = None,
+) -> Float32[Tensor, "set pair"]:
+    """Exact effects of sets of edges, all edges of a set patched at once, on each pair.
+
+    effect = metric(they carry the clean run's values) - metric(they carry the corrupted run's)
+
+    all other edges carrying what is written in the edited run. Of a set of one edge it is that of
+    ``patch_edges``.
+
+    Args:
+        direction: ``noising`` edits the clean run, ``denoising`` the corrupted one.
+
+    Else, args and errors as for ``run_edge_sets``.
+    """
+    check_direction(direction)
+    every = full_mask(model.graph)
+    rest = [every & ~_mask_of(model.graph, edges) for edges in sets]
+    noising = direction == "noising"
+    (found,) = _run_masks(model, pairs, rest, [metric], batch_size, progress, not noising)
+    return found.full - found.circuit if noising else found.circuit - found.empty
+
+
+def _run_masks(
+    model: Model,
+    pairs: PromptPairs,
+    masks: Sequence[Bool[Tensor, "reader writer"]],
+    metrics: Sequence[str | Metric],
+    batch_size: int | None,
+    progress: Callable[[int], Any] | None,
+    swapped: bool = False,
+) -> list[EdgeSetValues]:
+    """See ``run_edge_sets``; ``swapped`` puts the two runs in each other's place in reduced models."""
     if not metrics:
         raise InputError("expected at least one metric, got none; name one, such as logit_diff")
     chosen = [resolve_metric(metric, pairs.wrong.shape[1] > 0) for metric in metrics]
-    masks = [_mask_of(model.graph, edges) for edges in sets]
     if not model.heads_share_scale:  # else a head may change without a kept edge into it
         masks = [live_mask(model.graph, mask) for mask in masks]
     model.check_pairs(pairs)
     table = torch.zeros(len(chosen), 2 + len(masks), len(pairs), device=model.device)
 
     def values(batch: PairBatch) -> Float[Tensor, "metric run pair"]:
-        clean = run(model, batch.clean, ())
-        corrupted = run(model, batch.corrupted, BASE)
+        clean = run(model, batch.clean, BASE if swapped else ())
+        corrupted = run(model, batch.corrupted, () if swapped else BASE)
+        kept, base = (corrupted, clean) if swapped else (clean, corrupted)
         targets = Targets.of(batch, clean.logits)
 
         def measured(logits: Float[Tensor, "pair d_vocab"]) -> Float[Tensor, "metric pair"]:
             return torch.stack([metric(logits, targets) for metric in chosen])
 
         ends = [measured(clean.logits), measured(corrupted.logits)]
-        reduced = [measured(masked_logits(model, mask, clean.input, corrupted)) for mask in masks]
+        reduced = [measured(masked_logits(model, mask, kept.input, base)) for mask in masks]
         return torch.stack([*ends, *reduced], 1)
 
     with torch.no_grad(), model.borrowed():

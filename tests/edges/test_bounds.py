@@ -382,8 +382,6 @@ def test_bad_names_and_directions_are_refused() -> None:
         bound_unverified(model, pairs, ["a9.h0->logits"], items="edges")
     with pytest.raises(InputError, match="unknown items 'heads'; there are nodes, edges"):
         bound_unverified(model, pairs, ["m0"], items="heads")
-    with pytest.raises(InputError, match="use direction noising, or bound nodes"):
-        bound_unverified(model, pairs, ["m0->logits"], direction="denoising", items="edges")
     for items, name in (("nodes", "m0"), ("edges", "m0->logits")):
         with pytest.raises(InputError, match="unknown direction 'sideways'"):
             bound_unverified(model, pairs, [name], direction="sideways", items=items)

@@ -18,7 +18,7 @@ from wiremap.edges import (
     score_edges,
     score_nodes,
 )
-from wiremap.edges.masking import run_edges
+from wiremap.edges.masking import patch_together, run_edges
 from wiremap.edges.metrics import Targets, logit_diff
 
 DIRECTIONS = ("noising", "denoising")
@@ -202,6 +202,30 @@ def test_what_precedes_the_first_difference_need_not_be_run_again(
     expected = slow_effects(slow, differing, direction, one_hot(slow, outgoing))
     found = patch_nodes(model, differing, nodes, direction=direction)
     assert float((found.effects - expected).abs().max()) < 1e-4 * float(expected.abs().max())
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_edges_patched_together_equal_the_slow_model(
+    every_twins: tuple[Model, SlowModel], pairs: PromptPairs, direction: str
+) -> None:
+    model, slow = every_twins
+    sets = [slow.edges[:1], slow.edges[::7], slow.edges[3::2], slow.edges]
+    runs = (pairs.clean, pairs.corrupted)
+    base, other = runs if direction == "noising" else runs[::-1]
+    targets = Targets(pairs.answers, pairs.wrong, torch.empty(len(pairs), 0))
+    expected = torch.stack(
+        [
+            logit_diff(slow.run(base)[0], targets)
+            - logit_diff(slow.reduced(base, other, set(slow.edges) - set(some)), targets)
+            for some in sets
+        ]
+    )
+    expected = expected if direction == "noising" else -expected
+    names = [[f"{writer}->{reader}" for writer, reader in some] for some in sets]
+    found = patch_together(model, pairs, names, direction=direction)
+    assert_equal_effects(found, expected)
+    alone = patch_edges(model, pairs, names[0], direction=direction).effects
+    torch.testing.assert_close(found[:1], alone, rtol=1e-4, atol=1e-4)
 
 
 def test_pairs_without_a_difference_have_no_effects() -> None:
