@@ -186,6 +186,7 @@ def edge_effects(
         )
     everything = full_mask(model.graph)
     places = torch.tensor([model.graph.edge(name) for name in names]).view(-1, 2)
+    told = progress and (lambda done, total: progress(done))
 
     def measure(members: Bool[Tensor, "sample item"]) -> Float[Tensor, "sample"]:
         sets: list[EdgeSet] = []
@@ -194,7 +195,7 @@ def edge_effects(
             kept = everything.clone()
             kept[readers, writers] = False
             sets.append(kept)
-        (found,) = run_edge_sets(model, pairs, sets, [metric], batch_size, progress)
+        (found,) = run_edge_sets(model, pairs, sets, [metric], batch_size, told)
         return (found.full - found.circuit).cpu().double().mean(1)
 
     return measure

@@ -67,9 +67,11 @@ def run_edges(
 ) -> CircuitValues:
     """The metric of the model reduced to ``edges``, everything outside patched, on each pair.
 
-    Args and errors as for ``run_edge_sets``, of one set and one metric.
+    Args and errors as for ``run_edge_sets``, of one set and one metric; ``progress`` is called with
+    the number of pairs finished since the last call.
     """
-    (found,) = run_edge_sets(model, pairs, [edges], [metric], batch_size, progress)
+    told = progress and (lambda done, total: progress(done))
+    (found,) = run_edge_sets(model, pairs, [edges], [metric], batch_size, told)
     return CircuitValues(found.full, found.empty, found.circuit[0])
 
 
@@ -79,7 +81,7 @@ def run_edge_sets(
     sets: Sequence[EdgeSet],
     metrics: Sequence[str | Metric] = ("logit_diff",),
     batch_size: int | None = None,
-    progress: Callable[[int], Any] | None = None,
+    progress: Callable[[int, int], Any] | None = None,
 ) -> list[EdgeSetValues]:
     """Metrics of the model reduced to each of many sets of edges, everything outside patched.
 
@@ -91,7 +93,8 @@ def run_edge_sets(
         sets: edges by names such as ``a0.h1->a2.h3<q>``, or masks.
         metrics: names in ``METRICS`` or functions ``(logits, targets) -> [row]``.
         batch_size: pairs at once; None takes what fits into memory.
-        progress: called with the number of runs (sets x pairs) finished since the last call.
+        progress: called with the number of runs (sets x pairs) finished since the last call, and in
+            all.
 
     Returns:
         One for each metric, in their order.
@@ -128,7 +131,7 @@ def run_edge_sets(
             for batch, found in size.map(bucket, values):
                 table[:, :, batch.rows] = found.float()
                 if progress is not None:
-                    progress(len(batch) * len(masks))
+                    progress(len(batch) * len(masks), len(pairs) * len(masks))
     check_finite(table.flatten(0, 1))
     return [EdgeSetValues(of_metric[0], of_metric[1], of_metric[2:]) for of_metric in table]
 
