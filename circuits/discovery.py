@@ -240,6 +240,7 @@ def describe_model(model: Model) -> dict[str, Any]:
         "device": model.device.type,
         "bos": model.tokenizer.bos if model.tokenizer else None,
         "kv": model.kv,
+        "tf32": model.tf32,
     }
 
 

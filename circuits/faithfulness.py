@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..edges.errors import InputError
 from ..edges.graph import ModelGraph
-from ..edges.masking import EdgeSet, full_mask, live_mask, run_edge_sets
+from ..edges.masking import EdgeSet, full_mask, live_mask, run_edge_sets, run_edges
 from ..edges.metrics import Metric
 from ..edges.model import Model
 from ..edges.prompts import PromptPairs
@@ -51,8 +51,8 @@ def evaluate(
     Raises:
         InputError: the metric is the same with and without all edges, so there is no ratio.
     """
-    (values,) = run_edge_sets(model, pairs, [edges], [metric], batch_size, progress)
-    full, empty, circuit = mean(values.full), mean(values.empty), mean(values.circuit[0])
+    values = run_edges(model, pairs, edges, metric, batch_size, progress)
+    full, empty, circuit = mean(values.full), mean(values.empty), mean(values.circuit)
     check_gap(full, empty)
     return Faithfulness(full, empty, circuit, len(pairs))
 
@@ -97,7 +97,7 @@ def read_metrics(
     edges: EdgeSet,
     metrics: Sequence[str] = BESIDE,
     batch_size: int | None = None,
-    progress: Callable[[int], Any] | None = None,
+    progress: Callable[[int, int], Any] | None = None,
 ) -> list[Reading]:
     """Several metrics of the model, the corrupted run and the circuit, all from the same runs.
 
@@ -234,7 +234,7 @@ def curve(
     metric: str | Metric = "logit_diff",
     sizes: Sequence[float] = MIB_SIZES,
     batch_size: int | None = None,
-    progress: Callable[[int], Any] | None = None,
+    progress: Callable[[int, int], Any] | None = None,
 ) -> Curve:
     """Faithfulness of the best edges of a ranking, at growing fractions of the model's edges.
 
@@ -267,7 +267,7 @@ def curves(
     metric: str | Metric = "logit_diff",
     sizes: Sequence[float] = MIB_SIZES,
     batch_size: int | None = None,
-    progress: Callable[[int], Any] | None = None,
+    progress: Callable[[int, int], Any] | None = None,
 ) -> list[Curve]:
     """The curve of each ranking, as ``curve``; all share the clean and the corrupted runs."""
     sizes = _check_sizes(sizes)
@@ -298,7 +298,7 @@ def localize(
     metric: str | Metric = "logit_diff",
     sizes: Sequence[float] = MIB_SIZES,
     batch_size: int | None = None,
-    progress: Callable[[int], Any] | None = None,
+    progress: Callable[[int, int], Any] | None = None,
 ) -> Localization:
     """CPR and CMD of scored edges, as MIB: see ``curve`` and ``Localization``.
 

@@ -75,7 +75,7 @@ def run_tests(
     quantile: float = 0.9,
     seed: int = 0,
     batch_size: int | None = None,
-    progress: Callable[[int], Any] | None = None,
+    progress: Callable[[int, int], Any] | None = None,
 ) -> list[HypothesisTest]:
     """All four tests of a circuit: equivalence, independence, minimality, against random circuits.
 

@@ -138,7 +138,7 @@ def completeness(
     n_subsets: int = 20,
     seed: int = 0,
     batch_size: int | None = None,
-    progress: Callable[[int], Any] | None = None,
+    progress: Callable[[int, int], Any] | None = None,
 ) -> Completeness:
     """|F(C without K) - F(M without K)| for parts K of the circuit; 0 throughout if it is complete.
 
@@ -176,7 +176,7 @@ def minimality(
     probability: float = 0.25,
     seed: int = 0,
     batch_size: int | None = None,
-    progress: Callable[[int], Any] | None = None,
+    progress: Callable[[int, int], Any] | None = None,
 ) -> Minimality:
     """For each edge e, the largest |F(C without K and e) - F(C without K)| over the K tried.
 

@@ -121,10 +121,7 @@ def stability(
     _check(names, effects, n_resamples, confidence)
     table = effects.detach().cpu().double()
     resampled = resampled_means(table, n_resamples, seed)
-    tail = (1 - confidence) / 2
-    levels = torch.tensor([tail, 1 - tail], dtype=torch.float64)
-    bounds = [part.quantile(levels, dim=0) for part in resampled.split(_EDGES_AT_ONCE, 1)]
-    low, high = torch.cat(bounds, 1).tolist()
+    low, high = percentile_intervals(resampled, confidence).tolist()
     chosen = torch.zeros(resampled.shape, dtype=torch.bool)
     place = {name: index for index, name in enumerate(names)}
     for row, means in enumerate(resampled.tolist()):
@@ -154,6 +151,16 @@ def resampled_means(
     times = torch.zeros(n_resamples, n_pairs, dtype=torch.float64)
     times.scatter_add_(1, drawn, torch.ones_like(drawn, dtype=torch.float64))
     return times @ effects.T / n_pairs
+
+
+def percentile_intervals(
+    resampled: Float64[Tensor, "resample edge"], confidence: float = 0.95
+) -> Float64[Tensor, "2 edge"]:
+    """Lower and upper ends of each edge's percentile bootstrap interval."""
+    tail = (1 - confidence) / 2
+    levels = torch.tensor([tail, 1 - tail], dtype=torch.float64)
+    bounds = [part.quantile(levels, dim=0) for part in resampled.split(_EDGES_AT_ONCE, 1)]
+    return torch.cat(bounds, 1)
 
 
 def _mean_jaccard(chosen: Bool[Tensor, "resample edge"]) -> float:

@@ -1,4 +1,4 @@
-"""Measuring edges (or nodes) in rank order, every result on disk as soon as it is there."""
+"""Measuring edges, paths or nodes in rank order, every result on disk as soon as it is there."""
 
 from __future__ import annotations
 
@@ -12,8 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy
+import torch
+from jaxtyping import Float32
+from torch import Tensor
 
+from ..edges.bounds import Bound, bound_unverified
 from ..edges.errors import InputError
+from ..edges.masking import patch_together
 from ..edges.metrics import Metric
 from ..edges.model import Model
 from ..edges.node_patching import patch_nodes
@@ -21,6 +26,9 @@ from ..edges.patching import patch_edges
 from ..edges.prompts import PromptPairs
 from ..edges.sources import Source
 from .document import loads
+
+TOGETHER = " + "
+"""Between the names of edges that are patched together."""
 
 CHUNK = 64
 """Items measured and written together. Part of what makes a resumed run give the same bytes."""
@@ -75,27 +83,43 @@ def verify(
     nodes: bool = False,
     patch_with: Source | None = None,
     progress: Callable[[int], Any] | None = None,
+    frozen: str = "none",
 ) -> list[Verified]:
     """Exact effects of edges, in the order of ``names``, a chunk at a time.
 
     Args:
+        names: edges, paths (see ``patch_edges``), or groups of edges patched together, such as
+            ``m0->logits + m1->logits`` (see ``patch_together``).
         nodes: the names are nodes, and activation patching takes the place of path patching.
         patch_with: where nodes' patched values come from; None takes the pairs' other runs.
         effects_file: a JSON Lines file that grows by whole chunks. Chunks it holds already are
             taken from it; what a killed run left of a chunk is dropped and measured again.
         progress: called with the number of names finished since the last call.
+        frozen: what keeps its values downstream of an edge; see ``patch_edges``.
 
     Raises:
         InputError: the file holds effects of another question. Else as ``patch_edges``.
     """
     if patch_with is not None and not nodes:
         raise InputError("edges are patched with the pairs' other runs; leave patch_with out")
+    if frozen != "none" and (nodes or any(TOGETHER in name for name in names)):
+        raise InputError(
+            f"frozen {frozen} is for single edges and paths; measure nodes and groups of edges "
+            "with nothing frozen"
+        )
     source = patch_with or Source()
     question = ""
     verified: list[Verified] = []
     if effects_file is not None:
         name = metric if isinstance(metric, str) else repr(metric)
-        told = (model.fingerprint(), pairs.fingerprint(), name, direction, source.fingerprint())
+        told = (
+            model.fingerprint(),
+            pairs.fingerprint(),
+            name,
+            direction,
+            frozen,
+            source.fingerprint(),
+        )
         question = hashlib.sha256("\n".join(told).encode()).hexdigest()[:16]
         verified = _resume(effects_file, names, len(pairs), question)
     if progress is not None and verified:
@@ -103,14 +127,14 @@ def verify(
     for start in range(len(verified), len(names), CHUNK):
         chunk = names[start : start + CHUNK]
         if nodes:
-            measured = patch_nodes(
+            rows = patch_nodes(
                 model, pairs, chunk, metric, direction, batch_size, patch_with=source
-            )
+            ).effects
         else:
-            measured = patch_edges(model, pairs, chunk, metric, direction, batch_size)
+            rows = _edge_effects(model, pairs, chunk, metric, direction, batch_size, frozen)
         new = [
             Verified(name, _shortest(row), question)
-            for name, row in zip(chunk, measured.effects.cpu().numpy(), strict=True)
+            for name, row in zip(chunk, rows.cpu().numpy(), strict=True)
         ]
         if effects_file is not None:
             _append(effects_file, "".join(item.line() for item in new))
@@ -118,6 +142,98 @@ def verify(
         if progress is not None:
             progress(len(new))
     return verified
+
+
+def _edge_effects(
+    model: Model,
+    pairs: PromptPairs,
+    names: Sequence[str],
+    metric: str | Metric,
+    direction: str,
+    batch_size: int | None,
+    frozen: str,
+) -> Float32[Tensor, "name pair"]:
+    """Effects of edges and paths, and of groups of edges patched together."""
+    groups = [place for place, name in enumerate(names) if TOGETHER in name]
+    alone = [place for place, name in enumerate(names) if TOGETHER not in name]
+    effects = torch.empty(len(names), len(pairs), device=model.device)
+    if alone:
+        effects[alone] = patch_edges(
+            model, pairs, [names[one] for one in alone], metric, direction, batch_size, None, frozen
+        ).effects
+    if groups:
+        sets = [names[group].split(TOGETHER) for group in groups]
+        effects[groups] = patch_together(model, pairs, sets, metric, direction, batch_size)
+    return effects
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoundOptions:
+    """How what was not verified is bounded; see ``bound_unverified``."""
+
+    samples: int = 1000
+    probability: float = 0.03
+    confidence: float = 0.99
+
+
+def verify_until(
+    model: Model,
+    pairs: PromptPairs,
+    ranked: Sequence[str],
+    largest: float,
+    metric: str | Metric = "logit_diff",
+    direction: str = "noising",
+    batch_size: int | None = None,
+    effects_file: Path | None = None,
+    nodes: bool = False,
+    options: BoundOptions | None = None,
+    progress: Callable[[int], Any] | None = None,
+) -> tuple[list[Verified], Bound | None]:
+    """Measures in rank order until what is left is bounded below ``largest``.
+
+    The first 64, then twice as many and so on, are measured, and each time the rest is bounded;
+    when all are measured there is nothing to bound.
+
+    Args:
+        ranked: all edges (or nodes), best first.
+        largest: units of the metric; see ``Bound`` for what it is about.
+
+    Else as ``verify`` and ``bound_unverified``.
+
+    Raises:
+        InputError: ``largest`` is not above 0. Else as ``verify`` and ``bound_unverified``.
+    """
+    if not largest > 0:
+        raise InputError(
+            f"expected a bound above 0 to stop at, got {largest}; it is in metric units"
+        )
+    options = options or BoundOptions()
+    budget, told = CHUNK, 0
+    while True:
+        some, rest = ranked[:budget], ranked[budget:]
+        verified = verify(
+            model, pairs, some, metric, direction, batch_size, effects_file, nodes=nodes
+        )
+        if progress is not None:
+            progress(len(verified) - told)
+            told = len(verified)
+        if not rest:
+            return verified, None
+        bound = bound_unverified(
+            model,
+            pairs,
+            rest,
+            metric,
+            direction,
+            "nodes" if nodes else "edges",
+            options.samples,
+            options.probability,
+            options.confidence,
+            batch_size=batch_size,
+        )
+        if bound.largest < largest:
+            return verified, bound
+        budget *= 2
 
 
 def read_effects(path: Path) -> list[Verified]:

@@ -176,15 +176,17 @@ def edge_effects(
 ) -> Measure:
     """What measures subsets of these edges: see ``patch_together``. Raises InputError likewise."""
     check_direction(direction)
-    readers, writers = torch.tensor([model.graph.edge(name)[::-1] for name in names]).T
+    places = torch.tensor([model.graph.edge(name) for name in names]).view(-1, 2)
+    told = progress and (lambda done, total: progress(done))
 
     def measure(members: Bool[Tensor, "sample item"]) -> Float[Tensor, "sample"]:
         subsets: list[EdgeSet] = []
         for row in members:
+            writers, readers = places[row].T
             subset = torch.zeros_like(full_mask(model.graph))
-            subset[readers[row], writers[row]] = True
+            subset[readers, writers] = True
             subsets.append(subset)
-        effects = patch_together(model, pairs, subsets, metric, direction, batch_size, progress)
+        effects = patch_together(model, pairs, subsets, metric, direction, batch_size, told)
         return effects.cpu().double().mean(1)
 
     return measure

@@ -68,9 +68,11 @@ def run_edges(
 ) -> CircuitValues:
     """The metric of the model reduced to ``edges``, everything outside patched, on each pair.
 
-    Args and errors as for ``run_edge_sets``, of one set and one metric.
+    Args and errors as for ``run_edge_sets``, of one set and one metric; ``progress`` is called with
+    the number of pairs finished since the last call.
     """
-    (found,) = run_edge_sets(model, pairs, [edges], [metric], batch_size, progress)
+    told = progress and (lambda done, total: progress(done))
+    (found,) = run_edge_sets(model, pairs, [edges], [metric], batch_size, told)
     return CircuitValues(found.full, found.empty, found.circuit[0])
 
 
@@ -80,7 +82,7 @@ def run_edge_sets(
     sets: Sequence[EdgeSet],
     metrics: Sequence[str | Metric] = ("logit_diff",),
     batch_size: int | None = None,
-    progress: Callable[[int], Any] | None = None,
+    progress: Callable[[int, int], Any] | None = None,
 ) -> list[EdgeSetValues]:
     """Metrics of the model reduced to each of many sets of edges, everything outside patched.
 
@@ -92,7 +94,8 @@ def run_edge_sets(
         sets: edges by names such as ``a0.h1->a2.h3<q>``, or masks.
         metrics: names in ``METRICS`` or functions ``(logits, targets) -> [row]``.
         batch_size: pairs at once; None takes what fits into memory.
-        progress: called with the number of runs (sets x pairs) finished since the last call.
+        progress: called with the number of runs (sets x pairs) finished since the last call, and in
+            all.
 
     Returns:
         One for each metric, in their order.
@@ -119,7 +122,7 @@ def patch_together(
     metric: str | Metric = "logit_diff",
     direction: str = "noising",
     batch_size: int | None = None,
-    progress: Callable[[int], Any] | None = None,
+    progress: Callable[[int, int], Any] | None = None,
 ) -> Float32[Tensor, "set pair"]:
     """Exact effects of sets of edges, all edges of a set patched at once, on each pair.
 
@@ -147,7 +150,7 @@ def _run_masks(
     masks: Sequence[Bool[Tensor, "reader writer"]],
     metrics: Sequence[str | Metric],
     batch_size: int | None,
-    progress: Callable[[int], Any] | None,
+    progress: Callable[[int, int], Any] | None,
     swapped: bool = False,
 ) -> list[EdgeSetValues]:
     """See ``run_edge_sets``; ``swapped`` puts the two runs in each other's place in reduced models."""
@@ -178,7 +181,7 @@ def _run_masks(
             for batch, found in size.map(bucket, values):
                 table[:, :, batch.rows] = found.float()
                 if progress is not None:
-                    progress(len(batch) * len(masks))
+                    progress(len(batch) * len(masks), len(pairs) * len(masks))
     check_finite(table.flatten(0, 1))
     return [EdgeSetValues(of_metric[0], of_metric[1], of_metric[2:]) for of_metric in table]
 

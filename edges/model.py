@@ -206,6 +206,8 @@ class Model:
         kv: ``grouped`` makes one reader of each key-value head; ``per-query`` one of each query
             head, the field's usual edges of grouped-query models: the key, or value, that this
             query head alone sees. The weights stay grouped.
+        tf32: let CUDA multiply float32 matrices with 10 bits of mantissa (TF32): faster, and off
+            by about 1e-3. Else float32 is float32, whatever torch is set to.
 
     Raises:
         InputError: an architecture wiremap does not know, or weights that are not finite.
@@ -218,6 +220,7 @@ class Model:
         tokenizer: Any = None,
         bos: bool | None = None,
         kv: str = "grouped",
+        tf32: bool = False,
     ) -> None:
         architecture = str(bridge.cfg.architecture)
         refuse_unsupported(architecture)
@@ -238,6 +241,12 @@ class Model:
             n_kv_heads=n_kv_heads * self.kv_group,
             parallel=bool(bridge.cfg.parallel_attn_mlp),
         )
+        self.tf32 = tf32
+        if tf32 and (self.device.type, self.dtype) != ("cuda", torch.float32):
+            raise InputError(
+                f"TF32 is for float32 on CUDA, got {self.dtype} on {self.device.type}; leave --tf32 "
+                "(tf32=True) out"
+            )
         self.d_head = int(bridge.cfg.d_head)
         self.d_model = int(bridge.cfg.d_model)
         self.d_vocab = int(bridge.cfg.d_vocab)
@@ -266,6 +275,7 @@ class Model:
         dtype: torch.dtype = torch.float32,
         bos: bool | None = None,
         kv: str = "grouped",
+        tf32: bool = False,
     ) -> Model:
         """Loads a bundled model, a local Hugging Face directory, or a model of the hub.
 
@@ -274,7 +284,7 @@ class Model:
 
         Args:
             device: ``auto`` (CUDA, else MPS, else CPU) or a torch device.
-            bos, kv: see ``Model``.
+            bos, kv, tf32: see ``Model``.
 
         Raises:
             InputError: no such model, files missing, an unsupported architecture.
@@ -282,7 +292,7 @@ class Model:
         from .loading import load_bridge  # transformers and transformer_lens take seconds
 
         bridge, tokenizer = load_bridge(name, device, dtype)
-        return cls(bridge, name, tokenizer, bos, kv)
+        return cls(bridge, name, tokenizer, bos, kv, tf32)
 
     def require_tokenizer(self) -> Tokenizer:
         """The tokenizer. Raises InputError when the model came without one."""
@@ -685,7 +695,14 @@ class Model:
 
     @contextmanager
     def borrowed(self, with_hooks: bool = False) -> Generator[None]:
-        """The bridge frozen, in evaluation mode and without hooks; then as it was, come what may."""
+        """The bridge frozen, in evaluation mode, without hooks, and float32 multiplied as ``tf32``
+        says; then all as it was, come what may.
+        """
+        multiplies: Any = torch.backends.cuda.matmul
+        flag, values = "allow_tf32", (False, True)
+        if hasattr(multiplies, "fp32_precision"):  # since torch 2.9, which objects to mixing both
+            flag, values = "fp32_precision", ("ieee", "tf32")
+        multiplied = getattr(multiplies, flag)
         modules = self._modules()
         training = [module for module in modules if module.training]
         trained = [weight for weight in self.bridge.parameters() if weight.requires_grad]
@@ -696,6 +713,7 @@ class Model:
             if not with_hooks and (hooks := module.__dict__[kind])
         ]
         try:
+            setattr(multiplies, flag, values[self.tf32])
             for module in training:
                 module.training = False
             for weight in trained:
@@ -704,6 +722,7 @@ class Model:
                 module.__dict__[kind] = type(hooks)()
             yield
         finally:
+            setattr(multiplies, flag, multiplied)
             for module, kind, hooks in hooked:
                 module.__dict__[kind] = hooks
             for weight in trained:

@@ -88,9 +88,9 @@ def test_live_edges_are_those_on_a_path(graph: ModelGraph) -> None:
 
 def test_progress_counts_sets_times_pairs() -> None:
     model, pairs = tiny.model("gpt2"), tiny.pairs(5)
-    told: list[int] = []
-    run_edge_sets(model, pairs, [[]] * 3, batch_size=2, progress=told.append)
-    assert told == [6, 6, 3]
+    told: list[tuple[int, int]] = []
+    run_edge_sets(model, pairs, [[]] * 3, batch_size=2, progress=lambda *both: told.append(both))
+    assert told == [(6, 15), (6, 15), (3, 15)]
 
 
 def test_no_set_gives_the_two_runs_alone() -> None:
