@@ -21,7 +21,7 @@ from .pruning import check_rules
 Rule = Callable[[Mapping[str, float]], Collection[str]]
 """From mean effects by edge, to the names of the edges that make the circuit."""
 
-LEAST_RESAMPLES = 100
+RESAMPLES, LEAST_RESAMPLES = 1000, 100
 _EDGES_AT_ONCE = 1 << 12
 
 
@@ -96,7 +96,7 @@ def stability(
     names: Sequence[str],
     effects: Float[Tensor, "edge pair"],
     rule: Rule,
-    n_resamples: int = 1000,
+    n_resamples: int = RESAMPLES,
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Stability:

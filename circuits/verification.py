@@ -26,6 +26,7 @@ from ..edges.patching import patch_edges
 from ..edges.prompts import PromptPairs
 from ..edges.sources import Source
 from .document import loads
+from .stability import RESAMPLES, percentile_intervals, resampled_means
 
 TOGETHER = " + "
 """Between the names of edges that are patched together."""
@@ -59,6 +60,18 @@ class Verified:
             return None
         squares = math.fsum((effect - mean) ** 2 for effect in self.effects)
         return math.sqrt(squares / (n_pairs - 1) / n_pairs)
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """95 % percentile bootstrap interval of the mean, over pairs; None for a single pair.
+
+        Effects on the same pairs are resampled alike.
+        """
+        if len(self.effects) == 1:
+            return None
+        table = torch.tensor([self.effects], dtype=torch.float64)
+        low, high = percentile_intervals(resampled_means(table, RESAMPLES)).flatten().tolist()
+        return low, high
 
     def line(self) -> str:
         """This as a line of ``effects.jsonl``."""
@@ -234,6 +247,33 @@ def verify_until(
         if bound.largest < largest:
             return verified, bound
         budget *= 2
+
+
+PRECISION_SAMPLE = 32
+"""How many of the first effects are measured again in float32, where they were not."""
+
+
+def precision_error(
+    model: Model,
+    pairs: PromptPairs,
+    verified: Sequence[Verified],
+    metric: str | Metric = "logit_diff",
+    direction: str = "noising",
+    batch_size: int | None = None,
+    frozen: str = "none",
+) -> float:
+    """How far effects are off: the largest |difference| from those of ``model``, in metric units.
+
+    Args:
+        model: the same model in float32, without TF32.
+        verified: edges and paths; the first ``PRECISION_SAMPLE`` are measured again.
+    """
+    sample = verified[:PRECISION_SAMPLE]
+    exact = _edge_effects(
+        model, pairs, [one.name for one in sample], metric, direction, batch_size, frozen
+    )
+    found = torch.tensor([one.effects for one in sample], device=exact.device)
+    return float((found - exact).abs().max())
 
 
 def read_effects(path: Path) -> list[Verified]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -12,6 +12,7 @@ from ..edges.errors import InputError
 
 if TYPE_CHECKING:
     from ..circuits.circuit import Circuit, Faithfulness
+    from ..circuits.verification import Verified
     from ..edges.model import Model
     from ..edges.prompts import PromptPairs
 
@@ -30,8 +31,16 @@ def _all(*options: Callable[[Command], Command]) -> Callable[[Command], Command]
     return decorate
 
 
+device = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, mps.")
+
+tf32 = click.option(
+    "--tf32",
+    is_flag=True,
+    help="Let CUDA multiply float32 matrices with 10 bits of mantissa: faster, less exact.",
+)
+
 where = _all(
-    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, mps."),
+    device,
     click.option(
         "--dtype",
         type=click.Choice(_DTYPES),
@@ -159,13 +168,49 @@ def gradient_options(
     return {"steps": steps or 10, "schedule": schedule or "midpoint"}
 
 
-def load_model(model: str, device: str, dtype: str, bos: bool | None, kv: str = "grouped") -> Model:
+def load_model(
+    model: str,
+    device: str,
+    dtype: str,
+    bos: bool | None,
+    kv: str = "grouped",
+    tf32: bool = False,
+) -> Model:
     """The model that the options ask for."""
     import torch
 
     from ..edges.model import Model
 
-    return Model.load(model, device, getattr(torch, dtype), bos, kv)
+    return Model.load(model, device, getattr(torch, dtype), bos, kv, tf32)
+
+
+def float32_error(
+    model: Model, pairs: PromptPairs, verified: Sequence[Verified], **how: Any
+) -> float | None:
+    """How far edges measured in less than float32 are off, on a sample; None for float32 itself.
+
+    Args:
+        how: see ``precision_error``.
+    """
+    from ..circuits.verification import precision_error
+
+    if not verified or (str(model.dtype) in ("torch.float32", "torch.float64") and not model.tf32):
+        return None
+    bos = model.tokenizer.bos if model.tokenizer else None
+    exact = load_model(model.name, str(model.device), "float32", bos, model.kv)
+    return precision_error(exact, pairs, verified, **how)
+
+
+def precision_note(model: Model, error: float, n_verified: int) -> str:
+    """What to say of effects that were not measured in float32."""
+    from ..circuits.verification import PRECISION_SAMPLE
+
+    how = "TF32" if model.tf32 else str(model.dtype).removeprefix("torch.")
+    n_sampled = min(PRECISION_SAMPLE, n_verified)
+    return (
+        f"measured in {how}: of the first {n_sampled} effects none is more than {error:.2g} from "
+        "that in float32"
+    )
 
 
 def load_pairs(
@@ -205,6 +250,7 @@ def reload(
     described_model: Mapping[str, Any],
     described_task: Mapping[str, Any],
     device: str,
+    tf32: bool = False,
 ) -> tuple[Model, PromptPairs]:
     """The model and pairs of an earlier result.
 
@@ -217,7 +263,7 @@ def reload(
 
     try:
         name, dtype, bos = (described_model[key] for key in ("name", "dtype", "bos"))
-        model = load_model(name, device, dtype, bos, described_model.get("kv", "grouped"))
+        model = load_model(name, device, dtype, bos, described_model.get("kv", "grouped"), tf32)
         if "pairs" in described_task:
             pairs = PromptPairs.read(described_task["pairs"], model)
         elif "task" in described_task:

@@ -24,6 +24,32 @@ _BUDGET = 200
     type=click.IntRange(min=1),
     help="How many to measure, best score first (200 by default, or all if they are fewer).",
 )
+@click.option("--all", "all_of_them", is_flag=True, help="Measure all there are.")
+@click.option(
+    "--until-bound",
+    type=float,
+    help="Measure until what is left is bounded below this (metric units), or nothing is left.",
+)
+@click.option(
+    "--path",
+    "paths",
+    multiple=True,
+    help="Measure this path (or edge), such as 'a5.h1->a8.h6<v>->logits', instead of the best.",
+)
+@click.option(
+    "--together",
+    "groups",
+    multiple=True,
+    help="Measure these edges, parted by commas, patched all at once, instead of the best.",
+)
+@click.option(
+    "--frozen",
+    type=click.Choice(["none", "heads", "all"]),
+    default="none",
+    show_default=True,
+    help="What keeps its values downstream of an edge: nothing, other heads, or MLPs as well (path "
+    "patching to the logits).",
+)
 @click.option("--bound", is_flag=True, help="Also bound what was not measured (random subsets).")
 @click.option("--confidence", type=float, default=0.99, show_default=True, help="Of the bound.")
 @click.option(
@@ -54,7 +80,8 @@ _BUDGET = 200
     "--noise-scale", type=float, help="Of noise on the embedding, in its standard deviations (3)."
 )
 @click.option("--noise-seeds", type=click.IntRange(min=1), help="Draws of noise to average (10).")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, mps.")
+@options.device
+@options.tf32
 @click.option("--batch-size", type=click.IntRange(min=1), help="Rows at once.")
 @click.option(
     "-o",
@@ -67,6 +94,11 @@ _BUDGET = 200
 def verify(
     scores: Path,
     budget: int | None,
+    all_of_them: bool,
+    until_bound: float | None,
+    paths: tuple[str, ...],
+    groups: tuple[str, ...],
+    frozen: str,
     bound: bool,
     confidence: float,
     samples: int,
@@ -76,6 +108,7 @@ def verify(
     noise_scale: float | None,
     noise_seeds: int | None,
     device: str,
+    tf32: bool,
     batch_size: int | None,
     out: Path | None,
     resume: bool,
@@ -88,6 +121,7 @@ def verify(
     belongs to, and they must not have changed since. Effects are appended to a file as they come.
     """
     from ..circuits.runs import SCORES_FILE, read_scores
+    from ..circuits.verification import TOGETHER, BoundOptions, verify_until
     from ..circuits.verification import verify as measure
     from ..edges.bounds import bound_unverified, subsets_for_bound
     from ..edges.prompts import PromptPairs
@@ -106,8 +140,25 @@ def verify(
         raise InputError(f"{scores}: expected scores of nodes or edges, the file has neither")
     if budget is not None and budget > len(ranked):
         raise InputError(f"expected a budget of at most {len(ranked)}, all there are, got {budget}")
+    named = [*paths, *(TOGETHER.join(group.split(",")) for group in groups)]
+    which: dict[str, object] = {
+        "--budget": budget,
+        "--all": all_of_them,
+        "--until-bound": until_bound,
+        "--path and --together": named,
+    }
+    given_which = [option for option, value in which.items() if value]
+    if len(given_which) > 1:
+        raise InputError(f"expected one way to say what to measure, got {', '.join(given_which)}")
+    if edges is None and (named or frozen != "none"):
+        raise InputError("--path, --together and --frozen are for scores of edges")
     names = [name for name, _ in ranked]
-    names, rest = names[: budget or _BUDGET], names[budget or _BUDGET :]
+    cut = len(names) if all_of_them or until_bound else budget or _BUDGET
+    names, rest = named or names[:cut], [] if named else names[cut:]
+    if bound and not rest:
+        raise InputError("--bound bounds what is not measured; leave it out, or measure fewer")
+    if until_bound is not None and (frozen != "none" or patch_with not in (None, "corrupted")):
+        raise InputError("--until-bound goes with no --frozen and no --patch-with")
     out = out or scores.with_suffix(".effects.jsonl")
     if out.exists() and not resume:
         raise InputError(f"{out} exists; go on with it (--resume), or choose another file (-o)")
@@ -131,7 +182,7 @@ def verify(
         )
     if bound:
         subsets_for_bound(rest, samples, probability, confidence, items=items)
-    model, pairs = options.reload(question["model"], question["task"], device)
+    model, pairs = options.reload(question["model"], question["task"], device, tf32)
     source = None
     if patch_with is not None and edges is None:
         source = Source(
@@ -142,19 +193,37 @@ def verify(
         )
     try:
         with progress(quiet or as_json) as report:
-            verified = measure(
-                model,
-                pairs,
-                names,
-                how["metric"],
-                how["direction"],
-                batch_size,
-                out,
-                nodes=edges is None,
-                patch_with=source,
-                progress=lambda done: report("measure", done, len(names)),
-            )
             bounded = None
+            if until_bound is not None:
+                verified, bounded = verify_until(
+                    model,
+                    pairs,
+                    names,
+                    until_bound,
+                    how["metric"],
+                    how["direction"],
+                    batch_size,
+                    out,
+                    nodes=edges is None,
+                    options=BoundOptions(
+                        samples=samples, probability=probability, confidence=confidence
+                    ),
+                    progress=lambda done: report("measure", done, len(names)),
+                )
+            else:
+                verified = measure(
+                    model,
+                    pairs,
+                    names,
+                    how["metric"],
+                    how["direction"],
+                    batch_size,
+                    out,
+                    nodes=edges is None,
+                    patch_with=source,
+                    progress=lambda done: report("measure", done, len(names)),
+                    frozen=frozen,
+                )
             if bound:
                 bounded = bound_unverified(
                     model,
@@ -172,7 +241,11 @@ def verify(
     except KeyboardInterrupt:
         click.echo(f"stopped; what was measured is kept in {out}: --resume goes on", err=True)
         raise
-    estimates = dict(ranked)
+    error = None
+    if edges is not None:
+        told = {"metric": how["metric"], "direction": how["direction"], "frozen": frozen}
+        error = options.float32_error(model, pairs, verified, batch_size=batch_size, **told)
+    estimates: dict[str, float] = dict(ranked)
     if as_json:
         show_json(
             {
@@ -180,15 +253,17 @@ def verify(
                 "effects": [
                     {
                         "name": item.name,
-                        "score": estimates[item.name],
+                        "score": estimates.get(item.name),
                         "effect": item.effect,
                         "standard_error": item.standard_error,
+                        "interval": item.interval,
                     }
                     for item in verified
                 ],
                 "bound": None
                 if bounded is None
                 else {"largest": bounded.largest, "statement": bounded.statement()},
+                "float32_error": error,
             }
         )
     elif not quiet:
@@ -198,15 +273,20 @@ def verify(
                 item.name,
                 f"{item.effect:+.4f}",
                 "" if item.standard_error is None else f"{item.standard_error:.4f}",
-                f"{estimates[item.name]:+.4f}",
+                "" if item.interval is None else "{:+.4f} to {:+.4f}".format(*item.interval),
+                f"{estimates[item.name]:+.4f}" if item.name in estimates else "",
             ]
             for item in largest
         ]
         show_table(
             f"the {len(rows)} largest of {len(verified)} measured {items}",
-            [items[:-1], "effect", "s.e.", "score"],
+            [items[:-1], "effect", "s.e.", "95 % interval", "score"],
             rows,
         )
         if bounded is not None:
             click.echo("\n" + textwrap.fill(bounded.statement(), 100))
+        if until_bound is not None and bounded is None:
+            click.echo("\nall were measured; there is nothing to bound")
+        if error is not None:
+            click.echo(f"\n{options.precision_note(model, error, len(verified))}")
         click.echo(f"\nwritten to {out}")

@@ -80,10 +80,11 @@ class Bound:
     def statement(self) -> str:
         """What was shown, with the definition of what it is about."""
         item, items = self.items[:-1], self.items
+        article = "an" if item == "edge" else "a"
         return (
             f"With {100 * self.confidence:.6g} % confidence no unverified {item} has |average "
             f"marginal effect| above {self.largest:.3g} {self.unit} ({self.correction} over "
-            f"{len(self.names)} {items}). The average marginal effect of a {item}, averaged over "
+            f"{len(self.names)} {items}). The average marginal effect of {article} {item}, averaged over "
             f"random subsets of the unverified {items} (each drawn with probability "
             f"{self.probability:g}; {self.n_samples} subsets) and over these pairs, is the effect "
             f"of the subset with the {item} less that without it. It tends to the {item}'s own "
