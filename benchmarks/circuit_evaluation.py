@@ -136,8 +136,8 @@ seconds it took:
 | `transformer_lens`, scaled from the mean of the three sizes | {scaled:.0f} s | {scaled * N_PAIRS:.0f} s |
 | wiremap is faster | **{ratio_one:.0f}x** | **{ratio_all:.0f}x** (wanted {WANTED}x) |
 
-It runs up to four circuits more for each, one without each class of edges; taken as costing as much
-as the circuit itself, **{ratio_all / 5:.0f}x** are left. One size alone takes wiremap {own["one size"]:.2f} s for
+It runs up to four circuits more for each, one without each class of edges; if each costs as much as
+the circuit itself, **{ratio_all / 5:.0f}x** are left. One size alone takes wiremap {own["one size"]:.2f} s for
 {N_PAIRS} pairs.
 """,
     )

@@ -44,6 +44,7 @@ Measure = Callable[[Bool[Tensor, "sample item"]], Float[Tensor, "sample"]]
 
 _UNITS = {"logit_diff": "logits", "log_prob": "nats", "kl": "nats", "prob_diff": "probability"}
 _ITEMS_AT_ONCE = 1 << 14
+_SUBSETS_AT_ONCE = 64
 _RISK = 0.01
 """How often the number of samples that an error names may still turn out too small."""
 
@@ -118,8 +119,7 @@ def bound_unverified(
         probability: with which each subset has each item: small, to stay near the intact model,
             and such that subsets with an item (n_samples * probability) are some tens.
         confidence: of all bounds together.
-        batch_size: rows (subsets x pairs) at once, for edges pairs at once; None takes what fits
-            into memory.
+        batch_size: rows (subsets x pairs) at once; None takes what fits into memory.
         progress: called with the number of rows finished since the last call.
 
     Raises:
@@ -189,14 +189,17 @@ def edge_effects(
     told = progress and (lambda done, total: progress(done))
 
     def measure(members: Bool[Tensor, "sample item"]) -> Float[Tensor, "sample"]:
-        sets: list[EdgeSet] = []
-        for subset in members:
-            writers, readers = places[subset].T
-            kept = everything.clone()
-            kept[readers, writers] = False
-            sets.append(kept)
-        (found,) = run_edge_sets(model, pairs, sets, [metric], batch_size, told)
-        return (found.full - found.circuit).cpu().double().mean(1)
+        effects: list[Tensor] = []
+        for some in members.split(_SUBSETS_AT_ONCE):
+            sets: list[EdgeSet] = []
+            for subset in some:
+                writers, readers = places[subset].T
+                kept = everything.clone()
+                kept[readers, writers] = False
+                sets.append(kept)
+            (found,) = run_edge_sets(model, pairs, sets, [metric], batch_size, told)
+            effects.append((found.full - found.circuit).cpu().double().mean(1))
+        return torch.cat(effects)
 
     return measure
 
