@@ -55,18 +55,18 @@ def peer_scores(model: Model, pairs: PromptPairs) -> EdgeScores:
             EdgeAttributionConfig(granularity="edge"),
         )
         for (writer, reader), score in found.edge_scores.items():
-            edge = graph.edge(f"{_writer(writer)}->{_reader(reader)}")
+            edge = graph.edge(f"{writer_name(writer)}->{reader_name(reader)}")
             total[edge.writer, edge.reader] += score / N_PAIRS
     return EdgeScores(graph, total)
 
 
-def _writer(node: Node) -> str:
+def writer_name(node: Node) -> str:
     return {"embed": "input", "mlp_out": f"m{node.layer}"}.get(
         node.kind, f"a{node.layer}.h{node.head}"
     )
 
 
-def _reader(node: Node) -> str:
+def reader_name(node: Node) -> str:
     if node.kind == "logits":
         return "logits"
     return (

@@ -7,9 +7,12 @@ if TYPE_CHECKING:
     from .circuit import Circuit, CircuitEdge, CircuitNode, Faithfulness
     from .comparison import Comparison, compare
     from .discovery import discover
-    from .faithfulness import evaluate
+    from .faithfulness import curve, evaluate, localize, read_metrics
     from .hypothesis import Hypothesis
+    from .hypothesis_tests import run_tests
+    from .knockouts import completeness, minimality
     from .scrubbing import Scrubbing, scrub
+    from .stability import bootstrap
     from .tasks import TASKS, load_task
     from .verification import Verified, verify
 
@@ -23,10 +26,17 @@ __all__ = [
     "Hypothesis",
     "Scrubbing",
     "Verified",
+    "bootstrap",
     "compare",
+    "completeness",
+    "curve",
     "discover",
     "evaluate",
     "load_task",
+    "localize",
+    "minimality",
+    "read_metrics",
+    "run_tests",
     "scrub",
     "verify",
 ]
@@ -36,9 +46,12 @@ _MODULES = {
     "circuit": ("Circuit", "CircuitEdge", "CircuitNode", "Faithfulness"),
     "comparison": ("Comparison", "compare"),
     "discovery": ("discover",),
-    "faithfulness": ("evaluate",),
+    "faithfulness": ("curve", "evaluate", "localize", "read_metrics"),
     "hypothesis": ("Hypothesis",),
+    "hypothesis_tests": ("run_tests",),
+    "knockouts": ("completeness", "minimality"),
     "scrubbing": ("Scrubbing", "scrub"),
+    "stability": ("bootstrap",),
     "tasks": ("TASKS", "load_task"),
     "verification": ("Verified", "verify"),
 }

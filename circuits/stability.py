@@ -44,7 +44,7 @@ class EdgeStability:
 
 @dataclass(frozen=True)
 class Stability:
-    """The result of ``stability``.
+    """The result of ``bootstrap``.
 
     Attributes:
         edges: in the order they were given.
@@ -92,7 +92,7 @@ def keep_above(threshold: float) -> Rule:
     return lambda effects: [name for name, effect in effects.items() if abs(effect) >= threshold]
 
 
-def stability(
+def bootstrap(
     names: Sequence[str],
     effects: Float[Tensor, "edge pair"],
     rule: Rule,

@@ -223,7 +223,7 @@ def _stability(
     import torch
 
     from ..circuits.runs import EFFECTS_FILE
-    from ..circuits.stability import keep_above, keep_largest, stability
+    from ..circuits.stability import bootstrap, keep_above, keep_largest
     from ..circuits.verification import read_effects
 
     if run is None or not (run / EFFECTS_FILE).is_file():
@@ -239,7 +239,7 @@ def _stability(
         rule, described = keep_largest(len(found.edges)), f"the {len(found.edges)} largest"
     else:
         rule, described = keep_above(float(threshold)), f"|effect| >= {threshold:g}"
-    result = stability(
+    result = bootstrap(
         [edge.name for edge in verified],
         torch.tensor([edge.effects for edge in verified], dtype=torch.float64),
         rule,

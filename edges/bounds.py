@@ -44,6 +44,7 @@ Measure = Callable[[Bool[Tensor, "sample item"]], Float[Tensor, "sample"]]
 
 _UNITS = {"logit_diff": "logits", "log_prob": "nats", "kl": "nats", "prob_diff": "probability"}
 _ITEMS_AT_ONCE = 1 << 14
+_SUBSETS_AT_ONCE = 64
 _RISK = 0.01
 """How often the number of samples that an error names may still turn out too small."""
 
@@ -119,8 +120,7 @@ def bound_unverified(
         probability: with which each subset has each item: small, to stay near the intact model,
             and such that subsets with an item (n_samples * probability) are some tens.
         confidence: of all bounds together.
-        batch_size: rows (subsets x pairs) at once, for edges pairs at once; None takes what fits
-            into memory.
+        batch_size: rows (subsets x pairs) at once; None takes what fits into memory.
         progress: called with the number of rows finished since the last call.
 
     Raises:
@@ -177,18 +177,22 @@ def edge_effects(
 ) -> Measure:
     """What measures subsets of these edges: see ``patch_together``. Raises InputError likewise."""
     check_direction(direction)
+    nothing = torch.zeros_like(full_mask(model.graph))
     places = torch.tensor([model.graph.edge(name) for name in names]).view(-1, 2)
     told = progress and (lambda done, total: progress(done))
 
     def measure(members: Bool[Tensor, "sample item"]) -> Float[Tensor, "sample"]:
-        subsets: list[EdgeSet] = []
-        for row in members:
-            writers, readers = places[row].T
-            subset = torch.zeros_like(full_mask(model.graph))
-            subset[readers, writers] = True
-            subsets.append(subset)
-        effects = patch_together(model, pairs, subsets, metric, direction, batch_size, told)
-        return effects.cpu().double().mean(1)
+        effects: list[Tensor] = []
+        for some in members.split(_SUBSETS_AT_ONCE):
+            sets: list[EdgeSet] = []
+            for row in some:
+                writers, readers = places[row].T
+                subset = nothing.clone()
+                subset[readers, writers] = True
+                sets.append(subset)
+            found = patch_together(model, pairs, sets, metric, direction, batch_size, told)
+            effects.append(found.cpu().double().mean(1))
+        return torch.cat(effects)
 
     return measure
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -23,6 +25,8 @@ from .metrics import Metric, Targets, resolve_metric
 from .model import Model
 from .prompts import PairBatch, PromptPairs, name_rows
 from .trace import Run, answer_logits, run
+
+_SETS_AT_ONCE = 64
 
 BASE = ("resid_pre", "mlp_in", "q", "k", "v", "written", "mlp_out")
 """What the base run of ``masked_logits`` must keep."""
@@ -93,7 +97,7 @@ def run_edge_sets(
     Args:
         sets: edges by names such as ``a0.h1->a2.h3<q>``, or masks.
         metrics: names in ``METRICS`` or functions ``(logits, targets) -> [row]``.
-        batch_size: pairs at once; None takes what fits into memory.
+        batch_size: rows (sets x pairs) at once; None takes what fits into memory.
         progress: called with the number of runs (sets x pairs) finished since the last call, and in
             all.
 
@@ -105,14 +109,8 @@ def run_edge_sets(
             not exist, no metric, unknown options, pairs it cannot run.
         WiremapError: a metric that is not finite; the pairs are named.
     """
-    return _run_masks(
-        model,
-        pairs,
-        [_mask_of(model.graph, edges) for edges in sets],
-        metrics,
-        batch_size,
-        progress,
-    )
+    masks = (_mask_of(model.graph, edges) for edges in sets)
+    return _run_masks(model, pairs, masks, len(sets), metrics, batch_size, progress)
 
 
 def patch_together(
@@ -137,17 +135,19 @@ def patch_together(
     Else, args and errors as for ``run_edge_sets``.
     """
     check_direction(direction)
-    every = full_mask(model.graph)
-    rest = [every & ~_mask_of(model.graph, edges) for edges in sets]
-    noising = direction == "noising"
-    (found,) = _run_masks(model, pairs, rest, [metric], batch_size, progress, not noising)
+    noising, every = direction == "noising", full_mask(model.graph)
+    rest = (every & ~_mask_of(model.graph, edges) for edges in sets)
+    (found,) = _run_masks(
+        model, pairs, rest, len(sets), [metric], batch_size, progress, swapped=not noising
+    )
     return found.full - found.circuit if noising else found.circuit - found.empty
 
 
 def _run_masks(
     model: Model,
     pairs: PromptPairs,
-    masks: Sequence[Bool[Tensor, "reader writer"]],
+    kept: Iterable[Bool[Tensor, "reader writer"]],
+    n_sets: int,
     metrics: Sequence[str | Metric],
     batch_size: int | None,
     progress: Callable[[int, int], Any] | None,
@@ -157,28 +157,32 @@ def _run_masks(
     if not metrics:
         raise InputError("expected at least one metric, got none; name one, such as logit_diff")
     chosen = [resolve_metric(metric, pairs.wrong.shape[1] > 0) for metric in metrics]
-    if not model.heads_share_scale:  # else a head may change without a kept edge into it
-        masks = [live_mask(model.graph, mask) for mask in masks]
+    masks = torch.zeros(n_sets, *full_mask(model.graph).shape, dtype=torch.bool)
+    for row, mask in enumerate(kept):
+        # Where heads share a scale, a head may change without a kept edge into it.
+        masks[row] = mask if model.heads_share_scale else live_mask(model.graph, mask)
     model.check_pairs(pairs)
     table = torch.zeros(len(chosen), 2 + len(masks), len(pairs), device=model.device)
 
-    def values(batch: PairBatch) -> Float[Tensor, "metric run pair"]:
+    def values(batch: PairBatch, size: BatchSize) -> Float[Tensor, "metric run pair"]:
         clean = run(model, batch.clean, BASE if swapped else ())
         corrupted = run(model, batch.corrupted, () if swapped else BASE)
-        kept, base = (corrupted, clean) if swapped else (clean, corrupted)
+        now, base = (corrupted, clean) if swapped else (clean, corrupted)
         targets = Targets.of(batch, clean.logits)
 
         def measured(logits: Float[Tensor, "pair d_vocab"]) -> Float[Tensor, "metric pair"]:
             return torch.stack([metric(logits, targets) for metric in chosen])
 
-        ends = [measured(clean.logits), measured(corrupted.logits)]
-        reduced = [measured(masked_logits(model, mask, kept.input, base)) for mask in masks]
-        return torch.stack([*ends, *reduced], 1)
+        found = [measured(clean.logits), measured(corrupted.logits)]
+        at_once = max(1, min(_SETS_AT_ONCE, size.rows // len(batch)))
+        for some in masks.split(at_once) if n_sets else ():
+            found += map(measured, set_logits(model, some, now.input, base))
+        return torch.stack(found, 1)
 
     with torch.no_grad(), model.borrowed():
         for bucket in pairs.batches():
             size = BatchSize(batch_size) if batch_size else pairs_at_once(model, bucket)
-            for batch, found in size.map(bucket, values):
+            for batch, found in size.map(bucket, partial(values, size=size)):
                 table[:, :, batch.rows] = found.float()
                 if progress is not None:
                     progress(len(batch) * len(masks), len(pairs) * len(masks))
@@ -280,64 +284,95 @@ def masked_logits(
 ) -> Float[Tensor, "pair d_vocab"]:
     """Logits of the reduced model: kept edges carry what is written now, others what base's do.
 
-    ``changes`` are writes now less writes of the base run.
-
     Args:
         resid: what the input writes now.
         base: a run that keeps ``BASE``.
         additions: what readers read besides.
     """
+    return set_logits(model, kept[None], resid, base, additions)[0]
+
+
+def set_logits(
+    model: Model,
+    kept: Bool[Tensor, "set reader writer"],
+    resid: Float[Tensor, "pair pos d_model"],
+    base: Run,
+    additions: Additions | None = None,
+) -> Float[Tensor, "set pair d_vocab"]:
+    """``masked_logits`` of several sets of edges at once.
+
+    Of each set only those readers are computed that read something else than base's; those of all
+    sets are one batch. ``changes`` are writes now less writes of the base run.
+    """
     graph, of_base = model.graph, base.kept
-    changes = base.input.new_zeros(len(graph.writers), *base.input.shape)
-    changes[0] = resid - base.input
+    changes = base.input.new_zeros(len(kept), len(graph.writers), *base.input.shape)
+    changes[:, 0] = resid - base.input
     mask = kept.to(changes)
     added = torch.zeros(len(graph.readers), dtype=torch.bool)
     if additions is not None:
         added = additions.readers
-    reads_change = kept.any(1) | added
+    reads_change = kept.any(2) | added
 
     def change_of_input(
-        readers: Sequence[int], n_writers: int, last: int | None = None
-    ) -> Float[Tensor, "reader pair pos d_model"]:
-        """What readers read besides base's, at the ``last`` positions (None: all)."""
+        items: Sequence[tuple[int, int]], n_writers: int, last: int | None = None
+    ) -> Float[Tensor, "item pair pos d_model"]:
+        """What readers, each of a set, read besides base's, at the ``last`` positions (None: all)."""
         where = slice(None) if last is None else slice(-last, None)
-        of_writers = changes[:n_writers, :, where]
-        total = mask[torch.tensor(readers), :n_writers] @ of_writers.flatten(1)
-        total = total.view(len(readers), *of_writers.shape[1:])
+        totals: list[Tensor] = []
+        for one, members in groupby(items, key=lambda item: item[0]):
+            readers = torch.tensor([reader for _, reader in members])
+            of_writers = changes[one, :n_writers, :, where]
+            total = mask[one, readers, :n_writers] @ of_writers.flatten(1)
+            totals.append(total.view(-1, *of_writers.shape[1:]))
+        change = torch.cat(totals)
         if additions is not None:
-            for place, reader in enumerate(readers):
+            for place, (_, reader) in enumerate(items):
                 if bool(added[reader]):
-                    total[place] += additions.of(reader)[:, where]
-        return total
+                    change[place] += additions.of(reader)[:, where]
+        return change
+
+    def items_of(readers: slice) -> list[tuple[int, int]]:
+        """The sets, and of each the readers among these, that read something else."""
+        found = reads_change[:, readers].nonzero().tolist()
+        return [(one, readers.start + place) for one, place in found]
 
     for layer in range(graph.n_layers):
         heads, mlp = graph.head_writers(layer), graph.mlp_writer(layer)
-        attention = graph.attention_readers(layer)
-        if bool(reads_change[attention].any()):
-            read = {slot: getattr(of_base, slot)[layer].clone() for slot in SLOTS}
+        items = items_of(graph.attention_readers(layer))
+        if items:
+            sets = sorted({one for one, _ in items})
+            place = {one: index for index, one in enumerate(sets)}
+            read: list[Tensor] = []
             for slot in SLOTS:
-                of_slot = [
-                    index
-                    for index in range(attention.start, attention.stop)
-                    if graph.readers[index].kind == slot and bool(reads_change[index])
-                ]
+                values = getattr(of_base, slot)[layer].repeat(len(sets), 1, 1, 1, 1)
+                of_slot = [item for item in items if graph.readers[item[1]].kind == slot]
                 if of_slot:
                     change = change_of_input(of_slot, heads.start)
                     normed = model.attention_norm(layer, of_base.resid_pre[layer] + change)
-                    chosen = [graph.readers[index].head for index in of_slot]
+                    chosen = [graph.readers[reader].head for _, reader in of_slot]
+                    places = [place[one] for one, _ in of_slot]
                     projected = model.project_heads(layer, slot, chosen, normed)
-                    read[slot][:, :, chosen] = projected.permute(1, 2, 0, 3)
-            z = model.attend(layer, read["q"], read["k"], read["v"])
-            change = model.written(layer, z) - of_base.written[layer]
-            changes[heads] = torch.einsum("pthe,hem->hptm", change, model.output_weight(layer))
+                    values[places, :, :, chosen] = projected
+                read.append(values.flatten(0, 1))
+            q, k, v = read
+            z = model.attend(layer, q, k, v)
+            written = model.written(layer, z).unflatten(0, (len(sets), -1))
+            change = written - of_base.written[layer]
+            changes[sets, heads] = torch.einsum(
+                "spthe,hem->shptm", change, model.output_weight(layer)
+            )
         reader = graph.mlp_reader(layer)
-        if bool(reads_change[reader]):
+        items = items_of(slice(reader, reader + 1))
+        if items:
             # What the last MLP writes is read at the last position alone.
             last = 1 if layer == graph.n_layers - 1 else None
-            (change,) = change_of_input([reader], graph.readers[reader].n_writers, last)
-            where = slice(-change.shape[1], None)
-            mlp_in = of_base.mlp_in[layer][:, where] + change
-            written = model.mlp(layer, model.mlp_norm(layer, mlp_in))
-            changes[mlp, :, where] = written - of_base.mlp_out[layer][:, where]
-    (change,) = change_of_input([len(graph.readers) - 1], len(graph.writers), 1)
-    return answer_logits(model, base.final[:, -1:] + change)
+            change = change_of_input(items, graph.readers[reader].n_writers, last)
+            where = slice(-change.shape[2], None)
+            mlp_in = (of_base.mlp_in[layer][:, where] + change).flatten(0, 1)
+            written = model.mlp(layer, model.mlp_norm(layer, mlp_in)).view_as(change)
+            sets = [one for one, _ in items]
+            changes[sets, mlp, :, where] = written - of_base.mlp_out[layer][:, where]
+    logits = len(graph.readers) - 1
+    change = change_of_input([(one, logits) for one in range(len(kept))], len(graph.writers), 1)
+    # Set by set, so that one without edges gives base's logits to the last bit.
+    return torch.stack([answer_logits(model, base.final[:, -1:] + one) for one in change])

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from wiremap.circuits.stability import keep_above, keep_largest, resampled_means, stability
+from wiremap.circuits.stability import bootstrap, keep_above, keep_largest, resampled_means
 from wiremap.edges import InputError
 
 NAMES = ("input->m0", "m0->logits", "input->logits", "m1->logits")
@@ -25,7 +25,7 @@ def effects() -> Tensor:
 
 def test_it_equals_a_loop(effects: Tensor) -> None:
     n_resamples, n_pairs = 150, effects.shape[1]
-    found = stability(NAMES, effects, keep_largest(3), n_resamples, confidence=0.9, seed=4)
+    found = bootstrap(NAMES, effects, keep_largest(3), n_resamples, confidence=0.9, seed=4)
     generator = torch.Generator().manual_seed(4)
     drawn = torch.randint(n_pairs, (n_resamples, n_pairs), generator=generator).tolist()
     means = [[float(row.double()[list(pairs)].mean()) for row in effects] for pairs in drawn]
@@ -47,25 +47,25 @@ def test_it_equals_a_loop(effects: Tensor) -> None:
 
 def test_what_is_certain_is_certain() -> None:
     same = torch.tensor([[2.0] * 5, [-1.0] * 5, [0.0] * 5])
-    found = stability(NAMES[:3], same, keep_above(1.0))
+    found = bootstrap(NAMES[:3], same, keep_above(1.0))
     assert [edge.frequency for edge in found.edges] == [1, 1, 0]
     assert [(edge.low, edge.high) for edge in found.edges] == [(2, 2), (-1, -1), (0, 0)]
     assert found.jaccard == 1
-    assert stability(NAMES[:3], same, keep_above(9.0)).jaccard == 1  # all empty
+    assert bootstrap(NAMES[:3], same, keep_above(9.0)).jaccard == 1  # all empty
 
 
 def test_intervals_cover_as_often_as_they_say() -> None:
     generator = torch.Generator().manual_seed(1)
     table = torch.randn(400, 50, generator=generator)
-    found = stability([str(edge) for edge in range(400)], table, keep_largest(1), 400)
+    found = bootstrap([str(edge) for edge in range(400)], table, keep_largest(1), 400)
     covered = sum(edge.low <= 0 <= edge.high for edge in found.edges) / 400
     assert 0.90 < covered < 0.98
 
 
 def test_only_the_seed_changes_it(effects: Tensor) -> None:
-    found = stability(NAMES, effects, keep_largest(2))
-    assert stability(NAMES, effects, keep_largest(2)) == found
-    assert stability(NAMES, effects, keep_largest(2), seed=1) != found
+    found = bootstrap(NAMES, effects, keep_largest(2))
+    assert bootstrap(NAMES, effects, keep_largest(2)) == found
+    assert bootstrap(NAMES, effects, keep_largest(2), seed=1) != found
     assert resampled_means(effects.double(), 100).shape == (100, 4)
     document = json.loads(json.dumps(found.as_document(), allow_nan=False))
     assert document["mean_pairwise_jaccard"] == found.jaccard
@@ -82,13 +82,13 @@ def test_wrong_input_is_refused(effects: Tensor) -> None:
         (NAMES, effects.masked_fill(effects == effects[1, 1], torch.nan), "not for m0->logits"),
     ):
         with pytest.raises(InputError, match=message):
-            stability(names, table, rule)
+            bootstrap(names, table, rule)
     with pytest.raises(InputError, match="at least 100 resamples, got 99"):
-        stability(NAMES, effects, rule, 99)
+        bootstrap(NAMES, effects, rule, 99)
     with pytest.raises(InputError, match="confidence between 0 and 1, got 1"):
-        stability(NAMES, effects, rule, confidence=1.0)
+        bootstrap(NAMES, effects, rule, confidence=1.0)
     with pytest.raises(InputError, match="chooses among the edges given, got m9"):
-        stability(NAMES, effects, lambda effects: ["m9"])
+        bootstrap(NAMES, effects, lambda effects: ["m9"])
     with pytest.raises(InputError, match="at least 1 edge"):
         keep_largest(0)
     with pytest.raises(InputError, match="threshold >= 0"):

@@ -36,7 +36,7 @@ def refused(*arguments: str | Path) -> str:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run directory of a small discover."""
     out = tmp_path_factory.mktemp("evaluate") / "run"
-    asked = ("--model", "ioi-mini", "--task", "ioi", "--n-pairs", "12", "--budget", "40")
+    asked = ("--model", "ioi-mini", "--task", "ioi", "--n-pairs", "6", "--budget", "40")
     result = wiremap("discover", *asked, "--size", "12", "-o", out)
     assert result.exit_code == 0, result.output
     return out
@@ -61,7 +61,7 @@ def test_all_of_it(run: Path, everything: tuple[Result, Path, Path]) -> None:
     assert len(document["completeness"]["knockouts"]) == 1 + len(circuit.edges) + 20
     assert len(document["minimality"]["edges"]) == len(circuit.edges)
     assert len(document["stability"]["edges"]) == 40
-    assert [one["n"] for one in document["tests"]["tests"]] == [12, 12, 100, 100]
+    assert [one["n"] for one in document["tests"]["tests"]] == [6, 6, 100, 100]
     for words in (
         "CPR (area",
         "CMD (area",
@@ -79,7 +79,7 @@ def test_the_curve_is_that_of_the_scores(run: Path, everything: tuple[Result, Pa
     _, scores, _ = read_scores(run / "scores.safetensors")
     assert scores is not None
     model = Model.load("ioi-mini")
-    expected = localize(model, load_task("ioi", model, 12), scores.top())
+    expected = localize(model, load_task("ioi", model, 6), scores.top())
     assert told["cpr"] == pytest.approx(expected.cpr, rel=1e-5)
     assert told["cmd"] == pytest.approx(expected.cmd, rel=1e-5)
     assert told["ranked_by"] == "scores of all edges"
