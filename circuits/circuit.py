@@ -50,6 +50,9 @@ class CircuitEdge:
         score: its estimated effect.
         effect: its verified effect, mean over ``n_pairs`` pairs; None if it was not measured.
         standard_error: of the verified effect; None also for a single pair.
+        interval: 95 % bootstrap interval of the verified effect over pairs; None if not computed.
+        inclusion: share of bootstrap resamples of the pairs whose circuit has the edge, from 0 to
+            1; None if not computed.
     """
 
     source: str
@@ -59,6 +62,8 @@ class CircuitEdge:
     effect: float | None = None
     standard_error: float | None = None
     n_pairs: int | None = None
+    interval: tuple[float, float] | None = None
+    inclusion: float | None = None
 
     @property
     def name(self) -> str:
@@ -108,6 +113,10 @@ class Circuit:
         nodes: in the order of computation; edges likewise.
         model, task, method: what it was found in, on, and how: plain data, written into files.
         faithfulness: None when it was not evaluated.
+        evidence: what else was measured of it: plain data, written into files. ``discover`` knows
+            the keys bound (of what was not verified), curve (faithfulness by size), stability (over
+            resampled pairs), removed (edges, by rule), tests, random, completeness and minimality;
+            each may be missing.
     """
 
     shape: ModelGraph
@@ -117,6 +126,7 @@ class Circuit:
     task: Mapping[str, Any] = field(default_factory=dict[str, Any])
     method: Mapping[str, Any] = field(default_factory=dict[str, Any])
     faithfulness: Faithfulness | None = None
+    evidence: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     @classmethod
     def build(
@@ -175,8 +185,8 @@ class Circuit:
     def graph(self) -> networkx.MultiDiGraph[Any]:
         """The circuit as a networkx graph; edges are keyed by their slot (``q k v`` or ``""``).
 
-        Nodes carry kind, layer, head and score; edges score, effect, standard_error, n_pairs and
-        verified. A key-value head is joined to the query heads it serves by edges of the key
+        Nodes carry kind, layer, head and score; edges score, effect, standard_error, effect_low and
+        effect_high (their interval), n_pairs, verified and inclusion. A key-value head is joined to the query heads it serves by edges of the key
         ``group``, which carry nothing else.
         """
         import networkx
@@ -187,6 +197,7 @@ class Circuit:
                 node.name, kind=node.kind, layer=node.layer, head=node.head, score=node.score
             )
         for edge in self.edges:
+            low, high = edge.interval or (None, None)
             graph.add_edge(
                 edge.source,
                 edge.target,
@@ -194,8 +205,11 @@ class Circuit:
                 score=edge.score,
                 effect=edge.effect,
                 standard_error=edge.standard_error,
+                effect_low=low,
+                effect_high=high,
                 n_pairs=edge.n_pairs,
                 verified=edge.verified,
+                inclusion=edge.inclusion,
             )
         for kv_head, head in self.groups:
             graph.add_edge(kv_head, head, key="group")

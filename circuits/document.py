@@ -20,7 +20,7 @@ from ..edges.graph import ModelGraph
 from .circuit import Circuit, CircuitEdge, CircuitNode, Faithfulness, NodeKind
 
 FORMAT = "wiremap-circuit"
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
 
 
 LARGEST_COUNT = 2**31 - 1
@@ -38,6 +38,7 @@ def description(circuit: Circuit) -> dict[str, Any]:
         "task": dict(circuit.task),
         "method": dict(circuit.method),
         "faithfulness": circuit.faithfulness and faithfulness_document(circuit.faithfulness),
+        "evidence": dict(circuit.evidence),
     }
 
 
@@ -65,10 +66,12 @@ def to_document(circuit: Circuit) -> dict[str, Any]:
                 "verified": {
                     "effect": edge.effect,
                     "standard_error": edge.standard_error,
+                    "interval": edge.interval and list(edge.interval),
                     "n_pairs": edge.n_pairs,
                 }
                 if edge.verified
                 else None,
+                "inclusion": edge.inclusion,
             }
             for edge in circuit.edges
         ],
@@ -160,6 +163,7 @@ def from_document(document: Any) -> Circuit:
         task=_object(field(top, "task", dict, ""), "task"),
         method=_object(field(top, "method", dict, ""), "method"),
         faithfulness=_faithfulness(top.get("faithfulness")),
+        evidence=_optional(top, "evidence", dict, "") or {},
     )
     _check_nodes(nodes, circuit)
     return circuit
@@ -216,6 +220,7 @@ def edge_from(found: Mapping[str, Any], where: str) -> CircuitEdge:
         measured = {
             "effect": number(verified, "effect", inside),
             "standard_error": number(verified, "standard_error", inside),
+            "interval": _interval(verified, inside),
             "n_pairs": _count(verified, "n_pairs", inside),
         }
         if measured["effect"] is None:
@@ -229,11 +234,33 @@ def edge_from(found: Mapping[str, Any], where: str) -> CircuitEdge:
         target=field(found, "target", str, where),
         slot=slot,
         score=number(found, "score", where),
+        inclusion=_inclusion(found, where),
         **measured,
     )
     if field(found, "id", str, where) != edge.name:
         raise InputError(f"{where}.id: expected {edge.name!r:.80}, got {found['id']!r:.80}")
     return edge
+
+
+def _interval(found: Mapping[str, Any], where: str) -> tuple[float, float] | None:
+    ends = _optional(found, "interval", list, where)
+    if ends is None:
+        return None
+    if len(ends) != 2:
+        raise InputError(f"{where}.interval: expected two numbers or null, got {ends!r:.60}")
+    low, high = (number({"interval": end}, "interval", where) for end in ends)
+    if low is None or high is None or low > high:
+        raise InputError(
+            f"{where}.interval: expected [low, high] with low <= high, got {ends!r:.60}"
+        )
+    return low, high
+
+
+def _inclusion(found: Mapping[str, Any], where: str) -> float | None:
+    share = number(found, "inclusion", where)
+    if share is not None and not 0 <= share <= 1:
+        raise InputError(f"{where}.inclusion: expected a share from 0 to 1, got {share}")
+    return share
 
 
 def _faithfulness(found: Any) -> Faithfulness | None:

@@ -34,7 +34,7 @@ from .document import (
 )
 
 FORMAT = "wiremap-scrub"
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
 
 SCHEMES = ("together", "per-edge", "per-path")
 OTHERS = ("any", "same-label", "paired")

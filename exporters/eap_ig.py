@@ -9,8 +9,8 @@ of the circuit, its score where it was not verified, and 0 for edges outside the
 scores a circuit does not know. Signs agree with those of MIB: positive edges carry the behaviour.
 
 Keeps: edges, what each is worth, and scores of nodes. Loses: whether an edge is verified, with what
-error and on how many pairs (its effect comes back as its score); and model (but for its sizes),
-task, method, faithfulness. Reads files that list every edge and files that list some; an edge
+error and interval and on how many pairs (its effect comes back as its score), and how often it is
+included; and model (but for its sizes), task, method, faithfulness, evidence. Reads files that list every edge and files that list some; an edge
 belongs to the circuit when it is ``in_graph``. Circuits of neurons are refused, and so are models
 with shared key-value heads, whose readers these names have no word for.
 """

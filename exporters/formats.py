@@ -95,15 +95,15 @@ FORMATS: Mapping[str, Format] = {
         ".eap-ig.json",
         "EAP-IG, the MIB circuit track",
         _whole(to_eap_ig),
-        loses="errors, numbers of pairs, task, method, faithfulness and the model but for its "
-        "sizes; a verified effect comes back as the score, an unknown score as 0",
+        loses="errors, intervals, inclusion, numbers of pairs, task, method, faithfulness, "
+        "evidence and the model but for its sizes; a verified effect comes back as the score, an unknown score as 0",
     ),
     "edges-csv": Format(
         ".csv",
         "spreadsheets, data frames, scripts",
         _whole(to_edges_csv),
-        loses="scores of nodes, task, method, faithfulness and the model but for its sizes; a "
-        "circuit without edges is not read back",
+        loses="scores of nodes, task, method, faithfulness, evidence and the model but for its "
+        "sizes; a circuit without edges is not read back",
     ),
     "html": Format(".html", "viewer for any browser", _text(to_html), shows=("groups",)),
     "scrub": Format(
@@ -253,9 +253,9 @@ def _checked(circuit: Circuit) -> Circuit:
         )
         raise InputError(
             f"{one}: expected nodes and edges in the order of computation, and an effect wherever "
-            "there is an error or a number of pairs; use Circuit.build"
+            "there is an error, an interval (of two numbers) or a number of pairs; use Circuit.build"
         )
-    for name in ("model", "task", "method"):
+    for name in ("model", "task", "method", "evidence"):
         try:
             json.dumps(getattr(back, name), allow_nan=False)
         except (TypeError, ValueError, RecursionError) as error:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..circuits.circuit import Circuit
+from ..circuits.circuit import Circuit, CircuitEdge
 from ..circuits.document import description, dumps, field, from_document
 from ..edges.errors import InputError
 from ..edges.graph import SLOTS
@@ -39,19 +39,7 @@ def to_node_link(circuit: Circuit) -> str:
                 }
                 for node in circuit.nodes
             ],
-            "edges": [
-                {
-                    "score": edge.score,
-                    "effect": edge.effect,
-                    "standard_error": edge.standard_error,
-                    "n_pairs": edge.n_pairs,
-                    "verified": edge.verified,
-                    "source": edge.source,
-                    "target": edge.target,
-                    "key": edge.slot or "",
-                }
-                for edge in circuit.edges
-            ]
+            "edges": [_edge_row(edge) for edge in circuit.edges]
             + [
                 {"source": kv_head, "target": head, "key": _GROUP}
                 for kv_head, head in circuit.groups
@@ -84,6 +72,23 @@ def from_node_link(data: Mapping[str, Any]) -> Circuit:
             ],
         }
     )
+
+
+def _edge_row(edge: CircuitEdge) -> dict[str, Any]:
+    low, high = edge.interval or (None, None)
+    return {
+        "score": edge.score,
+        "effect": edge.effect,
+        "standard_error": edge.standard_error,
+        "effect_low": low,
+        "effect_high": high,
+        "n_pairs": edge.n_pairs,
+        "verified": edge.verified,
+        "inclusion": edge.inclusion,
+        "source": edge.source,
+        "target": edge.target,
+        "key": edge.slot or "",
+    }
 
 
 def _edge(row: Any, index: int) -> dict[str, Any]:

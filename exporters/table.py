@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ..circuits.circuit import Circuit
+from ..circuits.circuit import Circuit, CircuitEdge
 from ..circuits.document import from_document
 from ..edges.errors import InputError
 from ..edges.graph import SLOTS
@@ -29,6 +29,7 @@ _COLOR = {
     "kv": "#7fa66b",
 }
 _COLOR_OF_SLOT = "#b8c4d0"
+_ENDS = ("effect_low", "effect_high")
 
 Row = dict[str, Value]
 
@@ -122,13 +123,16 @@ def edge_document(
     """The edge of a circuit's document that ``score``, ``effect``, ... of a row tell of.
 
     Raises:
-        InputError: an error or a number of pairs, but no effect.
+        InputError: an error, an interval or a number of pairs, but no effect.
     """
     effect = values.get(f"effect{suffix}")
     error, n_pairs = values.get(f"effect_se{suffix}"), values.get(f"n_pairs{suffix}")
+    interval = [values.get(f"effect_{end}{suffix}") for end in ("low", "high")]
     name = f"{source}->{target}" + (f"<{slot}>" if slot else "")
-    if effect is None and not (error is None and n_pairs is None):
-        raise InputError(f"edge {name:.80}: expected an effect with an error or a number of pairs")
+    if effect is None and any(value is not None for value in (error, n_pairs, *interval)):
+        raise InputError(
+            f"edge {name:.80}: expected an effect with an error, an interval or a number of pairs"
+        )
     return {
         "id": name,
         "source": source,
@@ -140,8 +144,10 @@ def edge_document(
         else {
             "effect": effect,
             "standard_error": error,
+            "interval": None if interval == [None, None] else interval,
             "n_pairs": n_pairs,
         },
+        "inclusion": values.get(f"inclusion{suffix}"),
     }
 
 
@@ -157,9 +163,12 @@ def _edge_row(edge: ShownEdge, merged: bool) -> Row:
             ("score", _float(member.score)),
             ("effect", _float(member.effect)),
             ("effect_se", _float(member.standard_error)),
+            *zip(_ENDS, _interval(member), strict=True),
             ("n_pairs", member.n_pairs if several else None),
+            ("inclusion", _float(member.inclusion)),
         )
     }
+    low, high = (None, None) if several else _interval(first)
     return _known(
         source=edge.source,
         target=edge.target,
@@ -170,7 +179,10 @@ def _edge_row(edge: ShownEdge, merged: bool) -> Row:
         sign="positive" if edge.worth > 0 else "negative" if edge.worth < 0 else "zero",
         effect=_sum(member.effect for member in edge.members),
         effect_se=None if several else _float(first.standard_error),
+        effect_low=low,
+        effect_high=high,
         n_pairs=first.n_pairs,
+        inclusion=None if several else _float(first.inclusion),
         slots=",".join(edge.slots) or None,
         verified=edge.verified,
         in_circuit=True,
@@ -196,6 +208,11 @@ def _edges(row: Mapping[str, Any]) -> list[dict[str, Any]]:
         return [edge_document(row, **ends, slot=slot, suffix=f"_{slot}") for slot in names]
     ends["target"] = ends["target"].removesuffix(f".{slots}")
     return [edge_document(row, **ends, slot=slots)]
+
+
+def _interval(edge: CircuitEdge) -> tuple[float | None, float | None]:
+    low, high = edge.interval or (None, None)
+    return _float(low), _float(high)
 
 
 def _float(value: float | None) -> float | None:

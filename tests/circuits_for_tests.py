@@ -9,9 +9,29 @@ from wiremap.edges import ModelGraph
 
 SHAPE = ModelGraph(2, 2, 2)
 EDGES = (
-    CircuitEdge("input", "a0.h0", "v", score=0.5, effect=1.25, standard_error=0.125, n_pairs=8),
-    CircuitEdge("a0.h0", "a1.h1", "q", score=-0.5, effect=-0.75, standard_error=0.25, n_pairs=8),
-    CircuitEdge("a0.h0", "a1.h1", "k", score=0.25),
+    CircuitEdge(
+        "input",
+        "a0.h0",
+        "v",
+        0.5,
+        effect=1.25,
+        standard_error=0.125,
+        n_pairs=8,
+        interval=(1.0, 1.5),
+        inclusion=1.0,
+    ),
+    CircuitEdge(
+        "a0.h0",
+        "a1.h1",
+        "q",
+        -0.5,
+        effect=-0.75,
+        standard_error=0.25,
+        n_pairs=8,
+        interval=(-1.25, 0.125),
+        inclusion=0.625,
+    ),
+    CircuitEdge("a0.h0", "a1.h1", "k", score=0.25, inclusion=0.0),
     CircuitEdge("input", "m0", None, score=1e-40, effect=0.0, standard_error=0.0, n_pairs=8),
     CircuitEdge("m0", "logits", None, score=2.0, effect=3.5, standard_error=0.5, n_pairs=8),
     CircuitEdge("a1.h1", "logits", None, score=1.0, effect=-1e-9, n_pairs=8),
@@ -40,13 +60,22 @@ def hostile() -> Circuit:
         model={"name": HOSTILE, HOSTILE: [HOSTILE, None, 1e-40, True, {}]},
         task={"pairs": HOSTILE},
         method={"metric": HOSTILE},
+        evidence={HOSTILE: [HOSTILE, None, 1e-40, True, {}]},
     )
 
 
 def extreme() -> Circuit:
     """The largest and the smallest numbers there are, between the same two nodes, and none at all."""
     edges = [
-        CircuitEdge("input", "a0.h0", "q", score=1.7e308, effect=1.7e308, n_pairs=1),
+        CircuitEdge(
+            "input",
+            "a0.h0",
+            "q",
+            score=1.7e308,
+            effect=1.7e308,
+            n_pairs=1,
+            interval=(-1.7e308, 1.7e308),
+        ),
         CircuitEdge("input", "a0.h0", "k", score=1.7e308, effect=-5e-324, n_pairs=2**31 - 1),
         CircuitEdge("input", "a0.h0", "v"),
         CircuitEdge(

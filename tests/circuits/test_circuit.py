@@ -42,7 +42,10 @@ def test_the_graph_keeps_parallel_edges_and_what_is_known_of_them() -> None:
     graph = by_hand.circuit().graph
     assert graph.number_of_edges() == 6
     assert set(graph["a0.h0"]["a1.h1"]) == {"q", "k"}
-    assert graph["a0.h0"]["a1.h1"]["q"]["effect"] == -0.75
+    edge = graph["a0.h0"]["a1.h1"]["q"]
+    assert (edge["effect"], edge["effect_low"], edge["effect_high"]) == (-0.75, -1.25, 0.125)
+    assert edge["inclusion"] == 0.625
+    assert graph["a0.h0"]["a1.h1"]["k"]["effect_low"] is None
     assert graph["a0.h0"]["a1.h1"]["k"]["verified"] is False
     assert graph.nodes["m0"] == {"kind": "mlp", "layer": 0, "head": None, "score": 0.5}
 
@@ -101,7 +104,7 @@ def with_edge(index: int = 0, **changes: Any) -> dict[str, Any]:
 WRONG: dict[str, tuple[Any, str]] = {
     "a list": ([], "the document: expected an object, got list"),
     "another format": (edited(format="gexf"), "expected a document with format 'wiremap-circuit'"),
-    "a newer schema": (edited(schema_version="2.0"), "reads version 1.0, the document has 2.0"),
+    "a newer schema": (edited(schema_version="2.0"), "reads version 1.1, the document has 2.0"),
     "a strange version": (edited(schema_version="one"), "expected 'major.minor', got 'one'"),
     "no edges": ({k: v for k, v in edited().items() if k != "edges"}, "edges: expected, but miss"),
     "a shape of text": (edited(shape={"n_layers": "2"}), "shape.n_layers: expected int, got '2'"),
@@ -142,6 +145,28 @@ WRONG: dict[str, tuple[Any, str]] = {
         with_edge(verified={"effect": 1.0, "standard_error": -0.5, "n_pairs": 2}),
         r"verified.standard_error: expected 0 or more, got -0.5",
     ),
+    **{
+        f"an interval that is {what}": (
+            with_edge(
+                verified={"effect": 1.0, "standard_error": None, "n_pairs": 2, "interval": ends}
+            ),
+            rf"edges\[0\].verified.interval: expected {message}",
+        )
+        for what, ends, message in (
+            ("no list", 1.0, "list, got 1.0"),
+            ("a number", [1.0], r"two numbers or null, got \[1.0\]"),
+            ("half open", [1.0, None], r"\[low, high\] with low <= high, got \[1.0, None\]"),
+            ("upside down", [1.0, 0.5], r"\[low, high\] with low <= high, got \[1.0, 0.5\]"),
+            ("endless", [1.0, 10**400], "a finite number"),
+            ("of text", ["1", "2"], "a number, got '1'"),
+        )
+    },
+    "included in more than all": (
+        with_edge(inclusion=1.5),
+        r"edges\[0\].inclusion: expected a share",
+    ),
+    "included in less than none": (with_edge(inclusion=-0.5), "a share from 0 to 1, got -0.5"),
+    "a list as evidence": (edited(evidence=[]), r"evidence: expected dict, got \[\]"),
     "a missing node": (edited(nodes=[]), "nodes: missing input"),
     "an edge twice": (
         edited(edges=to_document(by_hand.circuit())["edges"] * 2),
@@ -171,6 +196,35 @@ def test_wrong_documents_are_refused(document: Any, message: str) -> None:
 def test_unknown_fields_of_a_newer_minor_version_are_ignored() -> None:
     document = {**with_edge(strength=3), "schema_version": "1.7", "layout": {"rows": 3}}
     assert from_document(document) == by_hand.circuit()
+
+
+def test_documents_of_version_1_0_are_read() -> None:
+    document: dict[str, Any] = {**to_document(by_hand.circuit()), "schema_version": "1.0"}
+    del document["evidence"]
+    for edge in document["edges"]:
+        del edge["inclusion"]
+        if edge["verified"]:
+            del edge["verified"]["interval"]
+    jsonschema.validate(document, SCHEMA)
+    edges = [replace(edge, interval=None, inclusion=None) for edge in by_hand.EDGES]
+    back = from_document(document)
+    assert back == replace(by_hand.circuit(), edges=Circuit.build(by_hand.SHAPE, edges).edges)
+    assert back.evidence == {}
+
+
+def test_intervals_inclusion_and_evidence_come_back() -> None:
+    evidence = {"bound": {"largest": 0.25}, "removed": {"score": 3}}
+    text = dumps(to_document(by_hand.circuit(evidence=evidence)))
+    jsonschema.validate(json.loads(text), SCHEMA)
+    back = from_document(loads(text))
+    assert (back.edges[0].interval, back.edges[0].inclusion) == ((1.0, 1.5), 1.0)
+    assert back.evidence == evidence
+    for broken in (
+        with_edge(inclusion=2),
+        with_edge(verified={"effect": 1, "standard_error": 1, "n_pairs": 1, "interval": [1]}),
+    ):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(broken, SCHEMA)
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ def test_an_exported_hypothesis_is_the_default_one(tmp_path: Path) -> None:
     ("place", "value", "message"),
     [
         ("format", "wiremap-circuit", "expected a document with format 'wiremap-scrub'"),
-        ("schema_version", "2.0", "this wiremap reads version 1.0, the document has 2.0"),
+        ("schema_version", "2.0", "this wiremap reads version 1.1, the document has 2.0"),
         ("granularity.positions", ["END"], "granularity.positions: wiremap scrubs with None only"),
         ("model.layernorm", "frozen", "model.layernorm: wiremap scrubs with 'recompute' only"),
         ("baselines.random", "permuted_labels", "scrubs with 'unconditional' only, got 'permuted"),

@@ -29,6 +29,7 @@ def test_a_row_for_each_edge() -> None:
     row = found["a0.h0", "a1.h1", "q"]
     assert (row["score"], row["effect"], row["standard_error"]) == ("-0.5", "-0.75", "0.25")
     assert row["n_pairs"] == "8"
+    assert (row["effect_low"], row["effect_high"], row["inclusion"]) == ("-1.25", "0.125", "0.625")
     row = found["a0.h0", "a1.h1", "k"]
     assert (row["effect"], row["standard_error"], row["n_pairs"]) == ("", "", "")
     assert float(found["a1.h1", "logits", ""]["effect"]) == -1e-9
@@ -78,6 +79,17 @@ def test_columns_may_be_moved_and_added() -> None:
     assert from_edges_csv(other.getvalue()).edges == by_hand.circuit().edges
 
 
+def test_files_without_intervals_are_read() -> None:
+    found = list(csv.DictReader(io.StringIO(to_edges_csv(by_hand.circuit()))))
+    columns = [name for name in COLUMNS if name not in ("effect_low", "effect_high", "inclusion")]
+    older = io.StringIO()
+    writer = csv.DictWriter(older, columns, extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows(found)
+    edges = [replace(edge, interval=None, inclusion=None) for edge in by_hand.circuit().edges]
+    assert list(from_edges_csv(older.getvalue()).edges) == edges
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
@@ -90,10 +102,17 @@ def test_columns_may_be_moved_and_added() -> None:
         ("input,a0.h0,v", "a0.h0,a1.h1,q", "edge a0.h0->a1.h1<q> is named twice"),
         ("input,a0.h0,v,0.5,", "input,a0.h0,v,nan,", "row 2, score: expected a number, got 'nan'"),
         ("input,a0.h0,v,0.5,", "input,a0.h0,v,1e999,", "expected a finite number"),
-        ("input,a0.h0,v,0.5,", "input,a0.h0,v,0.5,,", "row 2: expected 13 values"),
+        ("input,a0.h0,v,0.5,", "input,a0.h0,v,0.5,,", "row 2: expected 16 values"),
         ("input,a0.h0,v,0.5,", 'input,a0.h0,v,"0.5,', "expected CSV"),
-        ("input,a0.h0,v,0.5,1.25,", "input,a0.h0,v,0.5,,", "an effect with an error or a number"),
+        (
+            "input,a0.h0,v,0.5,1.25,",
+            "input,a0.h0,v,0.5,,",
+            "an effect with an error, an interval or a number",
+        ),
         ("1.25,0.125,8,", "1.25,-0.125,8,", "standard_error: expected 0 or more"),
+        ("8,1.0,1.5,", "8,1.0,,", "with low <= high, got \\[1.0, None\\]"),
+        ("8,1.0,1.5,", "8,2.0,1.5,", "with low <= high, got \\[2.0, 1.5\\]"),
+        ("8,1.0,1.5,1.0,", "8,1.0,1.5,1.1,", "row 2.inclusion: expected a share from 0 to 1"),
         ("1.25,0.125,8,", "1.25,0.125,8.5,", "n_pairs: expected int, got 8.5"),
         ("1.25,0.125,8,", "1.25,0.125,0,", "n_pairs: expected a number from 1"),
         (",2,2,2,false", ",3,2,2,false", "expected edges of one model, got "),

@@ -36,6 +36,10 @@ TYPES: Mapping[str, Any] = {
     "number": float,  # JavaScript has no other
     "boolean": {"true": True, "false": False}.__getitem__,
 }
+KNOWN = (
+    "score", "effect", "effect_se", "effect_low", "effect_high", "n_pairs", "inclusion",
+)  # fmt: skip
+"""Columns of what is known of an edge."""
 CASES = [
     (name, circuit, View(qkv=qkv))
     for name, circuit in {**by_hand.CIRCUITS, "labels": synthetic.hostile()}.items()
@@ -95,7 +99,7 @@ def test_readers_find_the_circuit(tmp_path: Path, reader: str, kind: str) -> Non
         about = values(found["about"])
         if kind == "gexf":
             assert json.loads(about["description"]) == description(circuit)
-        for what in ("model", "task", "method") if kind == "graphml" else ():
+        for what in ("model", "task", "method", "evidence") if kind == "graphml" else ():
             assert json.loads(about[what]) == getattr(circuit, what)
 
 
@@ -112,10 +116,10 @@ def check_circuit(
         slots = row["slots"].split(",") if "slots" in row else []
         for slot in slots or [None]:
             suffix = f"_{slot}" if len(slots) > 1 else ""
-            known = [row.get(what + suffix) for what in ("score", "effect", "effect_se", "n_pairs")]
+            known = [row.get(what + suffix) for what in KNOWN]
             reader = target.removesuffix(f".{slot}") if target in inputs else target
             if row["kind"] in ("group", "internal"):
-                assert known == [None] * 4
+                assert known == [None] * len(KNOWN)
             else:
                 figures.append((source, reader, slot, *known))
         worth = row.get("effect", row.get("score"))
@@ -124,8 +128,9 @@ def check_circuit(
             assert signs[row["sign"]] == (worth > 0) - (worth < 0)
     assert len(figures) == len(circuit.edges)
     assert set(figures) == {
-        (e.source, e.target, e.slot, e.score, e.effect, e.standard_error, e.n_pairs)
+        (e.source, e.target, e.slot, e.score, e.effect, e.standard_error, *ends, e.n_pairs, share)
         for e in circuit.edges
+        for ends, share in [(e.interval or (None, None), e.inclusion)]
     }
 
 

@@ -49,6 +49,7 @@ def settled(max_examples: int) -> settings:
 numbers = st.floats(allow_nan=False, allow_infinity=False) | st.sampled_from(
     [0.0, -0.0, 5e-324, 1e308, -1e308, 1e-30]
 )
+intervals = st.tuples(numbers, numbers).map(lambda ends: (min(ends), max(ends)))
 plain = st.recursive(
     st.none() | st.booleans() | st.integers() | numbers | st.text(max_size=20),
     lambda inner: (
@@ -70,7 +71,11 @@ def circuits(draw: st.DrawFn, shared: bool = True) -> Circuit:
         reader = shape.readers[place.reader]
         slot = reader.kind if reader.kind in ("q", "k", "v") else None
         edge = CircuitEdge(
-            shape.writers[place.writer].name, reader.node, slot, score=draw(st.none() | numbers)
+            shape.writers[place.writer].name,
+            reader.node,
+            slot,
+            score=draw(st.none() | numbers),
+            inclusion=draw(st.none() | st.floats(0, 1)),
         )
         if draw(st.booleans()):
             edge = replace(
@@ -78,6 +83,7 @@ def circuits(draw: st.DrawFn, shared: bool = True) -> Circuit:
                 effect=draw(numbers),
                 standard_error=draw(st.none() | numbers.map(abs)),
                 n_pairs=draw(st.integers(1, 2**31 - 1)),
+                interval=draw(st.none() | intervals),
             )
         edges.append(edge)
     circuit = Circuit.build(shape, edges)
@@ -93,6 +99,7 @@ def circuits(draw: st.DrawFn, shared: bool = True) -> Circuit:
         task=draw(described),
         method={**draw(described), "metric": draw(st.text(max_size=20))},
         faithfulness=draw(st.none() | measured),
+        evidence=draw(described),
     )
 
 
@@ -167,7 +174,7 @@ def test_numbers_that_are_not_finite_are_never_written(
     circuit = Circuit.build(by_hand.SHAPE, [replace(by_hand.EDGES[0], score=value)])
     with pytest.raises(InputError, match=r"edges\[0\].score: expected a finite number"):
         write_circuit(circuit, tmp_path / "circuit", name)
-    for place in ("model", "task", "method"):
+    for place in ("model", "task", "method", "evidence"):
         with pytest.raises(InputError, match=f"{place}: expected plain JSON data"):
             write_circuit(by_hand.circuit(**{place: {"a": value}}), tmp_path / "circuit", name)
     assert not list(tmp_path.iterdir())
@@ -177,6 +184,11 @@ def test_what_could_not_be_read_back_is_not_written(tmp_path: Path) -> None:
     odd = replace(by_hand.EDGES[2], n_pairs=3)
     with pytest.raises(InputError, match="a0.h0->a1.h1<k>: expected .* use Circuit.build"):
         write_circuit(Circuit.build(by_hand.SHAPE, [odd]), tmp_path / "circuit.json")
+    for ends in ([1.0, 1.5], (1.5, 1.0)):  # no tuple; no interval
+        odd = replace(by_hand.EDGES[0])
+        object.__setattr__(odd, "interval", ends)
+        with pytest.raises(InputError, match="an interval|with low <= high"):
+            write_circuit(Circuit.build(by_hand.SHAPE, [odd]), tmp_path / "circuit.json")
     backwards = replace(by_hand.circuit(), edges=by_hand.circuit().edges[::-1])
     with pytest.raises(InputError, match="in the order of computation"):
         write_circuit(backwards, tmp_path / "circuit.json")
