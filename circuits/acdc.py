@@ -38,7 +38,7 @@ def prune_by_acdc(
     Each trial is a run of its own; only the corrupted run is shared.
 
     Args:
-        runs: of the model and pairs, with the metric (higher is better).
+        runs: of the model and pairs, with the metric (higher is better), inside their ``with``.
         edges: all edges of the model, with what is known of each.
         tau: in units of the metric.
         progress: called with the number of edges decided since the last call.

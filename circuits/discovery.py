@@ -148,6 +148,8 @@ def discover(
         WiremapError: results that are not finite.
     """
     rules = _one_rule(target, threshold, alpha, size, prune, acdc)
+    if alpha is not None and len(pairs) < 2:
+        raise InputError(f"alpha needs at least 2 pairs for a t test, got {len(pairs)}; add pairs")
     if budget < 1:
         raise InputError(f"expected a budget of at least 1 edge, got {budget}")
     metric = metric or usual_metric(pairs)
@@ -173,7 +175,7 @@ def discover(
     nodes, edges = _score(model, pairs, question, run, report)
     ranked = edges.top()
     verified = _verify(model, pairs, [name for name, _ in ranked[:budget]], question, run, report)
-    candidates = _candidates(model, ranked, verified)
+    candidates = candidates_of(model, ranked, verified)
 
     with _stage(run, "prune"):
         pruned = _prune(model, pairs, candidates, question["method"], report)
@@ -326,26 +328,26 @@ def _prune(
         return prune_to_size(graph, candidates, method["size"], method["prune"])
     if method["threshold"] is not None or method["alpha"] is not None:
         return prune_by_effect(graph, candidates, method["threshold"] or 0.0, method["alpha"])
-    runs = ReducedRuns(model, pairs, method["metric"], method["batch_size"])
-    if method["acdc"] is not None:
-        return prune_by_acdc(
-            runs, candidates, method["acdc"], lambda n: report("ACDC", n, graph.n_edges)
-        )
-    full, empty = runs.full.mean().item(), runs.empty.mean().item()
+    with ReducedRuns(model, pairs, method["metric"], method["batch_size"]) as runs:
+        if method["acdc"] is not None:
+            return prune_by_acdc(
+                runs, candidates, method["acdc"], lambda n: report("ACDC", n, graph.n_edges)
+            )
+        full, empty = runs.full.mean().item(), runs.empty.mean().item()
 
-    def faithfulness(edges: Collection[str]) -> float:
-        if full == empty:
-            return math.nan  # never enough; evaluating the circuit says why
-        value = runs.values(edges).mean().item()
-        return Faithfulness(full, empty, value, len(pairs)).faithfulness
+        def faithfulness(edges: Collection[str]) -> float:
+            if full == empty:
+                return math.nan  # never enough; evaluating the circuit says why
+            value = runs.values(edges).mean().item()
+            return Faithfulness(full, empty, value, len(pairs)).faithfulness
 
-    return prune_to_target(graph, candidates, method["target"], faithfulness)
+        return prune_to_target(graph, candidates, method["target"], faithfulness)
 
 
-def _candidates(
-    model: Model, ranked: Sequence[tuple[str, float]], verified: Sequence[Verified]
+def candidates_of(
+    model: Model, ranked: Sequence[tuple[str, float]], verified: Sequence[Verified] = ()
 ) -> list[CircuitEdge]:
-    """All edges, best score first, with what is known of each."""
+    """Edges, best score first, with what is known of each."""
     measured = {edge.name: edge for edge in verified}
     candidates: list[CircuitEdge] = []
     for name, score in ranked:

@@ -6,6 +6,7 @@ That is the clean input and the corrupted run; each further set of edges costs o
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -34,8 +35,9 @@ class _Shared:
 class ReducedRuns:
     """Runs of a model reduced to sets of edges, everything outside patched; see ``masking``.
 
-    The corrupted run of all pairs stays on the model's device: of each token and layer, its
-    queries, keys and values, and four residual streams.
+    Used in a ``with`` statement, in which the model is frozen and without hooks. The corrupted run
+    of all pairs stays on the model's device: of each token and layer, its queries, keys and values,
+    and four residual streams.
 
     Args:
         metric: a name in ``METRICS`` or a function ``(logits, targets) -> [row]``.
@@ -44,6 +46,7 @@ class ReducedRuns:
     Attributes:
         full, empty: the metric on each pair with all edges (the clean run) and with none (the
             corrupted run), in units of the metric.
+        n_runs: how many sets of edges were run so far.
 
     Raises:
         InputError: unknown options, pairs it cannot run.
@@ -63,6 +66,8 @@ class ReducedRuns:
         self.model = model
         self._metric = resolve_metric(metric, pairs.wrong.shape[1] > 0)
         self._batches: list[_Shared] = []
+        self._borrowed = ExitStack()
+        self.n_runs = 0
         model.check_pairs(pairs)
         every = existing_edges(model.graph).T
         ends = torch.zeros(2, len(pairs), dtype=torch.float64)
@@ -86,6 +91,16 @@ class ReducedRuns:
         check_finite(ends.float())
         self.full, self.empty = ends
 
+    def __enter__(self) -> ReducedRuns:  # noqa: PYI034  (beartype has no Self)
+        """Borrows the model: once for all runs, since tiny models run faster than that takes."""
+        self._borrowed.enter_context(torch.no_grad())
+        self._borrowed.enter_context(self.model.borrowed())
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Gives the model back as it was."""
+        self._borrowed.close()
+
     def values(
         self, edges: Iterable[str] | Bool[Tensor, "reader writer"]
     ) -> Float64[Tensor, "pair"]:
@@ -99,9 +114,9 @@ class ReducedRuns:
         """
         kept = edges if isinstance(edges, Tensor) else edge_mask(self.model.graph, edges)
         values = torch.zeros_like(self.full)
-        with torch.no_grad(), self.model.borrowed():
-            for batch in self._batches:
-                logits = masked_logits(self.model, kept, batch.clean_input, batch.corrupted)
-                values[batch.rows] = self._metric(logits, batch.targets).cpu().double()
+        self.n_runs += 1
+        for batch in self._batches:
+            logits = masked_logits(self.model, kept, batch.clean_input, batch.corrupted)
+            values[batch.rows] = self._metric(logits, batch.targets).cpu().double()
         check_finite(values[None].float())
         return values
