@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,16 +17,12 @@ from ..edges.graph import SLOTS
 from ..edges.masking import run_edges
 from ..edges.model import Model
 from ..edges.prompts import PromptPairs
+from ..edges.reduced_runs import ReducedRuns
+from .acdc import prune_by_acdc
 from .circuit import Circuit, CircuitEdge, Faithfulness
 from .document import dumps, to_document
 from .faithfulness import evaluate
-from .pruning import (
-    check_rules,
-    connected,
-    keep_by_faithfulness,
-    keep_by_size,
-    keep_by_threshold,
-)
+from .pruning import PRUNE, Pruned, check_rules, prune_by_effect, prune_to_size, prune_to_target
 from .runs import EFFECTS_FILE, SCORES_FILE, RunDirectory, read_scores, write_scores
 from .tasks import TASKS
 from .verification import Verified, verify
@@ -112,7 +108,10 @@ def discover(
     budget: int = DEFAULT_BUDGET,
     target: float | None = None,
     threshold: float | None = None,
+    alpha: float | None = None,
     size: int | None = None,
+    prune: str | None = None,
+    acdc: float | None = None,
     allow_weak: bool = False,
     batch_size: int | None = None,
     resume: bool = False,
@@ -131,10 +130,15 @@ def discover(
         gradient, steps, schedule, reader: how edges are scored; see ``score_edges``. Nodes are scored by the
             same gradient.
         budget: how many edges to verify, best score first.
-        target: keep the fewest verified edges that reach this faithfulness (0.9 if neither of the
-            next two is given).
+        target: keep few verified edges that reach this faithfulness, none of which can be spared
+            (0.9 if no other rule is given); see ``prune_to_target``.
         threshold: keep the verified edges of at least this magnitude, in units of the metric.
+        alpha: keep the verified edges whose effects differ from 0 at this false discovery rate;
+            alone or with a threshold. See ``prune_by_effect``.
         size: keep this many edges; may reach beyond the verified ones.
+        prune: how ``size`` chooses: ``top`` (the default) or ``greedy``; see ``prune_to_size``.
+        acdc: keep what ACDC keeps with this tau, in units of the metric; it tries every edge,
+            verified or not. See ``prune_by_acdc``.
         allow_weak: go on although the model hardly does the task.
         batch_size: rows at once; None takes what fits into memory.
         resume: finish the run that ``out`` holds.
@@ -143,15 +147,11 @@ def discover(
         InputError: options, pairs or a directory that cannot be used, or no behaviour to explain.
         WiremapError: results that are not finite.
     """
-    rules = {"target": target, "threshold": threshold, "size": size}
-    given = [name for name, value in rules.items() if value is not None]
-    if len(given) > 1:
-        raise InputError(f"expected one rule to keep edges by, got {' and '.join(given)}")
-    if not given:
-        target = DEFAULT_TARGET
+    rules = _one_rule(target, threshold, alpha, size, prune, acdc)
+    if alpha is not None and len(pairs) < 2:
+        raise InputError(f"alpha needs at least 2 pairs for a t test, got {len(pairs)}; add pairs")
     if budget < 1:
         raise InputError(f"expected a budget of at least 1 edge, got {budget}")
-    check_rules(target, threshold, size)
     metric = metric or usual_metric(pairs)
     gradient = gradient or recommended_gradient(metric, model)
     check_reader(reader, None, model.graph)
@@ -166,9 +166,7 @@ def discover(
         schedule=schedule,
         reader=reader,
         budget=budget,
-        target=target,
-        threshold=threshold,
-        size=size,
+        **rules,
         batch_size=batch_size,
     )
     report = progress or (lambda stage, done, total: None)
@@ -177,28 +175,16 @@ def discover(
     nodes, edges = _score(model, pairs, question, run, report)
     ranked = edges.top()
     verified = _verify(model, pairs, [name for name, _ in ranked[:budget]], question, run, report)
-    candidates = _candidates(model, ranked, verified)
-
-    def alone(edges: Sequence[CircuitEdge]) -> Faithfulness:
-        names = [edge.name for edge in connected(model.graph, edges)]
-        return evaluate(model, pairs, names, metric, batch_size)
+    candidates = candidates_of(model, ranked, verified)
 
     with _stage(run, "prune"):
-        chosen = candidates
-        if size is not None:
-            chosen = keep_by_size(candidates, size)
-        elif threshold is not None:
-            chosen = keep_by_threshold(candidates, threshold)
-        elif target is not None:
-            chosen = keep_by_faithfulness(
-                candidates, target, lambda edges: alone(edges).faithfulness
-            )
-        kept = connected(model.graph, chosen)
-        faithfulness = alone(kept)
+        pruned = _prune(model, pairs, candidates, question["method"], report)
+        names = [edge.name for edge in pruned.kept]
+        faithfulness = evaluate(model, pairs, names, metric, batch_size)
     report("prune and evaluate", 1, 1)
     circuit = Circuit.build(
         model.graph,
-        kept,
+        pruned.kept,
         dict(nodes.top()),
         model=question["model"],
         task=question["task"],
@@ -206,8 +192,7 @@ def discover(
             **question["method"],
             "edges_in_model": model.graph.n_edges,
             "edges_verified": len(verified),
-            "edges_chosen": len(chosen),
-            "edges_disconnected": len(chosen) - len(kept),
+            "edges_removed": pruned.counts(),
         },
         faithfulness=faithfulness,
     )
@@ -216,6 +201,35 @@ def discover(
         run.write("circuit.json", dumps(document))
         run.write("faithfulness.json", dumps(document["faithfulness"]))
     return circuit
+
+
+def _one_rule(
+    target: float | None,
+    threshold: float | None,
+    alpha: float | None,
+    size: int | None,
+    prune: str | None,
+    acdc: float | None,
+) -> dict[str, Any]:
+    """The rule to keep edges by, with the default if none was given."""
+    by_effect = " with ".join(
+        name for name, value in (("threshold", threshold), ("alpha", alpha)) if value is not None
+    )
+    rules = {"target": target, by_effect: by_effect or None, "size": size, "acdc": acdc}
+    given = [name for name, value in rules.items() if value is not None]
+    if len(given) > 1:
+        raise InputError(f"expected one rule to keep edges by, got {' and '.join(given)}")
+    if prune is not None and size is None:
+        raise InputError(f"prune {prune!r} says how a size is chosen; give a size, too")
+    check_rules(target, threshold, alpha, size, prune, acdc)
+    return {
+        "target": target if given else DEFAULT_TARGET,
+        "threshold": threshold,
+        "alpha": alpha,
+        "size": size,
+        "prune": PRUNE[0] if size is not None and prune is None else prune,
+        "acdc": acdc,
+    }
 
 
 def usual_metric(pairs: PromptPairs) -> str:
@@ -303,10 +317,38 @@ def _verify(
         )
 
 
-def _candidates(
-    model: Model, ranked: Sequence[tuple[str, float]], verified: Sequence[Verified]
+def _prune(
+    model: Model,
+    pairs: PromptPairs,
+    candidates: Sequence[CircuitEdge],
+    method: Mapping[str, Any],
+    report: Progress,
+) -> Pruned:
+    graph = model.graph
+    if method["size"] is not None:
+        return prune_to_size(graph, candidates, method["size"], method["prune"])
+    if method["threshold"] is not None or method["alpha"] is not None:
+        return prune_by_effect(graph, candidates, method["threshold"] or 0.0, method["alpha"])
+    with ReducedRuns(model, pairs, method["metric"], method["batch_size"]) as runs:
+        if method["acdc"] is not None:
+            return prune_by_acdc(
+                runs, candidates, method["acdc"], lambda n: report("ACDC", n, graph.n_edges)
+            )
+        full, empty = runs.full.mean().item(), runs.empty.mean().item()
+
+        def faithfulness(edges: Collection[str]) -> float:
+            if full == empty:
+                return math.nan  # never enough; evaluating the circuit says why
+            value = runs.values(edges).mean().item()
+            return Faithfulness(full, empty, value, len(pairs)).faithfulness
+
+        return prune_to_target(graph, candidates, method["target"], faithfulness)
+
+
+def candidates_of(
+    model: Model, ranked: Sequence[tuple[str, float]], verified: Sequence[Verified] = ()
 ) -> list[CircuitEdge]:
-    """All edges, best score first, with what is known of each."""
+    """Edges, best score first, with what is known of each."""
     measured = {edge.name: edge for edge in verified}
     candidates: list[CircuitEdge] = []
     for name, score in ranked:

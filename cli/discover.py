@@ -31,10 +31,21 @@ _SHOWN = 15
 @click.option(
     "--target",
     type=float,
-    help="Keep the fewest verified edges that reach this faithfulness (0.9 by default).",
+    help="Keep few verified edges that reach this faithfulness, none to spare (0.9 by default).",
 )
 @click.option("--threshold", type=float, help="Keep the verified edges of at least this effect.")
+@click.option(
+    "--alpha",
+    type=float,
+    help="Keep the verified edges significant at this false discovery rate (Benjamini-Hochberg).",
+)
 @click.option("--size", type=click.IntRange(min=1), help="Keep this many edges.")
+@click.option(
+    "--prune",
+    type=click.Choice(("top", "greedy")),
+    help="How --size chooses: the largest edges (top, the default), or from the logits backwards.",
+)
+@click.option("--acdc", type=float, metavar="TAU", help="Keep what ACDC keeps; tries every edge.")
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), help="Run directory (runs/MODEL-TASK)."
 )
@@ -62,7 +73,10 @@ def discover(
     budget: int | None,
     target: float | None,
     threshold: float | None,
+    alpha: float | None,
     size: int | None,
+    prune: str | None,
+    acdc: float | None,
     out: Path | None,
     resume: bool,
     as_json: bool,
@@ -97,7 +111,10 @@ def discover(
                 budget=DEFAULT_BUDGET if budget is None else budget,
                 target=target,
                 threshold=threshold,
+                alpha=alpha,
                 size=size,
+                prune=prune,
+                acdc=acdc,
                 allow_weak=allow_weak,
                 batch_size=batch_size,
                 resume=resume,
@@ -146,6 +163,8 @@ def _show(circuit: Circuit, out: Path, written: list[str]) -> None:
     show_table(
         f"the {len(rows)} largest of {len(edges)} edges", ["edge", "effect", "s.e.", "score"], rows
     )
+    why = ", ".join(f"{n} {rule}" for rule, n in circuit.method["edges_removed"].items())
+    click.echo(f"removed: {why or 'none'}")
     if not edges:
         click.echo("note: no path from input to logits was kept; keep more edges", err=True)
     if circuit.faithfulness is not None:

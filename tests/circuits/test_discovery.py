@@ -54,7 +54,7 @@ def run(
 ) -> tuple[Path, Circuit]:
     """An unbroken run and its circuit."""
     out = tmp_path_factory.mktemp("runs") / "unbroken"
-    return out, discover(model, task, out, budget=150)
+    return out, discover(model, task, out, budget=150, size=120)
 
 
 def test_the_circuit_is_what_its_parts_say(
@@ -66,8 +66,10 @@ def test_the_circuit_is_what_its_parts_say(
     exact = patch_edges(model, task, names)
     assert names
     verified = read_effects(out / "effects.jsonl")
-    largest = sorted(verified, key=lambda item: -abs(item.effect))[: circuit.method["edges_chosen"]]
-    assert set(names) <= {item.name for item in largest}
+    assert set(names) <= {item.name for item in verified}
+    removed = circuit.method["edges_removed"]
+    assert removed["beyond size"] == model.graph.n_edges - 120
+    assert sum(removed.values()) + len(names) == model.graph.n_edges
     for edge, effect in zip(circuit.edges, exact.mean().tolist(), strict=True):
         assert edge.score == pytest.approx(scores[edge.name], rel=1e-5)
         assert edge.effect == pytest.approx(effect, rel=1e-3, abs=1e-4)
@@ -110,9 +112,45 @@ def test_all_edges_at_threshold_zero_are_the_model(model: Model, task: PromptPai
 
 def test_a_size_may_reach_beyond_what_was_verified(model: Model, task: PromptPairs) -> None:
     circuit = discover(model, task, budget=5, size=60)
-    assert circuit.method["edges_chosen"] == 60
+    removed = circuit.method["edges_removed"]
+    assert removed["beyond size"] == model.graph.n_edges - 60
+    assert len(circuit.edges) + removed["on no path from input to logits"] == 60
     assert sum(edge.verified for edge in circuit.edges) <= 5
     assert any(not edge.verified for edge in circuit.edges)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"alpha": 0.05},
+        {"alpha": 0.2, "threshold": 0.1},
+        {"size": 30, "prune": "greedy"},
+        {"acdc": 0.3},
+        {"target": 0.5},
+    ],
+    ids=str,
+)
+def test_every_rule_goes_through_and_resumes(
+    model: Model, task: PromptPairs, tmp_path: Path, rule: dict[str, Any]
+) -> None:
+    out = tmp_path / "run"
+    circuit = discover(model, task, out, budget=40, **rule)
+    assert circuit.method.items() >= rule.items()
+    removed = circuit.method["edges_removed"]
+    assert len(circuit.edges) + sum(removed.values()) == model.graph.n_edges
+    before = (out / "circuit.json").read_bytes()
+    assert discover(model, task, out, budget=40, resume=True, **rule) == circuit
+    assert (out / "circuit.json").read_bytes() == before
+    assert from_document(loads(before.decode())) == circuit
+    with pytest.raises(InputError, match=rf"method\.{next(iter(rule))} was "):
+        discover(model, task, out, budget=40, resume=True, threshold=9.0)
+
+
+def test_significance_needs_two_pairs(model: Model, task: PromptPairs, tmp_path: Path) -> None:
+    one = tiny.one_pair(task, 0)
+    with pytest.raises(InputError, match="needs at least 2 pairs for a t test, got 1"):
+        discover(model, one, tmp_path / "run", alpha=0.05, allow_weak=True)
+    assert not (tmp_path / "run").exists()
 
 
 def test_grouped_queries_go_through(tmp_path: Path) -> None:
@@ -208,6 +246,12 @@ def test_a_gap_within_its_error_is_weak(model: Model) -> None:
         ({"budget": 0}, "expected a budget of at least 1 edge, got 0"),
         ({"threshold": 0.1, "size": 5}, "one rule to keep edges by, got threshold and size"),
         ({"target": 0.9, "size": 5}, "one rule to keep edges by, got target and size"),
+        ({"acdc": 0.1, "alpha": 0.1}, "one rule to keep edges by, got alpha and acdc"),
+        ({"threshold": 1.0, "alpha": 0.1, "size": 5}, "got threshold with alpha and size"),
+        ({"prune": "greedy"}, "prune 'greedy' says how a size is chosen; give a size, too"),
+        ({"prune": "best", "size": 5}, "unknown way to prune 'best'; there are top, greedy"),
+        ({"alpha": 0.0}, "expected a level alpha between 0 and 1, such as 0.05, got 0.0"),
+        ({"acdc": -1.0}, "expected a tau of ACDC above 0, in units of the metric, got -1.0"),
         ({"target": 1.5}, "expected a faithfulness target above 0 and at most 1, got 1.5"),
         ({"size": 0}, "expected a size of at least 1 edge"),
         ({"threshold": float("nan")}, "expected a threshold >= 0, got nan"),
@@ -234,7 +278,7 @@ def test_a_run_is_not_overwritten(
     model: Model, task: PromptPairs, run: tuple[Path, Circuit]
 ) -> None:
     with pytest.raises(InputError, match="already holds a run; go on with it"):
-        discover(model, task, run[0], budget=150)
+        discover(model, task, run[0], budget=150, size=120)
 
 
 def test_another_question_is_not_resumed_and_the_differences_are_named(
@@ -242,12 +286,20 @@ def test_another_question_is_not_resumed_and_the_differences_are_named(
 ) -> None:
     before = {name: (run[0] / name).read_bytes() for name in FILES}
     with pytest.raises(InputError, match=r"method\.budget was 150, now 20"):
-        discover(model, task, run[0], budget=20, resume=True)
+        discover(model, task, run[0], budget=20, size=120, resume=True)
     with pytest.raises(InputError, match=r"model\.sha256 was '\w+', now"):
-        discover(tiny.model("gpt2", seed=1), task, run[0], budget=150, resume=True, allow_weak=True)
+        discover(
+            tiny.model("gpt2", seed=1),
+            task,
+            run[0],
+            budget=150,
+            size=120,
+            resume=True,
+            allow_weak=True,
+        )
     fewer = PromptPairs(task.clean[:3], task.corrupted[:3], task.answers[:3], task.wrong[:3])
     with pytest.raises(InputError, match=r"task\.n_pairs was 6, now 3"):
-        discover(model, fewer, run[0], budget=150, resume=True)
+        discover(model, fewer, run[0], budget=150, size=120, resume=True)
     assert {name: (run[0] / name).read_bytes() for name in FILES} == before
 
 
@@ -285,7 +337,7 @@ def report(stage, done, total):
     if (stage, calls) == ({stage!r}, {calls}):
         os.kill(os.getpid(), signal.SIGKILL)
 
-discover(tiny.model("gpt2"), PromptPairs(*tokens), {out!r}, budget=150, progress=report)
+discover(tiny.model("gpt2"), PromptPairs(*tokens), {out!r}, budget=150, size=120, progress=report)
 """
 
 
@@ -315,7 +367,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(
     killed = subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=False)
     assert killed.returncode == -9
     assert not (out / "circuit.json").exists()
-    circuit = discover(model, task, out, budget=150, resume=True)
+    circuit = discover(model, task, out, budget=150, size=120, resume=True)
     assert circuit == run[1]
     for name in FILES:
         assert (out / name).read_bytes() == (run[0] / name).read_bytes(), name
@@ -327,7 +379,7 @@ def test_a_finished_run_resumes_to_itself(
 ) -> None:
     before = {name: (run[0] / name).read_bytes() for name in FILES}
     started = json.loads((run[0] / "run.json").read_text())["started"]
-    assert discover(model, task, run[0], budget=150, resume=True) == run[1]
+    assert discover(model, task, run[0], budget=150, size=120, resume=True) == run[1]
     assert {name: (run[0] / name).read_bytes() for name in FILES} == before
     assert json.loads((run[0] / "run.json").read_text())["started"] == started
 

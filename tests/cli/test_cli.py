@@ -31,7 +31,8 @@ from wiremap.exporters import FORMATS, read_circuit, write_circuit
 has_dot = shutil.which("dot") is not None
 
 BUDGET = 80  # enough for a faithfulness of 0.9
-SMALL = ["--model", "ioi-mini", "--task", "ioi", "--n-pairs", "16", "--budget", str(BUDGET)]
+ASKED = ["--model", "ioi-mini", "--task", "ioi", "--n-pairs", "16", "--budget", str(BUDGET)]
+SMALL = [*ASKED, "--size", "30"]
 
 
 def wiremap(*arguments: str | Path) -> Result:
@@ -60,7 +61,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_discover_writes_a_run_and_says_what_it_found(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    result = wiremap("discover", *SMALL, "-o", out)
+    result = wiremap("discover", *ASKED, "-o", out)
     assert result.exit_code == 0
     names = {path.name for path in out.iterdir()}
     pictures = {"circuit.svg"} if has_dot else set[str]()
@@ -75,12 +76,30 @@ def test_discover_writes_a_run_and_says_what_it_found(tmp_path: Path) -> None:
     assert re.search(
         rf"{re.escape(largest.name)} +{re.escape(f'{largest.effect:+.3f}')}", result.stdout
     )
+    removed = circuit.method["edges_removed"]
+    assert f"removed: {', '.join(f'{n} {rule}' for rule, n in removed.items())}\n" in result.stdout
     assert str(out) in result.stdout
     assert result.stderr == "" or not has_dot
 
 
+@pytest.mark.parametrize(
+    ("options", "rule"),
+    [
+        (["--alpha", "0.05"], "not significant"),
+        (["--size", "20", "--prune", "greedy"], "beyond size"),
+        (["--acdc", "0.5"], "metric falls by less than tau without it"),
+    ],
+)
+def test_discover_prunes_by_the_rule_it_is_given(
+    tmp_path: Path, options: list[str], rule: str
+) -> None:
+    result = wiremap("discover", *ASKED, *options, "-o", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    assert re.search(rf"removed: .*\d+ {rule}", result.stdout)
+
+
 def test_discover_says_when_the_target_is_out_of_reach(tmp_path: Path) -> None:
-    result = wiremap("discover", *SMALL, "--budget", "2", "-o", tmp_path / "run")
+    result = wiremap("discover", *ASKED, "--budget", "2", "-o", tmp_path / "run")
     assert result.exit_code == 0
     assert "the 2 verified edges (of 479) do not reach a faithfulness of 0.9" in result.stderr
 
@@ -179,6 +198,8 @@ def test_control_c_keeps_what_there_is_and_says_how_to_go_on(tmp_path: Path) -> 
         (["--n-pairs", "many"], "'many' is not a valid integer"),
         (["--threshold", "-1"], "expected a threshold >= 0, got -1.0"),
         (["--threshold", "nan"], "expected a threshold >= 0, got nan"),
+        (["--alpha", "2"], "expected a level alpha between 0 and 1, such as 0.05, got 2.0"),
+        (["--prune", "greedy"], "prune 'greedy' says how a size is chosen"),
         (["--threshold", "1", "--size", "5"], "one rule to keep edges by, got threshold and size"),
         (["--device", "abacus"], "device 'abacus' cannot be used"),
         (["--dtype", "int8"], "'int8' is not one of"),
