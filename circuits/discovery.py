@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,16 @@ from ..edges.reduced_runs import ReducedRuns
 from .acdc import prune_by_acdc
 from .circuit import Circuit, CircuitEdge, Faithfulness
 from .document import dumps, to_document
+from .evidence import bound_document, bound_rest, gather, resample
 from .faithfulness import evaluate
 from .pruning import PRUNE, Pruned, check_rules, prune_by_effect, prune_to_size, prune_to_target
 from .runs import EFFECTS_FILE, SCORES_FILE, RunDirectory, read_scores, write_scores
+from .stability import Stability
 from .tasks import TASKS
-from .verification import Verified, verify
+from .verification import Verified, verify, verify_until
 
-DEFAULT_BUDGET = 200
+DEFAULT_BUDGET = {"cpu": 200, "cuda": 50_000}
+"""How many edges are verified if nothing says how many, by device; on others as on a CPU."""
 DEFAULT_TARGET = 0.9
 """Faithfulness that a circuit shall reach when nothing else says what to keep."""
 
@@ -105,13 +108,15 @@ def discover(
     steps: int = 10,
     schedule: str = "midpoint",
     reader: str = "linear",
-    budget: int = DEFAULT_BUDGET,
+    budget: int | None = None,
+    until_bound: float | None = None,
     target: float | None = None,
     threshold: float | None = None,
     alpha: float | None = None,
     size: int | None = None,
     prune: str | None = None,
     acdc: float | None = None,
+    tests: bool = False,
     allow_weak: bool = False,
     batch_size: int | None = None,
     resume: bool = False,
@@ -129,7 +134,10 @@ def discover(
         direction: ``noising`` or ``denoising``; see ``patch_edges``.
         gradient, steps, schedule, reader: how edges are scored; see ``score_edges``. Nodes are scored by the
             same gradient.
-        budget: how many edges to verify, best score first.
+        budget: how many edges to verify, best score first; None takes ``DEFAULT_BUDGET``, or all
+            if there are no more.
+        until_bound: verify until what is left is bounded below this, in units of the metric,
+            instead; see ``verify_until``.
         target: keep few verified edges that reach this faithfulness, none of which can be spared
             (0.9 if no other rule is given); see ``prune_to_target``.
         threshold: keep the verified edges of at least this magnitude, in units of the metric.
@@ -139,6 +147,8 @@ def discover(
         prune: how ``size`` chooses: ``top`` (the default) or ``greedy``; see ``prune_to_size``.
         acdc: keep what ACDC keeps with this tau, in units of the metric; it tries every edge,
             verified or not. See ``prune_by_acdc``.
+        tests: also test what the circuit claims: completeness, minimality, and the tests of
+            ``run_tests``.
         allow_weak: go on although the model hardly does the task.
         batch_size: rows at once; None takes what fits into memory.
         resume: finish the run that ``out`` holds.
@@ -150,8 +160,14 @@ def discover(
     rules = _one_rule(target, threshold, alpha, size, prune, acdc)
     if alpha is not None and len(pairs) < 2:
         raise InputError(f"alpha needs at least 2 pairs for a t test, got {len(pairs)}; add pairs")
-    if budget < 1:
-        raise InputError(f"expected a budget of at least 1 edge, got {budget}")
+    if budget is not None and until_bound is not None:
+        raise InputError("expected a budget or a bound to verify until, got both")
+    if budget is None and until_bound is None:
+        budget = DEFAULT_BUDGET.get(model.device.type, DEFAULT_BUDGET["cpu"])
+    if budget is not None:
+        if budget < 1:
+            raise InputError(f"expected a budget of at least 1 edge, got {budget}")
+        budget = min(budget, model.graph.n_edges)
     metric = metric or usual_metric(pairs)
     gradient = gradient or recommended_gradient(metric, model)
     check_reader(reader, None, model.graph)
@@ -166,7 +182,9 @@ def discover(
         schedule=schedule,
         reader=reader,
         budget=budget,
+        until_bound=until_bound,
         **rules,
+        tests=tests,
         batch_size=batch_size,
     )
     report = progress or (lambda stage, done, total: None)
@@ -174,17 +192,31 @@ def discover(
     run = None if out is None else RunDirectory(Path(out), question, model.device, resume)
     nodes, edges = _score(model, pairs, question, run, report)
     ranked = edges.top()
-    verified = _verify(model, pairs, [name for name, _ in ranked[:budget]], question, run, report)
+    verified, bound = _verify(model, pairs, [name for name, _ in ranked], question, run, report)
     candidates = candidates_of(model, ranked, verified)
 
     with _stage(run, "prune"):
         pruned = _prune(model, pairs, candidates, question["method"], report)
         names = [edge.name for edge in pruned.kept]
         faithfulness = evaluate(model, pairs, names, metric, batch_size)
-    report("prune and evaluate", 1, 1)
+    with _stage(run, "evidence"):
+        evidence = gather(model, pairs, names, ranked, question["method"], report)
+        if bound is not None:
+            evidence["bound"] = bound
+        resampled = resample(verified, names, threshold)
+        kept = pruned.kept
+        if resampled is not None:
+            told, rule = resampled
+            evidence["stability"] = {
+                "rule": rule,
+                "resamples": told.n_resamples,
+                "jaccard": told.jaccard,
+            }
+            kept = _with_intervals(kept, told)
+        evidence["removed"] = pruned.counts()
     circuit = Circuit.build(
         model.graph,
-        pruned.kept,
+        kept,
         dict(nodes.top()),
         model=question["model"],
         task=question["task"],
@@ -192,14 +224,15 @@ def discover(
             **question["method"],
             "edges_in_model": model.graph.n_edges,
             "edges_verified": len(verified),
-            "edges_removed": pruned.counts(),
         },
         faithfulness=faithfulness,
+        evidence=evidence,
     )
     if run is not None:
         document = to_document(circuit)
         run.write("circuit.json", dumps(document))
-        run.write("faithfulness.json", dumps(document["faithfulness"]))
+        of_size = {"curve": evidence["curve"], "metrics": evidence["metrics"]}
+        run.write("faithfulness.json", dumps({**document["faithfulness"], **of_size}))
     return circuit
 
 
@@ -304,17 +337,45 @@ def _verify(
     question: Mapping[str, Any],
     run: RunDirectory | None,
     report: Progress,
-) -> list[Verified]:
-    options = {key: question["method"][key] for key in ("metric", "direction", "batch_size")}
+) -> tuple[list[Verified], dict[str, Any] | None]:
+    """The edges verified of these, best first, and a bound on the others."""
+    method = question["method"]
+    how = {key: method[key] for key in ("metric", "direction", "batch_size")}
+    effects_file = run.path / EFFECTS_FILE if run else None
     with _stage(run, "verify"):
-        return verify(
+        if method["until_bound"] is not None:
+            verified, found = verify_until(
+                model,
+                pairs,
+                edges,
+                method["until_bound"],
+                **how,
+                effects_file=effects_file,
+                progress=lambda done: report("verify edges", done, len(edges)),
+            )
+            return verified, found and bound_document(found, len(pairs))
+        budget = method["budget"]
+        verified = verify(
             model,
             pairs,
-            edges,
-            **options,
-            effects_file=run.path / EFFECTS_FILE if run else None,
-            progress=lambda done: report("verify edges", done, len(edges)),
+            edges[:budget],
+            **how,
+            effects_file=effects_file,
+            progress=lambda done: report("verify edges", done, budget),
         )
+    with _stage(run, "bound"):
+        return verified, bound_rest(model, pairs, edges[budget:], **how, report=report)
+
+
+def _with_intervals(edges: Sequence[CircuitEdge], found: Stability) -> list[CircuitEdge]:
+    """The edges with what resampling tells of each that was verified."""
+    of = {one.edge: one for one in found.edges}
+    return [
+        replace(edge, interval=(one.low, one.high), inclusion=one.frequency)
+        if (one := of.get(edge.name))
+        else edge
+        for edge in edges
+    ]
 
 
 def _prune(

@@ -330,14 +330,7 @@ def _leave_out(pairs: PromptPairs, left_out: Sequence[int]) -> PromptPairs:
         raise InputError(
             "no pair goes with another prompt; give more pairs, or draw others (--other)"
         )
-    return PromptPairs(
-        pairs.clean[rows],
-        pairs.corrupted[rows],
-        pairs.answers[rows],
-        pairs.wrong[rows],
-        tuple(pairs.features[row] for row in rows) if pairs.features else (),
-        pairs.source,
-    )
+    return pairs.take(rows)
 
 
 def _labels(pairs: PromptPairs, other: str) -> list[Hashable]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..edges.errors import WiremapError
+from ..edges.errors import InputError, WiremapError
 from . import options
 from .console import progress, show_json, show_table
 
@@ -26,7 +26,13 @@ _SHOWN = 15
     "--top-k",
     "budget",
     type=click.IntRange(min=1),
-    help="How many edges to verify, best score first (200 by default).",
+    help="How many edges to verify, best score first (200 by default, on CUDA up to 50,000).",
+)
+@click.option("--all", "all_of_them", is_flag=True, help="Verify all edges.")
+@click.option(
+    "--until-bound",
+    type=float,
+    help="Verify until what is left is bounded below this (metric units).",
 )
 @click.option(
     "--target",
@@ -46,6 +52,8 @@ _SHOWN = 15
     help="How --size chooses: the largest edges (top, the default), or from the logits backwards.",
 )
 @click.option("--acdc", type=float, metavar="TAU", help="Keep what ACDC keeps; tries every edge.")
+@click.option("--tests", is_flag=True, help="Also test what the circuit claims (see: evaluate).")
+@options.tf32
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), help="Run directory (runs/MODEL-TASK)."
 )
@@ -71,12 +79,16 @@ def discover(
     schedule: str | None,
     reader: str,
     budget: int | None,
+    all_of_them: bool,
+    until_bound: float | None,
     target: float | None,
     threshold: float | None,
     alpha: float | None,
     size: int | None,
     prune: str | None,
     acdc: float | None,
+    tests: bool,
+    tf32: bool,
     out: Path | None,
     resume: bool,
     as_json: bool,
@@ -88,11 +100,14 @@ def discover(
     directory with the circuit as JSON, HTML (the viewer), DOT, SVG and GraphML. Without options it
     does so for the bundled model.
     """
-    from ..circuits.discovery import DEFAULT_BUDGET
     from ..circuits.discovery import discover as run
     from ..circuits.document import to_document
 
-    loaded = options.load_model(model, device, dtype, bos, kv)
+    loaded = options.load_model(model, device, dtype, bos, kv, tf32)
+    if all_of_them:
+        if budget is not None or until_bound is not None:
+            raise InputError("--all verifies all edges; leave --budget and --until-bound out")
+        budget = loaded.graph.n_edges
     asked = options.load_pairs(loaded, task, pairs, corruption, n_pairs, seed)
     if out is None:
         name = asked.source.get("task") or Path(str(asked.source["pairs"])).stem
@@ -108,13 +123,15 @@ def discover(
                 gradient=gradient,
                 **options.gradient_options(gradient, steps, schedule),
                 reader=reader,
-                budget=DEFAULT_BUDGET if budget is None else budget,
+                budget=budget,
+                until_bound=until_bound,
                 target=target,
                 threshold=threshold,
                 alpha=alpha,
                 size=size,
                 prune=prune,
                 acdc=acdc,
+                tests=tests,
                 allow_weak=allow_weak,
                 batch_size=batch_size,
                 resume=resume,
@@ -163,7 +180,7 @@ def _show(circuit: Circuit, out: Path, written: list[str]) -> None:
     show_table(
         f"the {len(rows)} largest of {len(edges)} edges", ["edge", "effect", "s.e.", "score"], rows
     )
-    why = ", ".join(f"{n} {rule}" for rule, n in circuit.method["edges_removed"].items())
+    why = ", ".join(f"{n} {rule}" for rule, n in circuit.evidence["removed"].items())
     click.echo(f"removed: {why or 'none'}")
     if not edges:
         click.echo("note: no path from input to logits was kept; keep more edges", err=True)

@@ -291,6 +291,14 @@ def samples_needed(n_items: int, probability: float) -> int:
     return 4 + bisect_left(range(4, 1 << 60), True, key=enough)
 
 
+def enough_samples(n_items: int, probability: float, seed: int = 0) -> int:
+    """So many subsets that a bound can come of those that ``draw_subsets`` then draws."""
+    n_samples = samples_needed(n_items, probability)
+    while _too_rare(draw_subsets(n_samples, n_items, probability, seed)) is not None:
+        n_samples += 1 + n_samples // 10
+    return n_samples
+
+
 def welch_bounds(
     values: Float[Tensor, "sample"], members: Bool[Tensor, "sample item"], confidence: float
 ) -> tuple[Float64[Tensor, "item"], Float64[Tensor, "item"]]:

@@ -6,7 +6,7 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -158,6 +158,18 @@ class PromptPairs:
     def wrong(self) -> Int64[Tensor, "pair wrong"]:
         """The wrong answers as a table, of no columns when there are none."""
         return cast(Tensor, self.wrong_answers)
+
+    def take(self, rows: Iterable[int]) -> PromptPairs:
+        """The pairs of these rows, in this order. Raises InputError if there are none."""
+        chosen = list(rows)
+        return PromptPairs(
+            self.clean[chosen],
+            self.corrupted[chosen],
+            self.answers[chosen],
+            self.wrong[chosen],
+            tuple(self.features[row] for row in chosen) if self.features else (),
+            self.source,
+        )
 
     def batches(self) -> Iterator[PairBatch]:
         """The pairs in one batch for each length, shortest first, nothing padded."""

@@ -1,0 +1,132 @@
+"""What is told of a circuit beside its faithfulness: how sure its edges are, and what was missed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from ..edges.bounds import Bound, bound_unverified, enough_samples
+from ..edges.model import Model
+from ..edges.prompts import PromptPairs
+from .faithfulness import localize, read_metrics
+from .hypothesis_tests import run_tests
+from .knockouts import completeness, minimality
+from .stability import Stability, bootstrap, keep_above, keep_largest
+from .verification import BoundOptions, Verified
+
+BOUND_PAIRS = 16
+"""Over how many pairs, the first, what was not verified is bounded by default."""
+BOUND_PROBABILITY = 0.1
+"""Larger than usual (0.03), so that few subsets are enough for every edge to be in some of them."""
+
+Report = Callable[[str, int, int], Any]
+
+
+def bound_rest(
+    model: Model,
+    pairs: PromptPairs,
+    rest: Sequence[str],
+    metric: str,
+    direction: str,
+    batch_size: int | None,
+    report: Report,
+) -> dict[str, Any] | None:
+    """A bound on the edges that were not verified, from as few subsets as allow one.
+
+    Over the first ``BOUND_PAIRS`` pairs; None where all edges were verified. See ``bound_unverified``.
+    """
+    if not rest:
+        return None
+    some = pairs.take(range(min(BOUND_PAIRS, len(pairs))))
+    n_samples = enough_samples(len(rest), BOUND_PROBABILITY)
+    found = bound_unverified(
+        model,
+        some,
+        rest,
+        metric,
+        direction,
+        "edges",
+        n_samples,
+        BOUND_PROBABILITY,
+        BoundOptions().confidence,
+        batch_size=batch_size,
+        progress=lambda done: report("bound the rest", done, n_samples * len(some)),
+    )
+    return bound_document(found, len(some))
+
+
+def bound_document(bound: Bound, n_pairs: int) -> dict[str, Any]:
+    """The bound as plain JSON data."""
+    return {
+        "largest": bound.largest,
+        "confidence": bound.confidence,
+        "samples": bound.n_samples,
+        "probability": bound.probability,
+        "n_edges": len(bound.names),
+        "n_pairs": n_pairs,
+        "statement": bound.statement(),
+    }
+
+
+def resample(
+    verified: Sequence[Verified], kept: Collection[str], threshold: float | None
+) -> tuple[Stability, str] | None:
+    """How the choice of edges, and their effects, vary over resampled pairs; and the rule, in words.
+
+    With a threshold, a resampled circuit is what reaches it; else the largest effects, as many as
+    it takes to have all verified edges of the circuit, which what else pruned it is not part of.
+    None for a single pair, or where no verified edge is kept.
+    """
+    ranked = sorted(verified, key=lambda edge: -abs(edge.effect))
+    places = [place for place, edge in enumerate(ranked, start=1) if edge.name in kept]
+    if not places or len(verified[0].effects) < 2:
+        return None
+    if threshold is None:
+        rule, described = keep_largest(places[-1]), f"the {places[-1]} largest effects"
+    else:
+        rule, described = keep_above(threshold), f"|effect| >= {threshold:g}"
+    names = [edge.name for edge in verified]
+    effects = torch.tensor([edge.effects for edge in verified], dtype=torch.float64)
+    return bootstrap(names, effects, rule), described
+
+
+def gather(
+    model: Model,
+    pairs: PromptPairs,
+    kept: Collection[str],
+    scores: Sequence[tuple[str, float]],
+    method: Mapping[str, Any],
+    report: Report,
+) -> dict[str, Any]:
+    """Curves, other metrics and, if the method asks for ``tests``, tests: as plain JSON data."""
+    metric, batch_size = method["metric"], method["batch_size"]
+
+    def told(stage: str) -> Callable[[int, int], Any]:
+        return lambda done, total: report(stage, done, total)
+
+    found: dict[str, Any] = {
+        "curve": {
+            "ranked_by": "scores of all edges",
+            **localize(
+                model, pairs, scores, metric, batch_size=batch_size, progress=told("curve")
+            ).as_document(),
+        },
+        "metrics": {
+            one.metric: {"full": one.full, "empty": one.empty, "circuit": one.circuit}
+            for one in read_metrics(model, pairs, list(kept), batch_size=batch_size)
+        },
+    }
+    if method["tests"] and kept:
+        names = list(kept)
+        of = (model, pairs, names, metric)
+        found["completeness"] = completeness(
+            *of, batch_size=batch_size, progress=told("completeness")
+        ).as_document()
+        found["minimality"] = minimality(
+            *of, batch_size=batch_size, progress=told("minimality")
+        ).as_document()
+        tests = run_tests(*of, batch_size=batch_size, progress=told("tests"))
+        found["tests"] = [one.as_document() for one in tests]
+    return found
