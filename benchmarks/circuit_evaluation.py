@@ -16,6 +16,7 @@ sizes and all pairs.
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import time
 from collections.abc import Sequence
@@ -138,7 +139,7 @@ seconds it took:
 
 It runs up to four circuits more for each, one without each class of edges; if each costs as much as
 the circuit itself, **{ratio_all / 5:.0f}x** are left. One size alone takes wiremap {own["one size"]:.2f} s for
-{N_PAIRS} pairs.
+{N_PAIRS} pairs. Load of the machine at the end: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores.
 """,
     )
 
