@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -166,26 +167,55 @@ def _export(circuit: Circuit, out: Path) -> list[str]:
     return written
 
 
+def _evidence(evidence: Mapping[str, Any]) -> Iterator[str]:
+    """What else was measured, in lines."""
+    beside = evidence["metrics"]
+    yield (
+        f"KL from the model {-beside['kl']['circuit']:.3g} nats (corrupted "
+        f"{-beside['kl']['empty']:.3g}), accuracy {beside['accuracy']['circuit']:.2f} (model "
+        f"{beside['accuracy']['full']:.2f})"
+    )
+    curve = evidence["curve"]
+    yield f"all edges by score, at ten sizes: CPR {curve['cpr']:.3f}, CMD {curve['cmd']:.3f}"
+    if "stability" in evidence:
+        told = evidence["stability"]
+        yield (
+            f"over {told['resamples']} resamples of the pairs, circuits of {told['rule']} agree to a "
+            f"mean Jaccard of {told['jaccard']:.2f}"
+        )
+    if "bound" in evidence:
+        told = evidence["bound"]
+        yield (
+            f"missed: no average marginal effect of the {told['n_edges']} unverified edges above "
+            f"{told['largest']:.3g}, with {100 * told['confidence']:g} % confidence (first "
+            f"{told['n_pairs']} pairs; circuit.json says what that is)"
+        )
+    for test in evidence.get("tests", ()):
+        yield f"{test['name']}: p = {test['p_value']:.3g} ({test['small_p']})"
+
+
 def _show(circuit: Circuit, out: Path, written: list[str]) -> None:
     edges = sorted(circuit.edges, key=lambda edge: -abs(edge.worth or 0.0))
     rows = [
         [
             edge.name,
             "" if edge.effect is None else f"{edge.effect:+.3f}",
-            "" if edge.standard_error is None else f"{edge.standard_error:.3f}",
+            "" if edge.interval is None else "{:+.3f} to {:+.3f}".format(*edge.interval),
+            "" if edge.inclusion is None else f"{edge.inclusion:.2f}",
             "" if edge.score is None else f"{edge.score:+.3f}",
         ]
         for edge in edges[:_SHOWN]
     ]
-    show_table(
-        f"the {len(rows)} largest of {len(edges)} edges", ["edge", "effect", "s.e.", "score"], rows
-    )
+    columns = ["edge", "effect", "95 % interval", "in resamples", "score"]
+    show_table(f"the {len(rows)} largest of {len(edges)} edges", columns, rows)
     why = ", ".join(f"{n} {rule}" for rule, n in circuit.evidence["removed"].items())
     click.echo(f"removed: {why or 'none'}")
     if not edges:
         click.echo("note: no path from input to logits was kept; keep more edges", err=True)
     if circuit.faithfulness is not None:
         click.echo("\n" + options.summary(circuit.method["metric"], circuit.faithfulness))
+        for line in _evidence(circuit.evidence):
+            click.echo(line)
         target = circuit.method["target"]
         if target is not None and not circuit.faithfulness.faithfulness >= target:
             verified, in_model = circuit.method["edges_verified"], circuit.method["edges_in_model"]
