@@ -156,9 +156,9 @@ def _export(circuit: Circuit, out: Path) -> list[str]:
     from ..exporters import write_circuit
 
     written: list[str] = []
-    for name in ("circuit.html", "circuit.dot", "circuit.graphml", "circuit.svg"):
+    for name in ("report.html", "circuit.html", "circuit.dot", "circuit.graphml", "circuit.svg"):
         try:
-            write_circuit(circuit, out / name)
+            write_circuit(circuit, out / name, "report" if name == "report.html" else None)
             written.append(name)
         except WiremapError as error:
             if name != "circuit.svg":

@@ -17,8 +17,8 @@ from . import options
     "format",
     required=True,
     help="dot, svg, png, pdf, mermaid (diagrams); json, node-link, cytoscape, eap-ig, graphml, "
-    "gexf, edges-csv (data, read back); html (viewer for a browser); scrub "
-    "(claim for wiremap scrub).",
+    "gexf, edges-csv (data, read back); html (viewer for a browser); report (to read and to print); "
+    "scrub (claim for wiremap scrub).",
 )
 @click.option(
     "--qkv",

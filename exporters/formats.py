@@ -23,6 +23,7 @@ from .html import to_html
 from .mermaid import to_mermaid
 from .node_link import from_node_link, to_node_link
 from .picture import draw
+from .report import to_report
 from .view import View
 
 LARGEST_FILE = 1_000_000_000
@@ -106,6 +107,12 @@ FORMATS: Mapping[str, Format] = {
         "sizes; a circuit without edges is not read back",
     ),
     "html": Format(".html", "viewer for any browser", _text(to_html), shows=("groups",)),
+    "report": Format(
+        ".report.html",
+        "report to read and to print",
+        _text(lambda circuit, view: to_report(circuit, view)),
+        shows=("groups",),
+    ),
     "scrub": Format(
         ".scrub.json",
         "causal-scrubbing hypothesis, for wiremap scrub",

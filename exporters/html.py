@@ -17,7 +17,7 @@ import hashlib
 import html
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from string import Template
@@ -25,6 +25,7 @@ from string import Template
 from ..circuits.circuit import Circuit
 from ..circuits.document import dumps, to_document
 from .drawing import DRAWN, drawing, style, to_svg
+from .evidence import faithfulness_curve
 from .labels import escaped, printable, title, unit
 from .view import View, check_groups
 
@@ -33,6 +34,7 @@ _COLUMNS = {
     "name": "edge",
     "effect": "effect",
     "error": "s.e.",
+    "interval": "95 % interval",
     "score": "score",
     "pairs": "pairs",
 }
@@ -53,18 +55,10 @@ def to_html(circuit: Circuit, view: View = _NO_VIEW) -> str:
         InputError: as ``check_groups``.
     """
     check_groups(circuit, view)
-    css, script = _template("viewer.css"), _template("viewer.js")
-    policy = "; ".join(
-        [
-            "default-src 'none'",
-            f"script-src {_hash(script)}",
-            f"style-src {_hash(css)} {_hash(style())}",
-            "base-uri 'none'",
-            "form-action 'none'",
-        ]
-    )
-    return Template(_template("viewer.html")).substitute(
-        policy=policy,
+    css, script = template("page.css") + template("viewer.css"), template("viewer.js")
+    curve = faithfulness_curve(circuit)
+    return Template(template("viewer.html")).substitute(
+        policy=policy([css, *([curve.style] if curve else []), style()], [script]),
         title=escaped(title(circuit)),
         unit=escaped(unit(circuit)),
         file=_file_name(title(circuit)),
@@ -79,8 +73,11 @@ def to_html(circuit: Circuit, view: View = _NO_VIEW) -> str:
         ),
         groupings="".join(_groupings(bool(view.groups))),
         notice=_notice(circuit),
+        curve=f"<details><summary>faithfulness by size</summary>{curve.figure}</details>"
+        if curve
+        else "",
         drawing=drawing(circuit, view.groups),
-        columns="".join(_columns()),
+        columns="".join(_columns(circuit)),
         # No end tag, comment or other markup can begin without this character.
         circuit=dumps(to_document(circuit)).replace("<", "\\u003c"),
         script=script,
@@ -115,8 +112,21 @@ def display(circuit: Circuit) -> dict[str, str]:
     return {"image/svg+xml": to_svg(circuit), "text/plain": line}
 
 
-def _template(name: str) -> str:
+def template(name: str) -> str:
+    """The text of a template."""
     return files("wiremap.exporters").joinpath(f"templates/{name}").read_text(encoding="utf-8")
+
+
+def policy(styles: Sequence[str], scripts: Sequence[str] = ()) -> str:
+    """The content security policy of a page: its own styles and scripts, by hash, nothing else."""
+    directives = {
+        "default-src": ["'none'"],
+        "script-src": [_hash(text) for text in scripts],
+        "style-src": [_hash(text) for text in styles],
+        "base-uri": ["'none'"],
+        "form-action": ["'none'"],
+    }
+    return "; ".join(f"{name} {' '.join(found)}" for name, found in directives.items() if found)
 
 
 def _hash(text: str) -> str:
@@ -203,8 +213,11 @@ def _notice(circuit: Circuit) -> str:
     )
 
 
-def _columns() -> Iterator[str]:
+def _columns(circuit: Circuit) -> Iterator[str]:
+    with_intervals = any(edge.interval for edge in circuit.edges)
     for column, label in _COLUMNS.items():
+        if column == "interval" and not with_intervals:
+            continue
         words = ' class="words"' if column == "name" else ""
         yield (
             f'<th scope="col" data-column="{column}"{words}>'

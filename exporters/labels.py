@@ -58,10 +58,19 @@ def edge_text(edge: CircuitEdge, circuit: Circuit) -> str:
     parts: list[str] = []
     if edge.effect is not None:
         error = "" if edge.standard_error is None else f" ± {edge.standard_error:.2g}"
-        parts.append(f"effect {edge.effect:+.3g}{error} {unit(circuit)} ({edge.n_pairs} pairs)")
+        between = f", 95 % {interval_text(edge)}" if edge.interval else ""
+        pairs = f"({edge.n_pairs} pairs)"
+        parts.append(f"effect {edge.effect:+.3g}{error} {unit(circuit)}{between} {pairs}")
     if edge.score is not None:
         parts.append(f"score {edge.score:+.3g}")
+    if edge.inclusion is not None:
+        parts.append(f"in {edge.inclusion:.0%} of resampled circuits")
     return f"{edge.name}: {', '.join(parts)}" if parts else edge.name
+
+
+def interval_text(edge: CircuitEdge) -> str:
+    """The interval of an edge's effect, ``[+4.5, +5.4]``; nothing if there is none."""
+    return "[{:+.3g}, {:+.3g}]".format(*edge.interval) if edge.interval else ""
 
 
 def line_width(worth: float, largest: float) -> float:

@@ -50,6 +50,16 @@ def circuit(**changes: Any) -> Circuit:
     return Circuit.build(SHAPE, EDGES, {"m0": 0.5, "input": -2.0}, **parts)
 
 
+CURVE = {
+    "points": [
+        {"fraction": fraction, "edges": int(46 * fraction), "faithfulness": faithfulness}
+        for fraction, faithfulness in ((0.05, 0.25), (0.2, 0.75), (1.0, 1.0))
+    ],
+    "cpr": 0.8125,
+    "cmd": 0.1375,
+}
+"""A faithfulness curve, as evidence."""
+
 HOSTILE = 'a"b<c>&amp;]]>\n\\N \u202e\u05d0\x00\x1b\ufffe</script>javascript:INF null \U0001f600\\'
 """Text that means something to XML, JSON, HTML, DOT and terminals, or that none of them can hold."""
 

@@ -24,6 +24,8 @@ const edges = JSON.parse(byId("circuit").textContent).edges.map((edge, place) =>
     size: Math.abs(worth),
     effect: measured ? measured.effect : null,
     error: measured ? measured.standard_error : null,
+    interval: measured?.interval ?? null,
+    inclusion: edge.inclusion ?? null,
     pairs: measured ? measured.n_pairs : null,
     score: edge.score,
     kinds: [worth < 0 ? "negative" : "positive", edge.slot ?? "none", measured ? "verified" : "scored"],
@@ -36,6 +38,7 @@ const nodes = new Map(all("[data-node]").map((element) => [element.dataset.node,
 const paths = new Map(all("[data-edge]").map((element) => [Number(element.dataset.edge), element]));
 const keys = all(".key"); // of the roles, in the legend
 const serves = all("[data-from]");
+const hasIntervals = edges.some((edge) => edge.interval !== null);
 
 // Native tooltips would come late and beside ours, so their text moves into a map.
 const texts = new WeakMap();
@@ -82,6 +85,7 @@ const COLUMNS = {
   name: (edge) => edge.name,
   effect: (edge) => edge.effect,
   error: (edge) => edge.error,
+  interval: (edge) => edge.interval?.[0] ?? null,
   score: (edge) => edge.score,
   pairs: (edge) => edge.pairs,
 };
@@ -393,6 +397,7 @@ function showTable() {
     const color = edge.worth < 0 ? "opposes" : "carries";
     cell("td", number(edge.effect), color);
     cell("td", edge.error === null ? "" : `\u00b1 ${Number(edge.error.toPrecision(2))}`);
+    if (hasIntervals) cell("td", edge.interval ? `[${edge.interval.map(number).join(", ")}]` : "");
     cell("td", number(edge.score), edge.effect === null ? color : "");
     cell("td", edge.pairs ?? "\u2013");
     return row;
@@ -580,9 +585,10 @@ byId("save-csv").addEventListener("click", () => {
   const cell = (value) => (/[",\r\n]/.test(value ?? "") ? `"${value.replaceAll('"', '""')}"` : value ?? "");
   const lines = tabled().map((edge) => [
     edge.name, edge.source, edge.target, edge.kinds[1] === "none" ? "" : edge.kinds[1],
-    edge.score, edge.effect, edge.error, edge.pairs,
+    edge.score, edge.effect, edge.error, edge.pairs, ...(edge.interval ?? ["", ""]), edge.inclusion,
   ]);
-  const header = ["edge", "source", "target", "slot", "score", "effect", "standard_error", "n_pairs"];
+  const header = ["edge", "source", "target", "slot", "score", "effect", "standard_error", "n_pairs",
+    "effect_low", "effect_high", "inclusion"];
   save([header, ...lines].map((line) => `${line.map(cell).join(",")}\r\n`).join(""), "text/csv", "csv");
 });
 

@@ -67,7 +67,7 @@ def test_discover_writes_a_run_and_says_what_it_found(tmp_path: Path) -> None:
     pictures = {"circuit.svg"} if has_dot else set[str]()
     assert names == pictures | {
         "run.json", "scores.safetensors", "effects.jsonl", "circuit.json", "faithfulness.json",
-        "circuit.html", "circuit.dot", "circuit.graphml",
+        "circuit.html", "circuit.dot", "circuit.graphml", "report.html",
     }  # fmt: skip
     circuit = read_circuit(out / "circuit.json")
     assert circuit.faithfulness is not None

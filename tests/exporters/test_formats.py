@@ -119,7 +119,7 @@ def test_dot_tells_sign_by_colour_and_dash_and_verified_by_the_arrow() -> None:
         for edge in ("m0->logits", "input->a0.h0<v>", "input->m0")
     ]
     assert widths == sorted(widths, reverse=True)
-    assert "effect +1.25 ± 0.12 logits (8 pairs), score +0.5" in positive
+    assert "effect +1.25 ± 0.12 logits, 95 % [+1, +1.5] (8 pairs), score +0.5" in positive
     assert not any(" weight=" in text and "invis" not in text for text in lines)
 
 

@@ -53,9 +53,12 @@ def contents(page: str, tag: str) -> list[str]:
     return re.findall(rf"<{tag}[^>]*>(.*?)</{tag}>", page, re.DOTALL)
 
 
+@pytest.mark.parametrize("evidence", [{}, {"curve": by_hand.CURVE}], ids=["plain", "curve"])
 @pytest.mark.parametrize("view", [View(), ROLES], ids=["plain", "roles"])
-def test_only_the_page_s_own_script_and_styles_may_run(view: View) -> None:
-    page = to_html(by_hand.circuit(), view)
+def test_only_the_page_s_own_script_and_styles_may_run(
+    view: View, evidence: dict[str, Any]
+) -> None:
+    page = to_html(by_hand.circuit(evidence=evidence), view)
     (policy,) = re.findall(r'http-equiv="Content-Security-Policy" content="([^"]*)"', page)
     directives = {part.split()[0]: part.split()[1:] for part in policy.split("; ")}
 
@@ -71,7 +74,7 @@ def test_only_the_page_s_own_script_and_styles_may_run(view: View) -> None:
         "base-uri": ["'none'"],
         "form-action": ["'none'"],
     }
-    assert len(directives["style-src"]) == 2
+    assert len(directives["style-src"]) == 2 + len(evidence)
 
 
 @pytest.mark.parametrize("circuit", [by_hand.circuit(), hostile()], ids=["plain", "hostile"])
@@ -258,7 +261,10 @@ def test_colour_dash_width_and_arrow_mean_what_they_mean_in_dot() -> None:
     ]
     assert widths == [5.0, pytest.approx(0.6 + 4.4 * 1.25 / 3.5, abs=0.01), 0.6]
     (title,) = found["input->a0.h0<v>"]
-    assert title.text == "input->a0.h0<v>: effect +1.25 ± 0.12 logits (8 pairs), score +0.5"
+    assert title.text == (
+        "input->a0.h0<v>: effect +1.25 ± 0.12 logits, 95 % [+1, +1.5] (8 pairs), "
+        "score +0.5, in 100% of resampled circuits"
+    )
 
 
 @pytest.mark.parametrize("n_edges", [12, 150, 500])

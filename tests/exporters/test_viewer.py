@@ -221,7 +221,10 @@ def test_hovering_near_an_edge_tells_its_figures(show: Open) -> None:
     page, circuit = show(by_hand.circuit()), by_hand.circuit()
     x, y = middle_of(edge(page, circuit, "input->a0.h0<v>"))
     page.mouse.move(x + 3, y)
-    told = "input->a0.h0<v>: effect +1.25 ± 0.12 logits (8 pairs), score +0.5"
+    told = (
+        "input->a0.h0<v>: effect +1.25 ± 0.12 logits, 95 % [+1, +1.5] (8 pairs), "
+        "score +0.5, in 100% of resampled circuits"
+    )
     assert page.inner_text("#tip") == told
     assert names(page, circuit, ".hot") == {"input->a0.h0<v>"}
     box: FloatRect | None = page.locator("#tip").bounding_box()
@@ -285,7 +288,7 @@ def test_the_table_is_sorted_by_keyboard(show: Open) -> None:
     page = show(by_hand.circuit())
     heads = page.locator("thead th")
     sorts = "found => found.map(head => head.getAttribute('aria-sort'))"
-    assert heads.evaluate_all(sorts) == ["ascending"] + ["none"] * 5
+    assert heads.evaluate_all(sorts) == ["ascending"] + ["none"] * 6
     by_size = [
         "m0->logits", "input->a0.h0<v>", "a0.h0->a1.h1<q>", "a0.h0->a1.h1<k>",
         "a1.h1->logits", "input->m0",
@@ -310,9 +313,26 @@ def test_the_table_is_sorted_by_keyboard(show: Open) -> None:
 def test_the_table_tells_every_figure(show: Open) -> None:
     page = show(by_hand.circuit())
     rows = [row.split("\t") for row in page.locator("#rows tr").all_inner_texts()]
-    assert rows[0] == ["1", "m0->logits", "+3.5", "± 0.5", "+2", "8"]
-    assert rows[2] == ["3", "a0.h0->a1.h1<q>", "\u22120.75", "± 0.25", "\u22120.5", "8"]
-    assert rows[3] == ["4", "a0.h0->a1.h1<k>", "", "", "+0.25", "\u2013"]
+    assert rows[0] == ["1", "m0->logits", "+3.5", "± 0.5", "", "+2", "8"]
+    assert rows[2] == [
+        "3", "a0.h0->a1.h1<q>", "\u22120.75", "± 0.25", "[\u22121.25, +0.125]", "\u22120.5", "8",
+    ]  # fmt: skip
+    assert rows[3] == ["4", "a0.h0->a1.h1<k>", "", "", "", "+0.25", "\u2013"]
+
+
+def test_there_is_a_column_of_intervals_only_where_there_are_some(show: Open) -> None:
+    page = show(synthetic.circuit(12))
+    assert page.locator("th[data-column=interval]").count() == 0
+    assert page.locator("#rows tr").first.locator("td, th").count() == 6
+
+
+def test_the_faithfulness_curve_unfolds(show: Open) -> None:
+    page = show(by_hand.circuit(evidence={"curve": by_hand.CURVE}))
+    assert not page.locator(".curve svg").is_visible()
+    page.click("summary")
+    assert page.locator(".curve svg").is_visible()
+    assert page.locator(".curve .c0").evaluate("line => getComputedStyle(line).fill") == "none"
+    assert edge(page, by_hand.circuit(), "m0->logits").is_visible()
 
 
 def test_large_circuits_are_shown_in_part(show: Open, large_page: Path) -> None:
@@ -528,8 +548,14 @@ def test_the_saved_table_is_the_one_that_is_shown(show: Open, tmp_path: Path) ->
     assert rows[0] == {
         "edge": "a0.h0->a1.h1<k>", "source": "a0.h0", "target": "a1.h1", "slot": "k",
         "score": "0.25", "effect": "", "standard_error": "", "n_pairs": "",
+        "effect_low": "", "effect_high": "", "inclusion": "0",
     }  # fmt: skip
     assert rows[2]["effect"] == "1.25"
+    assert (rows[2]["effect_low"], rows[2]["effect_high"], rows[2]["inclusion"]) == (
+        "1",
+        "1.5",
+        "1",
+    )
 
 
 @pytest.mark.parametrize("hostile", [False, True], ids=["plain", "hostile"])
