@@ -3,11 +3,12 @@
     python benchmarks/pruning.py [--only TEXT]
 
 On every bundled model and task (but one: tasks-mini induction), 16 pairs. All circuits are sought
-and evaluated on the same pairs. Seconds are those of one thread of the processor (so that other
-load does not count), and whole: for the target search, and the rules by effect and size, they include scoring all edges and verifying the best 200; for ACDC, the corrupted run.
-ACDC (Conmy et al., 2023, arXiv 2304.14997; ``circuits/acdc.py``) is swept over eight values of tau,
-and the best is the one with the fewest edges that reaches the target, chosen in hindsight. Each of
-its trials is a run of its own, as in the paper; the target search counts the same kind of runs.
+and evaluated on the same pairs. Seconds are the processor's, of one thread (so that other load does
+not count), and whole: for the target search, and the rules by effect and size, they include scoring
+all edges and verifying the best 200; for ACDC, the corrupted run. ACDC (Conmy et al., 2023, arXiv
+2304.14997; ``circuits/acdc.py``) is swept over eight values of tau, and the best is the one with
+the fewest edges that reaches the target, chosen in hindsight. Each of its trials is a run of its
+own, as in the paper; the target search counts the same kind of runs.
 """
 
 from __future__ import annotations

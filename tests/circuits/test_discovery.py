@@ -125,7 +125,7 @@ def test_a_size_may_reach_beyond_what_was_verified(model: Model, task: PromptPai
         {"alpha": 0.05},
         {"alpha": 0.2, "threshold": 0.1},
         {"size": 30, "prune": "greedy"},
-        {"acdc": 0.3},
+        {"acdc": 1.0},
         {"target": 0.5},
     ],
     ids=str,

@@ -87,7 +87,7 @@ def test_discover_writes_a_run_and_says_what_it_found(tmp_path: Path) -> None:
     [
         (["--alpha", "0.05"], "not significant"),
         (["--size", "20", "--prune", "greedy"], "beyond size"),
-        (["--acdc", "0.5"], "metric falls by less than tau without it"),
+        (["--acdc", "0.5", "--n-pairs", "3"], "metric falls by less than tau without it"),
     ],
 )
 def test_discover_prunes_by_the_rule_it_is_given(
