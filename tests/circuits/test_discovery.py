@@ -94,7 +94,7 @@ def test_the_run_directory_says_what_was_asked_and_found(
     record = read_run(out / "run.json")
     assert record["question"]["model"]["sha256"] == model.fingerprint()
     assert record["question"]["task"]["sha256"] == task.fingerprint()
-    assert set(record["stages"]) == {"score", "verify", "prune"}
+    assert set(record["stages"]) == {"score", "verify", "bound", "prune", "evidence"}
     nodes, edges, question = read_scores(out / "scores.safetensors")
     assert nodes is not None
     assert edges is not None
