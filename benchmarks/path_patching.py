@@ -25,8 +25,8 @@ from transformer_lens.patching import get_act_patch_direct_path
 from wiremap.edges import Model, PromptPairs, patch_edges
 
 REPEATS = 3
-SAMPLE = 192
-SOURCE = (5, 3)
+SAMPLE = 256
+SOURCE = (9, 3)
 
 
 def peer_effects(model: Model, pairs: PromptPairs) -> torch.Tensor:

@@ -353,7 +353,7 @@ def _verify(
                 effects_file=effects_file,
                 progress=lambda done: report("verify edges", done, len(edges)),
             )
-            return verified, found and bound_document(found, len(pairs))
+            return verified, found and bound_document(found, len(pairs), len(pairs))
         budget = method["budget"]
         verified = verify(
             model,

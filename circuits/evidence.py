@@ -54,11 +54,14 @@ def bound_rest(
         batch_size=batch_size,
         progress=lambda done: report("bound the rest", done, n_samples * len(some)),
     )
-    return bound_document(found, len(some))
+    return bound_document(found, len(some), len(pairs))
 
 
-def bound_document(bound: Bound, n_pairs: int) -> dict[str, Any]:
-    """The bound as plain JSON data."""
+def bound_document(bound: Bound, n_pairs: int, of_pairs: int) -> dict[str, Any]:
+    """The bound as plain JSON data, found over the first ``n_pairs`` of so many pairs."""
+    statement = bound.statement()
+    if n_pairs < of_pairs:
+        statement = statement.replace("over these pairs", f"over the first {n_pairs} pairs")
     return {
         "largest": bound.largest,
         "confidence": bound.confidence,
@@ -66,7 +69,7 @@ def bound_document(bound: Bound, n_pairs: int) -> dict[str, Any]:
         "probability": bound.probability,
         "n_edges": len(bound.names),
         "n_pairs": n_pairs,
-        "statement": bound.statement(),
+        "statement": statement,
     }
 
 

@@ -153,9 +153,16 @@ def discover(
 
 def _export(circuit: Circuit, out: Path) -> list[str]:
     """Writes the circuit in the formats of a run directory; says what could not be drawn."""
+    from ..edges.files import write_atomically
     from ..exporters import write_circuit
+    from ..exporters.evidence import curve_picture
+    from ..exporters.labels import title
 
     written: list[str] = []
+    curve = curve_picture(circuit, title(circuit))
+    if curve is not None:
+        write_atomically(out / "faithfulness.svg", curve)
+        written.append("faithfulness.svg")
     for name in ("report.html", "circuit.html", "circuit.dot", "circuit.graphml", "circuit.svg"):
         try:
             write_circuit(circuit, out / name, "report" if name == "report.html" else None)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from ..circuits.circuit import Circuit
+from .curve import to_curve
 
 Points = list[tuple[float, float]]
 
@@ -53,13 +54,11 @@ def curves(circuit: Circuit) -> dict[str, Points]:
     return {name: points for name, points in read.items() if points}
 
 
-def faithfulness_curve(circuit: Circuit) -> CurveFigure | None:
-    """The circuit's faithfulness curves as a picture; None if there are none."""
+def curve_picture(circuit: Circuit, title: str) -> str | None:
+    """The circuit's faithfulness curves as SVG; None if there are none."""
     drawn = curves(circuit)
     if not drawn:
         return None
-    from .curve import to_curve
-
     found = part(circuit, "curve")
     told = (
         [f"ranked by {ranked_by:.60}"]
@@ -68,7 +67,14 @@ def faithfulness_curve(circuit: Circuit) -> CurveFigure | None:
     )
     areas = {name.upper(): figure(found, name) for name in ("cpr", "cmd")}
     told += [f"{name} {area:.3f}" for name, area in areas.items() if area is not None]
-    svg = to_curve(drawn, "Faithfulness of the best edges alone", ", ".join(told))
+    return to_curve(drawn, title, ", ".join(told))
+
+
+def faithfulness_curve(circuit: Circuit) -> CurveFigure | None:
+    """The same, as part of a page."""
+    svg = curve_picture(circuit, "Faithfulness of the best edges alone")
+    if svg is None:
+        return None
     start, _, rest = svg.partition("<style>")
     own, _, end = rest.partition("</style>")
     # In a page the picture's style sheet is the page's, too: it is kept to the figure, and its dark

@@ -41,6 +41,7 @@ _DEFAULTS: Mapping[str, Any] = {
     "budget": 200,
     "target": 0.9,
     "prune": "top",
+    "tests": False,
 }
 """Options of ``wiremap discover`` that are the same for all models and tasks, left out of a command."""
 
@@ -433,9 +434,12 @@ def rebuilt_command(circuit: Circuit) -> str | None:
         given["bos" if model["bos"] else "no-bos"] = True
     if model.get("dtype") != "float32":
         given["dtype"] = model.get("dtype")
+    if model.get("tf32"):
+        given["tf32"] = True
     if model.get("kv") != "grouped":
         given["kv"] = model.get("kv")
-    names = ["metric", "direction", "gradient", "reader", "budget", *_RULES, "prune", "batch_size"]
+    names = ["metric", "direction", "gradient", "reader", "budget", "until_bound"]
+    names += [*_RULES, "prune", "tests", "batch_size"]
     if method.get("gradient") == "integrated":
         names[3:3] = ["steps", "schedule"]
     for name in names:
