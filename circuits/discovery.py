@@ -214,6 +214,7 @@ def discover(
             }
             kept = _with_intervals(kept, told)
         evidence["removed"] = pruned.counts()
+    report("prune and evaluate", 1, 1)
     circuit = Circuit.build(
         model.graph,
         kept,

@@ -67,7 +67,7 @@ def test_discover_writes_a_run_and_says_what_it_found(tmp_path: Path) -> None:
     pictures = {"circuit.svg"} if has_dot else set[str]()
     assert names == pictures | {
         "run.json", "scores.safetensors", "effects.jsonl", "circuit.json", "faithfulness.json",
-        "circuit.html", "circuit.dot", "circuit.graphml", "report.html",
+        "faithfulness.svg", "circuit.html", "circuit.dot", "circuit.graphml", "report.html",
     }  # fmt: skip
     circuit = read_circuit(out / "circuit.json")
     assert circuit.faithfulness is not None
@@ -735,7 +735,7 @@ def test_what_was_not_measured_is_bounded(tmp_path: Path, equal_pairs: Path) -> 
         assert message in refused(*asked, "--bound", *options, "-o", tmp_path / "c.jsonl")
         assert not (tmp_path / "c.jsonl").exists()
     everything = ["verify", scores, "--top-k", "64", "--bound", "-o", tmp_path / "d.jsonl"]
-    assert "nothing to bound" in refused(*everything)
+    assert "--bound bounds what is not measured" in refused(*everything)
 
 
 def test_a_budget_beyond_all_there_are_is_refused(tmp_path: Path, equal_pairs: Path) -> None:
@@ -899,7 +899,7 @@ def test_validate_knows_every_data_file(run: Path) -> None:
     assert found["effects.jsonl"]["effects"] == BUDGET
     assert found["scores.safetensors"]["edges"] == 479
     assert found["circuit.graphml"]["format"] == "graphml"
-    assert found["run.json"]["stages"] == 3
+    assert found["run.json"]["stages"] == 5
     assert "valid circuit" in wiremap("validate", run / "circuit.json").stdout
 
 

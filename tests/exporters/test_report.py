@@ -242,7 +242,7 @@ def test_the_command_is_rebuilt_from_what_the_circuit_says() -> None:
     assert (rebuilt_command(weak) or "").endswith(" --allow-weak")
     assert rebuilt_command(by_hand.circuit()) is None
     assert rebuilt_command(replace(own, model={})) is None
-    assert (DEFAULT_BUDGET, DEFAULT_TARGET) == (200, 0.9)
+    assert (DEFAULT_BUDGET["cpu"], DEFAULT_TARGET) == (200, 0.9)
 
 
 def test_the_command_gives_the_circuit_again(tmp_path: Path) -> None:
