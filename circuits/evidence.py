@@ -74,7 +74,7 @@ def bound_document(bound: Bound, n_pairs: int, of_pairs: int) -> dict[str, Any]:
 
 
 def resample(
-    verified: Sequence[Verified], kept: Collection[str], threshold: float | None
+    verified: Sequence[Verified], kept: Collection[str], threshold: float | None, seed: int = 0
 ) -> tuple[Stability, str] | None:
     """How the choice of edges, and their effects, vary over resampled pairs; and the rule, in words.
 
@@ -92,7 +92,7 @@ def resample(
         rule, described = keep_above(threshold), f"|effect| >= {threshold:g}"
     names = [edge.name for edge in verified]
     effects = torch.tensor([edge.effects for edge in verified], dtype=torch.float64)
-    return bootstrap(names, effects, rule), described
+    return bootstrap(names, effects, rule, seed=seed), described
 
 
 def gather(

@@ -220,10 +220,8 @@ def _stability(
     told: Callable[[int, int], Any],
 ) -> dict[str, Any]:
     """Of the effects that the run measured, on its own pairs."""
-    import torch
-
+    from ..circuits.evidence import resample
     from ..circuits.runs import EFFECTS_FILE
-    from ..circuits.stability import bootstrap, keep_above, keep_largest
     from ..circuits.verification import read_effects
 
     if run is None or not (run / EFFECTS_FILE).is_file():
@@ -235,16 +233,12 @@ def _stability(
         raise InputError("expected a circuit with edges, whose choice may be stable, got none")
     verified = read_effects(run / EFFECTS_FILE)
     threshold = found.method.get("threshold")
-    if threshold is None:
-        rule, described = keep_largest(len(found.edges)), f"the {len(found.edges)} largest"
-    else:
-        rule, described = keep_above(float(threshold)), f"|effect| >= {threshold:g}"
-    result = bootstrap(
-        [edge.name for edge in verified],
-        torch.tensor([edge.effects for edge in verified], dtype=torch.float64),
-        rule,
-        seed=seed,
-    )
+    resampled = resample(verified, [edge.name for edge in found.edges], threshold, seed)
+    if resampled is None:
+        raise InputError(
+            "expected verified edges in the circuit and at least 2 pairs to resample; verify more"
+        )
+    result, described = resampled
     return {"rule": described, **result.as_document()}
 
 
