@@ -47,8 +47,8 @@ def one_hot(slow: SlowModel, items: list[list[tuple[str, str]]]) -> Tensor:
     return amount
 
 
-def assert_equal_effects(found: Tensor, expected: Tensor) -> None:
-    assert float(expected.abs().max()) > 0.5
+def assert_equal_effects(found: Tensor, expected: Tensor, at_least: float = 0.5) -> None:
+    assert float(expected.abs().max()) > at_least
     assert float((found - expected).abs().max() / expected.abs().max()) < 1e-4
 
 
@@ -137,7 +137,7 @@ def test_frozen_effects_equal_the_slow_model(
         model, pairs, [f"{w}->{r}" for w, r in some], direction=direction, frozen=frozen
     )
     expected = torch.stack([slow_path(slow, pairs, direction, [*edge], frozen) for edge in some])
-    assert_equal_effects(found.effects, expected)
+    assert_equal_effects(found.effects, expected, 0.1)
     unfrozen = patch_edges(model, pairs, found.names, direction=direction)
     assert float((unfrozen.effects - found.effects).abs().max()) > 0.05
 
