@@ -19,8 +19,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..edges.attribution import existing_edges
 from ..edges.graph import Edge, ModelGraph, Reader
+from ..edges.masking import full_mask
 from ..edges.reduced_runs import ReducedRuns
 from .circuit import CircuitEdge
 from .pruning import BELOW_TAU, ON_NO_PATH, Pruned, check_rules, removing
@@ -35,7 +35,8 @@ def prune_by_acdc(
     """Removes each edge without which the mean metric falls by less than ``tau``.
 
     An edge goes if m(circuit) - m(circuit without it) < tau, so it also goes if the metric grows.
-    Each trial is a run of its own; only the corrupted run is shared.
+    Each trial is a run of its own; only the corrupted run is shared. Edges into a head that no kept
+    edge reads go untried, also where a norm behind attention lets it scale what other heads write.
 
     Args:
         runs: of the model and pairs, with the metric (higher is better), inside their ``with``.
@@ -48,7 +49,7 @@ def prune_by_acdc(
     """
     check_rules(acdc=tau)
     graph = runs.model.graph
-    kept = existing_edges(graph).T.clone()
+    kept = full_mask(graph)
     value = runs.full.mean().item()
     removed: dict[str, str] = {}
     for index, reader in reversed([*enumerate(graph.readers)]):

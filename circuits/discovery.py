@@ -27,7 +27,7 @@ from .pruning import PRUNE, Pruned, check_rules, prune_by_effect, prune_to_size,
 from .runs import EFFECTS_FILE, SCORES_FILE, RunDirectory, read_scores, write_scores
 from .stability import Stability
 from .tasks import TASKS
-from .verification import Verified, verify, verify_until
+from .verification import Verified, check_bound, verify, verify_until
 
 DEFAULT_BUDGET = {"cpu": 200, "cuda": 50_000}
 """How many edges are verified if nothing says how many, by device; on others as on a CPU."""
@@ -162,6 +162,8 @@ def discover(
         raise InputError(f"alpha needs at least 2 pairs for a t test, got {len(pairs)}; add pairs")
     if budget is not None and until_bound is not None:
         raise InputError("expected a budget or a bound to verify until, got both")
+    if until_bound is not None:
+        check_bound(until_bound)
     if budget is None and until_bound is None:
         budget = DEFAULT_BUDGET.get(model.device.type, DEFAULT_BUDGET["cpu"])
     if budget is not None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ..edges.bounds import Bound, bound_unverified, enough_samples
+from ..edges.errors import InputError
 from ..edges.model import Model
 from ..edges.prompts import PromptPairs
 from .faithfulness import localize, read_metrics
@@ -80,11 +81,13 @@ def resample(
 
     With a threshold, a resampled circuit is what reaches it; else the largest effects, as many as
     it takes to have all verified edges of the circuit, which what else pruned it is not part of.
-    None for a single pair, or where no verified edge is kept.
+    None for a single pair, or where no verified edge is kept or none can be left out.
     """
     ranked = sorted(verified, key=lambda edge: -abs(edge.effect))
     places = [place for place, edge in enumerate(ranked, start=1) if edge.name in kept]
     if not places or len(verified[0].effects) < 2:
+        return None
+    if threshold is None and places[-1] == len(verified):
         return None
     if threshold is None:
         rule, described = keep_largest(places[-1]), f"the {places[-1]} largest effects"
@@ -121,15 +124,23 @@ def gather(
             for one in read_metrics(model, pairs, list(kept), batch_size=batch_size)
         },
     }
-    if method["tests"] and kept:
-        names = list(kept)
-        of = (model, pairs, names, metric)
-        found["completeness"] = completeness(
-            *of, batch_size=batch_size, progress=told("completeness")
-        ).as_document()
-        found["minimality"] = minimality(
-            *of, batch_size=batch_size, progress=told("minimality")
-        ).as_document()
-        tests = run_tests(*of, batch_size=batch_size, progress=told("tests"))
-        found["tests"] = [one.as_document() for one in tests]
+    if method["tests"]:
+        of = (model, pairs, list(kept), metric)
+        sections: dict[str, Callable[[], Any]] = {
+            "completeness": lambda: completeness(
+                *of, batch_size=batch_size, progress=told("completeness")
+            ).as_document(),
+            "minimality": lambda: minimality(
+                *of, batch_size=batch_size, progress=told("minimality")
+            ).as_document(),
+            "tests": lambda: [
+                one.as_document()
+                for one in run_tests(*of, batch_size=batch_size, progress=told("tests"))
+            ],
+        }
+        for name, measure in sections.items():
+            try:
+                found[name] = measure()
+            except InputError as error:  # such as a circuit of no edges, or of all
+                found.setdefault("not_done", {})[name] = str(error)
     return found

@@ -124,8 +124,8 @@ def bootstrap(
     low, high = percentile_intervals(resampled, confidence).tolist()
     chosen = torch.zeros(resampled.shape, dtype=torch.bool)
     place = {name: index for index, name in enumerate(names)}
-    for row, means in enumerate(resampled.tolist()):
-        for name in rule(dict(zip(names, means, strict=True))):
+    for row, means in enumerate(resampled):
+        for name in rule(dict(zip(names, means.tolist(), strict=True))):
             if name not in place:
                 raise InputError(f"expected a rule that chooses among the edges given, got {name}")
             chosen[row, place[name]] = True

@@ -197,6 +197,8 @@ def _evidence(evidence: Mapping[str, Any]) -> Iterator[str]:
             f"{told['largest']:.3g}, with {100 * told['confidence']:g} % confidence (first "
             f"{told['n_pairs']} pairs; circuit.json says what that is)"
         )
+    for name, why in evidence.get("not_done", {}).items():
+        yield f"no {name}: {why}"
     for test in evidence.get("tests", ()):
         yield f"{test['name']}: p = {test['p_value']:.3g} ({test['small_p']})"
 

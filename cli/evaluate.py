@@ -49,8 +49,8 @@ _SECTIONS = ("curve", "completeness", "minimality", "stability", "tests")
 )
 @click.option("--all", "every", is_flag=True, help="All of these that can be done.")
 @options.other_question
-@click.option("--seed", type=int, help="Seed of the built-in task's pairs, and of all draws (0).")
-@options.where
+@click.option("--seed", type=int, help="Of all draws; with --task, of its pairs too (0).")
+@options.where_of_circuit
 @click.option(
     "-o",
     "--out",
@@ -71,7 +71,7 @@ def evaluate(
     metric: str | None,
     seed: int | None,
     device: str,
-    dtype: str,
+    dtype: str | None,
     batch_size: int | None,
     out: tuple[Path, ...],
     as_json: bool,
@@ -94,10 +94,19 @@ def evaluate(
     wanted = [name for name in _SECTIONS if every or asked_for[name]]
     if pictures and "curve" not in wanted:
         raise InputError(f"{pictures[0]} is to show the curve; ask for it too (--curve)")
-    if task is None and pairs is None and seed is not None:
-        raise InputError("--seed goes with --task; name the task too")
+    of_pairs = seed if task else None
     loaded, asked = options.load_for_circuit(
-        found.model, found.task, model, task, pairs, corruption, n_pairs, seed, bos, device, dtype
+        found.model,
+        found.task,
+        model,
+        task,
+        pairs,
+        corruption,
+        n_pairs,
+        of_pairs,
+        bos,
+        device,
+        dtype,
     )
     metric = metric or str(found.method.get("metric", "logit_diff"))
     options.check_shape(loaded, found)

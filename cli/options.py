@@ -39,22 +39,29 @@ tf32 = click.option(
     help="Let CUDA multiply float32 matrices with 10 bits of mantissa: faster, less exact.",
 )
 
-where = _all(
-    device,
-    click.option(
-        "--dtype",
-        type=click.Choice(_DTYPES),
-        default="float32",
-        show_default=True,
-        help="Precision of the weights and runs.",
-    ),
-    click.option(
-        "--batch-size",
-        type=click.IntRange(min=1),
-        help="Rows at once; what fits into memory by default.",
-    ),
-)
+
+def _where(dtype: str | None, usual: str) -> Callable[[Command], Command]:
+    return _all(
+        device,
+        click.option(
+            "--dtype",
+            type=click.Choice(_DTYPES),
+            default=dtype,
+            help=f"Precision of the weights and runs ({usual}).",
+        ),
+        click.option(
+            "--batch-size",
+            type=click.IntRange(min=1),
+            help="Rows at once; what fits into memory by default.",
+        ),
+    )
+
+
+where = _where("float32", "float32 by default")
 """Where and how runs are computed."""
+
+where_of_circuit = _where(None, "that of the circuit, or of another model float32, by default")
+"""The same, of a model that a circuit names."""
 
 group = click.option(
     "--group",
@@ -306,21 +313,36 @@ def load_for_circuit(
     seed: int | None,
     bos: bool | None,
     device: str,
-    dtype: str,
+    dtype: str | None,
     kv: str | None = None,
 ) -> tuple[Model, PromptPairs]:
-    """The model and pairs that a circuit was found with, or those that the options ask for."""
-    other = {"--corruption": corruption, "--n-pairs": n_pairs}
-    if task is None and pairs is None and any(value is not None for value in other.values()):
-        raise InputError(f"{' and '.join(other)} go with --task; name the task too")
+    """The model and pairs that a circuit was found with, or those that the options ask for.
+
+    What the options leave open is as the circuit was found: of the same model BOS and precision, of
+    the same task corruption and number of pairs.
+    """
+    given = {"--corruption": corruption, "--n-pairs": n_pairs}
+    if task is None and pairs is None and any(value is not None for value in given.values()):
+        raise InputError(f"{' and '.join(given)} go with --task; name the task too")
     if model is None and task is None and pairs is None:
+        if bos is not None or dtype is not None:
+            raise InputError(
+                "without --model, --task or --pairs everything is as the circuit was found; leave "
+                "--bos and --dtype out, or name what they are for"
+            )
         return reload(described_model, described_task, device)
     name = model or described_model.get("name")
     if not name:
         raise InputError("the circuit does not say which model it is of; name it (--model)")
+    same = described_model if name == described_model.get("name") else {}
+    bos = same.get("bos") if bos is None else bos
     kv = kv or str(described_model.get("kv", "grouped"))
+    dtype = dtype or str(same.get("dtype", "float32"))
     loaded = load_model(str(name), device, dtype, bos, kv)
     task = task or (None if pairs else described_task.get("task"))
+    if task is not None and task == described_task.get("task"):
+        corruption = corruption or described_task.get("corruption")
+        n_pairs = n_pairs or described_task.get("n_pairs")
     return loaded, load_pairs(loaded, task, pairs, corruption, n_pairs, seed)
 
 

@@ -62,7 +62,7 @@ _TABLES = (".csv", ".tsv")
     type=click.Choice(["grouped", "per-query"]),
     help="Readers of shared keys and values, for a table of edges; as in the circuit by default.",
 )
-@options.where
+@options.where_of_circuit
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="File for the result, as JSON.")
 @options.output
 @click.pass_context
@@ -87,7 +87,7 @@ def scrub(
     metric: str | None,
     kv: str | None,
     device: str,
-    dtype: str,
+    dtype: str | None,
     batch_size: int | None,
     out: Path | None,
     as_json: bool,

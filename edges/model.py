@@ -434,7 +434,8 @@ class Model:
             return every[torch.arange(len(heads), device=normed.device), :, :, chosen]
         weight, bias = self.projection(layer, slot)
         if len(set(heads)) == 1:
-            projected = normed @ weight[chosen[0]]  # no copy of the weight for each item
+            # A plain number: no copy of the weight for each item, and no wait for the device.
+            projected = normed @ weight[heads[0] if slot == "q" else heads[0] // self.kv_group]
         else:
             projected = torch.einsum("ebpm,emd->ebpd", normed, weight[chosen])
         if bias is not None:

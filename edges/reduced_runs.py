@@ -13,8 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
-from .attribution import existing_edges
-from .masking import BASE, check_finite, edge_mask, masked_logits, pairs_at_once
+from .masking import BASE, check_finite, edge_mask, full_mask, masked_logits, pairs_at_once
 from .memory import BatchSize
 from .metrics import Metric, Targets, resolve_metric
 from .model import Model
@@ -69,7 +68,7 @@ class ReducedRuns:
         self._borrowed = ExitStack()
         self.n_runs = 0
         model.check_pairs(pairs)
-        every = existing_edges(model.graph).T
+        every = full_mask(model.graph)
         ends = torch.zeros(2, len(pairs), dtype=torch.float64)
 
         def start(batch: PairBatch) -> tuple[_Shared, Tensor]:
