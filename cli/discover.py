@@ -210,8 +210,6 @@ def _show(circuit: Circuit, out: Path, written: list[str]) -> None:
     show_table(f"the {len(rows)} largest of {len(edges)} edges", columns, rows)
     why = ", ".join(f"{n} {rule}" for rule, n in circuit.evidence["removed"].items())
     click.echo(f"removed: {why or 'none'}")
-    if not edges:
-        click.echo("note: no path from input to logits was kept; keep more edges", err=True)
     if circuit.faithfulness is not None:
         click.echo("\n" + options.summary(circuit.method["metric"], circuit.faithfulness))
         for line in _evidence(circuit.evidence):

@@ -216,7 +216,7 @@ def test_progress_reaches_the_end_of_every_stage(model: Model, task: PromptPairs
 
     discover(model, task, budget=70, progress=report)
     assert done == totals
-    assert len(done) == 3
+    assert list(done) == ["score all edges", "verify edges", "bound the rest", "curve"]
 
 
 # ---- what is refused
@@ -347,7 +347,8 @@ discover(tiny.model("gpt2"), PromptPairs(*tokens), {out!r}, budget=150, size=120
         pytest.param("score all edges", 1, id="before the scores are written"),
         pytest.param("verify edges", 2, id="after the first chunk"),
         pytest.param("verify edges", 3, id="after the second chunk"),
-        pytest.param("prune and evaluate", 5, id="before the circuit is written"),
+        pytest.param("bound the rest", 5, id="while the rest is bounded"),
+        pytest.param("curve", 7, id="before the circuit is written"),
     ],
 )
 def test_a_killed_run_resumes_to_the_same_bytes(
