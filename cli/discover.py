@@ -160,7 +160,9 @@ def _export(circuit: Circuit, out: Path) -> list[str]:
         try:
             write_circuit(circuit, out / name, "report" if name == "report.html" else None)
             written.append(name)
-        except WiremapError as error:
+        except InputError:
+            raise
+        except WiremapError as error:  # Graphviz cannot draw it, or is not there
             if name != "circuit.svg":
                 raise
             click.echo(f"note: {error}", err=True)
