@@ -315,6 +315,9 @@ def _score(
         nodes, edges, _ = read_scores(run.path / SCORES_FILE)
         if nodes is not None and edges is not None:
             report("score all edges", len(pairs), len(pairs))
+            if "score" not in run.record["stages"]:  # a kill came between the two files
+                with run.stage("score"):
+                    pass
             return nodes, edges
     method = question["method"]
     same = ("metric", "gradient", "steps", "schedule", "direction", "batch_size")

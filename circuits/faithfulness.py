@@ -9,6 +9,7 @@ Names of the MIB benchmark (Mueller et al., 2025, arXiv 2504.13151) and the plai
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -18,7 +19,7 @@ import torch
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
-from ..edges.errors import InputError
+from ..edges.errors import InputError, WiremapWarning
 from ..edges.graph import ModelGraph
 from ..edges.masking import EdgeSet, full_mask, live_mask, run_edge_sets, run_edges
 from ..edges.metrics import Metric
@@ -46,11 +47,19 @@ def evaluate(
     faithfulness = (m(circuit) - m(empty)) / (m(full) - m(empty)), each m a mean over the pairs
     before the ratio is taken (as in MIB, Mueller et al., 2025, arXiv 2504.13151).
 
-    Args and errors as for ``wiremap.edges.masking.run_edges``; besides
+    Args and errors as for ``wiremap.edges.masking.run_edges``; no edges at all are a
+    ``WiremapWarning``. Besides
 
     Raises:
         InputError: the metric is the same with and without all edges, so there is no ratio.
     """
+    if not edges:
+        warnings.warn(
+            "the circuit has no edges: what it carries is the corrupted run, a faithfulness of 0; "
+            "keep more edges",
+            WiremapWarning,
+            stacklevel=2,
+        )
     values = run_edges(model, pairs, edges, metric, batch_size, progress)
     full, empty, circuit = mean(values.full), mean(values.empty), mean(values.circuit)
     check_gap(full, empty)

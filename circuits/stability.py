@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy
 import torch
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor
@@ -22,7 +23,6 @@ Rule = Callable[[Mapping[str, float]], Collection[str]]
 """From mean effects by edge, to the names of the edges that make the circuit."""
 
 RESAMPLES, LEAST_RESAMPLES = 1000, 100
-_EDGES_AT_ONCE = 1 << 12
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def bootstrap(
     low, high = percentile_intervals(resampled, confidence).tolist()
     chosen = torch.zeros(resampled.shape, dtype=torch.bool)
     place = {name: index for index, name in enumerate(names)}
-    for row, means in enumerate(resampled):
+    for row, means in enumerate(resampled):  # row by row: as lists, all take much memory
         for name in rule(dict(zip(names, means.tolist(), strict=True))):
             if name not in place:
                 raise InputError(f"expected a rule that chooses among the edges given, got {name}")
@@ -158,9 +158,9 @@ def percentile_intervals(
 ) -> Float64[Tensor, "2 edge"]:
     """Lower and upper ends of each edge's percentile bootstrap interval."""
     tail = (1 - confidence) / 2
-    levels = torch.tensor([tail, 1 - tail], dtype=torch.float64)
-    bounds = [part.quantile(levels, dim=0) for part in resampled.split(_EDGES_AT_ONCE, 1)]
-    return torch.cat(bounds, 1)
+    # NumPy's, of resamples that lie side by side: many times as fast as torch's, which sorts.
+    rows = resampled.T.contiguous().numpy()
+    return torch.from_numpy(numpy.quantile(rows, [tail, 1 - tail], axis=1))
 
 
 def _mean_jaccard(chosen: Bool[Tensor, "resample edge"]) -> float:

@@ -6,8 +6,10 @@ import hashlib
 import json
 import math
 import os
+import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,8 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
-from ..edges.bounds import Bound, bound_unverified
-from ..edges.errors import InputError
+from ..edges.bounds import Bound, bound_unverified, subsets_for_bound
+from ..edges.errors import InputError, WiremapWarning
 from ..edges.masking import patch_together
 from ..edges.metrics import Metric
 from ..edges.model import Model
@@ -34,13 +36,19 @@ TOGETHER = " + "
 CHUNK = 64
 """Items measured and written together. Part of what makes a resumed run give the same bytes."""
 
+_INTERVALS_AT_ONCE = 1 << 12
+
+QUESTION = ("model", "pairs", "metric", "direction", "frozen", "patch_with", "device")
+"""What effects belong to, in the order in which ``Verified.question`` has it."""
+
 
 @dataclass(frozen=True)
 class Verified:
     """The exact effect of an edge or node on each pair (float32 numbers), in units of the metric.
 
     Attributes:
-        question: tells the model, pairs, metric and direction it belongs to from all others.
+        question: tells what it belongs to from all else: eight digits of a hash for each of
+            ``QUESTION``.
     """
 
     name: str
@@ -67,11 +75,7 @@ class Verified:
 
         Effects on the same pairs are resampled alike.
         """
-        if len(self.effects) == 1:
-            return None
-        table = torch.tensor([self.effects], dtype=torch.float64)
-        low, high = percentile_intervals(resampled_means(table, RESAMPLES)).flatten().tolist()
-        return low, high
+        return intervals([self])[0]
 
     def line(self) -> str:
         """This as a line of ``effects.jsonl``."""
@@ -83,6 +87,28 @@ class Verified:
             "effects": self.effects,
         }
         return json.dumps(record, allow_nan=False) + "\n"
+
+
+def intervals(verified: Sequence[Verified]) -> list[tuple[float, float] | None]:
+    """The ``interval`` of each, of all at once: for many, far faster than one by one.
+
+    Raises:
+        InputError: effects on different numbers of pairs.
+    """
+    n_pairs = {len(one.effects) for one in verified}
+    if len(n_pairs) > 1:
+        raise InputError(
+            f"expected effects on the same pairs, got {sorted(n_pairs)} pairs; take each by itself"
+        )
+    if n_pairs <= {1}:
+        return [None] * len(verified)
+    found: list[tuple[float, float] | None] = []
+    for start in range(0, len(verified), _INTERVALS_AT_ONCE):
+        some = [one.effects for one in verified[start : start + _INTERVALS_AT_ONCE]]
+        means = resampled_means(torch.tensor(some, dtype=torch.float64), RESAMPLES)
+        low, high = percentile_intervals(means).tolist()
+        found += zip(low, high, strict=True)
+    return found
 
 
 def verify(
@@ -132,8 +158,9 @@ def verify(
             direction,
             frozen,
             source.fingerprint(),
+            f"{model.device.type} {model.tf32}",
         )
-        question = hashlib.sha256("\n".join(told).encode()).hexdigest()[:16]
+        question = "-".join(hashlib.sha256(part.encode()).hexdigest()[:8] for part in told)
         verified = _resume(effects_file, names, len(pairs), question)
     if progress is not None and verified:
         progress(len(verified))
@@ -205,7 +232,8 @@ def verify_until(
     """Measures in rank order until what is left is bounded below ``largest``.
 
     The first 64, then twice as many and so on, are measured, and each time the rest is bounded;
-    when all are measured there is nothing to bound.
+    when all are measured there is nothing to bound. The confidence is that of all bounds that may be
+    looked at on the way, together.
 
     Args:
         ranked: all edges (or nodes), best first.
@@ -216,37 +244,45 @@ def verify_until(
     Raises:
         InputError: ``largest`` is not above 0. Else as ``verify`` and ``bound_unverified``.
     """
-    if not largest > 0:
-        raise InputError(
-            f"expected a bound above 0 to stop at, got {largest}; it is in metric units"
-        )
+    check_bound(largest)
     options = options or BoundOptions()
-    budget, told = CHUNK, 0
-    while True:
-        some, rest = ranked[:budget], ranked[budget:]
+    budgets = [CHUNK << looks for looks in range(64) if CHUNK << looks < len(ranked)]
+    for budget in budgets[:1]:  # before anything is measured
+        subsets_for_bound(ranked[budget:], options.samples, options.probability, options.confidence)
+    told = 0
+    for budget in [*budgets, len(ranked)]:
         verified = verify(
-            model, pairs, some, metric, direction, batch_size, effects_file, nodes=nodes
+            model, pairs, ranked[:budget], metric, direction, batch_size, effects_file, nodes=nodes
         )
         if progress is not None:
             progress(len(verified) - told)
             told = len(verified)
-        if not rest:
-            return verified, None
+        if budget == len(ranked):
+            break
         bound = bound_unverified(
             model,
             pairs,
-            rest,
+            ranked[budget:],
             metric,
             direction,
             "nodes" if nodes else "edges",
             options.samples,
             options.probability,
-            options.confidence,
+            1 - (1 - options.confidence) / len(budgets),
             batch_size=batch_size,
         )
         if bound.largest < largest:
-            return verified, bound
-        budget *= 2
+            looks = f"Bonferroni over at most {len(budgets)} such bounds and"
+            return verified, replace(bound, confidence=options.confidence, correction=looks)
+    return verified, None
+
+
+def check_bound(largest: float) -> None:
+    """Raises InputError for a bound that cannot be verified until."""
+    if not largest > 0:
+        raise InputError(
+            f"expected a bound above 0 to stop at, got {largest}; it is in metric units"
+        )
 
 
 PRECISION_SAMPLE = 32
@@ -291,12 +327,15 @@ def _shortest(row: Any) -> tuple[float, ...]:
 
 
 def _append(path: Path, text: str) -> None:
+    size = path.stat().st_size if path.exists() else 0
     try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(text)
+        with path.open("ab") as file:
+            file.write(text.encode())
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
+        with suppress(OSError):
+            os.truncate(path, size)  # what was written of the chunk
         raise InputError(
             f"cannot write {path}: {error.strerror}; make room and go on with --resume"
         ) from error
@@ -307,20 +346,43 @@ def _resume(path: Path, names: Sequence[str], n_pairs: int, question: str) -> li
     if not path.exists():
         return []
     lines = _complete_lines(path)
+    end = lines[-1][1] if lines else 0
+    torn = path.stat().st_size > end
     whole = len(names) if len(lines) >= len(names) else len(lines) // CHUNK * CHUNK
     cut = len(lines) < len(names)
     kept = lines[:whole]
     for (item, _), name in zip(kept, names, strict=False):
-        if (item.name, len(item.effects), item.question) != (name, n_pairs, question):
+        if item.question != question:
+            there, wanted = item.question.split("-"), question.split("-")
+            differing = "what it does not say"
+            if len(there) == len(wanted):
+                parts = zip(QUESTION, there, wanted, strict=True)
+                differing = "another " + ", ".join(part for part, one, two in parts if one != two)
+            raise InputError(
+                f"{path}: expected effects of the same question, got those of another: measured "
+                f"with {differing}; ask the same again, or choose another place (-o)"
+            )
+        if (item.name, len(item.effects)) != (name, n_pairs):
             raise InputError(
                 f"{path}: expected the effect of {name} on {n_pairs} pairs, got {item.name} on "
-                f"{len(item.effects)}, measured for question {item.question or 'unknown'}, not "
-                f"{question} (another model, metric, direction or other pairs); choose another "
-                "place (-o)"
+                f"{len(item.effects)}: measured in another order, or of other names; choose "
+                "another place (-o)"
             )
+    if cut and torn:
+        warnings.warn(
+            f"{path} ends within a line, as what is killed or runs out of disk leaves it: what "
+            f"follows its first {whole} effects is dropped and measured again",
+            WiremapWarning,
+            stacklevel=3,
+        )
     if cut:
-        with path.open("r+b") as file:
-            file.truncate(kept[-1][1] if kept else 0)
+        try:
+            os.truncate(path, kept[-1][1] if kept else 0)
+        except OSError as error:
+            raise InputError(
+                f"cannot write {path}: {error.strerror}; make it writable, or choose another "
+                "place (-o)"
+            ) from error
     return [item for item, _ in kept]
 
 

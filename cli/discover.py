@@ -167,7 +167,9 @@ def _export(circuit: Circuit, out: Path) -> list[str]:
         try:
             write_circuit(circuit, out / name, "report" if name == "report.html" else None)
             written.append(name)
-        except WiremapError as error:
+        except InputError:
+            raise
+        except WiremapError as error:  # Graphviz cannot draw it, or is not there
             if name != "circuit.svg":
                 raise
             click.echo(f"note: {error}", err=True)
@@ -219,8 +221,6 @@ def _show(circuit: Circuit, out: Path, written: list[str]) -> None:
     show_table(f"the {len(rows)} largest of {len(edges)} edges", columns, rows)
     why = ", ".join(f"{n} {rule}" for rule, n in circuit.evidence["removed"].items())
     click.echo(f"removed: {why or 'none'}")
-    if not edges:
-        click.echo("note: no path from input to logits was kept; keep more edges", err=True)
     if circuit.faithfulness is not None:
         click.echo("\n" + options.summary(circuit.method["metric"], circuit.faithfulness))
         for line in _evidence(circuit.evidence):

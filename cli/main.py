@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from importlib.metadata import version
 from typing import Any
 
 import click
 
-from ..edges.errors import InputError, WiremapError
+from ..edges.errors import InputError, WiremapError, WiremapWarning
 from .about import info, models, schema, tasks
 from .compare import compare
 from .discover import discover
@@ -24,10 +25,26 @@ class _BadInput(click.ClickException):
     exit_code = 2
 
 
+def _show_notes() -> None:
+    """From here on our warnings are notes on stderr; those of others stay as they are."""
+    others = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if issubclass(category, WiremapWarning):
+            click.echo(f"note: {message}", err=True)
+        else:
+            others(message, category, *where, **more)
+
+    warnings.simplefilter("always", WiremapWarning)
+    warnings.showwarning = show
+
+
 class _Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with warnings.catch_warnings():
+                _show_notes()
+                return super().invoke(ctx)
         except InputError as error:
             raise _BadInput(str(error)) from error
         except WiremapError as error:

@@ -121,7 +121,7 @@ def verify(
     belongs to, and they must not have changed since. Effects are appended to a file as they come.
     """
     from ..circuits.runs import SCORES_FILE, read_scores
-    from ..circuits.verification import TOGETHER, BoundOptions, verify_until
+    from ..circuits.verification import TOGETHER, BoundOptions, intervals, verify_until
     from ..circuits.verification import verify as measure
     from ..edges.bounds import bound_unverified, subsets_for_bound
     from ..edges.prompts import PromptPairs
@@ -256,9 +256,9 @@ def verify(
                         "score": estimates.get(item.name),
                         "effect": item.effect,
                         "standard_error": item.standard_error,
-                        "interval": item.interval,
+                        "interval": interval,
                     }
-                    for item in verified
+                    for item, interval in zip(verified, intervals(verified), strict=True)
                 ],
                 "bound": None
                 if bounded is None

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .atpstar import NodeScores, score_nodes
     from .attribution import EdgeScores, score_edges
-    from .errors import InputError, WiremapError
+    from .errors import InputError, WiremapError, WiremapWarning
     from .graph import Edge, ModelGraph, Reader, Writer
     from .metrics import METRICS
     from .model import Model
@@ -28,6 +28,7 @@ __all__ = [
     "Reader",
     "Tokenizer",
     "WiremapError",
+    "WiremapWarning",
     "Writer",
     "patch_edges",
     "patch_nodes",
@@ -39,7 +40,7 @@ __all__ = [
 _MODULES = {
     "atpstar": ("NodeScores", "score_nodes"),
     "attribution": ("EdgeScores", "score_edges"),
-    "errors": ("InputError", "WiremapError"),
+    "errors": ("InputError", "WiremapError", "WiremapWarning"),
     "graph": ("Edge", "ModelGraph", "Reader", "Writer"),
     "metrics": ("METRICS",),
     "model": ("Model",),

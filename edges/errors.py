@@ -3,7 +3,8 @@
     WiremapError              something failed              (command line: exit 1)
     └── InputError            what was given cannot be used (command line: exit 2; also a ValueError)
 
-Every message says what was expected, what came, where, and what to do next.
+Every message says what was expected, what came, where, and what to do next. What went on all the
+same, but not as one may think, is a WiremapWarning (command line: a note on stderr).
 """
 
 
@@ -13,3 +14,7 @@ class WiremapError(Exception):
 
 class InputError(WiremapError, ValueError):
     """A model, file, option or name that cannot be used as it is."""
+
+
+class WiremapWarning(UserWarning):
+    """Something worth knowing that is no error."""

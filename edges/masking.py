@@ -174,9 +174,16 @@ def _run_masks(
             return torch.stack([metric(logits, targets) for metric in chosen])
 
         found = [measured(clean.logits), measured(corrupted.logits)]
-        at_once = max(1, min(_SETS_AT_ONCE, size.rows // len(batch)))
-        for some in masks.split(at_once) if n_sets else ():
-            found += map(measured, set_logits(model, some, now.input, base))
+
+        def of_sets(some: Bool[Tensor, "set reader writer"]) -> list[Tensor]:
+            return [measured(logits) for logits in set_logits(model, some, now.input, base)]
+
+        tried = max(1, min(_SETS_AT_ONCE, size.rows // len(batch)))
+        sets_at_once = BatchSize(tried)
+        for _, some in sets_at_once.map(masks, of_sets):
+            found += some
+        if sets_at_once.rows < tried:  # so that the next batch begins with what fits
+            size.rows = sets_at_once.rows * len(batch)
         return torch.stack(found, 1)
 
     with torch.no_grad(), model.borrowed():

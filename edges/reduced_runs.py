@@ -16,7 +16,7 @@ from torch import Tensor
 from .masking import BASE, check_finite, edge_mask, full_mask, masked_logits, pairs_at_once
 from .memory import BatchSize
 from .metrics import Metric, Targets, resolve_metric
-from .model import Model
+from .model import Activations, Model
 from .prompts import PairBatch, PromptPairs
 from .trace import Run, run
 
@@ -29,6 +29,21 @@ class _Shared:
     clean_input: Float[Tensor, "pair pos d_model"]
     corrupted: Run
     targets: Targets
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, part: slice) -> _Shared:
+        if range(len(self))[part] == range(len(self)):
+            return self  # as ever, but where memory ran out
+        base, targets = self.corrupted, self.targets
+        kept = {name: [layer[part] for layer in getattr(base.kept, name)] for name in BASE}
+        return _Shared(
+            self.rows[part],
+            self.clean_input[part],
+            Run(base.input[part], Activations(**kept), base.final[part], base.logits[part]),
+            Targets(targets.answers[part], targets.wrong_answers[part], targets.clean_logits[part]),
+        )
 
 
 class ReducedRuns:
@@ -65,6 +80,7 @@ class ReducedRuns:
         self.model = model
         self._metric = resolve_metric(metric, pairs.wrong.shape[1] > 0)
         self._batches: list[_Shared] = []
+        self._pairs_at_once = BatchSize(len(pairs))
         self._borrowed = ExitStack()
         self.n_runs = 0
         model.check_pairs(pairs)
@@ -76,7 +92,8 @@ class ReducedRuns:
             corrupted = run(model, batch.corrupted, BASE)
             targets = Targets.of(batch, clean.logits)
             shared = _Shared(batch.rows, clean.input, corrupted, targets)
-            # No reduction needs more memory, so a batch that is too large is halved here.
+            # No reduction needs more memory, so a batch that is too large is halved here, unless
+            # something else takes the memory meanwhile.
             masked_logits(model, every, shared.clean_input, corrupted)
             both = [self._metric(some.logits, targets) for some in (clean, corrupted)]
             return shared, torch.stack(both)
@@ -114,8 +131,13 @@ class ReducedRuns:
         kept = edges if isinstance(edges, Tensor) else edge_mask(self.model.graph, edges)
         values = torch.zeros_like(self.full)
         self.n_runs += 1
-        for batch in self._batches:
+
+        def measured(batch: _Shared) -> Tensor:
             logits = masked_logits(self.model, kept, batch.clean_input, batch.corrupted)
-            values[batch.rows] = self._metric(logits, batch.targets).cpu().double()
+            return self._metric(logits, batch.targets).cpu().double()
+
+        for whole in self._batches:
+            for batch, found in self._pairs_at_once.map(whole, measured):
+                values[batch.rows] = found
         check_finite(values[None].float())
         return values

@@ -20,7 +20,7 @@ from wiremap.circuits.faithfulness import (
     read_metrics,
 )
 from wiremap.circuits.scrubbing import live_edges
-from wiremap.edges import InputError, Model, PromptPairs, score_edges
+from wiremap.edges import InputError, Model, PromptPairs, WiremapWarning, score_edges
 from wiremap.edges.masking import run_edges
 
 
@@ -52,6 +52,7 @@ def test_a_perfect_curve_has_the_area_mib_says() -> None:
     assert found.distance == 0
 
 
+@pytest.mark.filterwarnings("ignore::wiremap.edges.WiremapWarning")  # of empty circuits
 @pytest.mark.parametrize("kind", ["gpt2", "llama-gqa", "gemma2"])
 def test_points_are_those_of_evaluate(kind: str) -> None:
     model, pairs = tiny.model(kind), tiny.pairs(4)
@@ -99,7 +100,8 @@ def test_a_short_ranking_is_taken_whole_and_the_model_at_the_end(
 
 
 def test_an_empty_circuit_is_worth_nothing(known: tuple[Model, PromptPairs]) -> None:
-    assert evaluate(*known, []).faithfulness == 0
+    with pytest.warns(WiremapWarning, match="no edges: .* a faithfulness of 0"):
+        assert evaluate(*known, []).faithfulness == 0
 
 
 def test_metrics_of_one_run_are_those_of_their_own(known: tuple[Model, PromptPairs]) -> None:

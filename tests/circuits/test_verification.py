@@ -5,14 +5,27 @@ from __future__ import annotations
 import json
 import math
 import statistics
+import time
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
+import numpy
 import pytest
 import tiny
 
 from wiremap.circuits import Verified, verification, verify
-from wiremap.circuits.verification import read_effects
-from wiremap.edges import InputError, Model, PromptPairs, patch_edges, patch_nodes
+from wiremap.circuits.verification import BoundOptions, intervals, read_effects, verify_until
+from wiremap.edges import (
+    InputError,
+    Model,
+    PromptPairs,
+    WiremapWarning,
+    patch_edges,
+    patch_nodes,
+    score_edges,
+)
+from wiremap.edges.bounds import bound_unverified
 
 N_EDGES = 10
 
@@ -69,7 +82,13 @@ def test_a_file_cut_anywhere_is_finished_with_the_same_bytes(
     lines = unbroken.splitlines(keepends=True)
     file.write_bytes(b"".join(lines[:keep]) + b"".join(lines[keep : keep + 1])[:torn])
     done: list[int] = []
-    assert verify(model, pairs, names, effects_file=file, progress=done.append) == whole
+    told = (
+        pytest.warns(WiremapWarning, match=f"its first {keep // 4 * 4} effects is dropped")
+        if torn and keep < N_EDGES
+        else nullcontext()
+    )
+    with told:
+        assert verify(model, pairs, names, effects_file=file, progress=done.append) == whole
     assert file.read_bytes() == unbroken
     assert sum(done) == N_EDGES
 
@@ -91,11 +110,25 @@ def test_effects_of_another_question_are_refused(
     file = tmp_path / "effects.jsonl"
     verify(model, pairs, names, effects_file=file)
     before = file.read_bytes()
-    with pytest.raises(InputError, match="expected the effect of"):
+    with pytest.raises(InputError, match="expected the effect of .* in another order"):
         verify(model, pairs, names[::-1], effects_file=file)
-    with pytest.raises(InputError, match="on 4 pairs, got .* on 3"):
-        verify(model, tiny.pairs(4), names, effects_file=file)
+    others = PromptPairs(pairs.corrupted, pairs.clean, pairs.answers, pairs.wrong)
+    asked: list[tuple[str, Model, PromptPairs, dict[str, Any]]] = [
+        ("model", tiny.model("gpt2", seed=1), pairs, {}),
+        ("pairs", model, tiny.pairs(4), {}),
+        ("pairs", model, others, {}),
+        ("metric", model, pairs, {"metric": "log_prob"}),
+        ("direction", model, pairs, {"direction": "denoising"}),
+        ("frozen", model, pairs, {"frozen": "heads"}),
+        ("metric, direction", model, pairs, {"metric": "kl", "direction": "denoising"}),
+    ]
+    for what, of_model, on_pairs, how in asked:
+        with pytest.raises(InputError, match=f"measured with another {what}; ask the same again"):
+            verify(of_model, on_pairs, names, effects_file=file, **how)
     assert file.read_bytes() == before
+    file.write_text('{"name": "m0->logits", "effects": [1.0, 2.0, 3.0]}\n')
+    with pytest.raises(InputError, match="measured with what it does not say"):
+        verify(model, pairs, names[:1], effects_file=file)
 
 
 @pytest.mark.parametrize(
@@ -123,20 +156,6 @@ def test_an_unwritable_file_is_reported(
         verify(model, pairs, names, effects_file=tmp_path / "none" / "effects.jsonl")
 
 
-def test_effects_of_another_question_are_not_taken(
-    model: Model, pairs: PromptPairs, names: list[str], tmp_path: Path
-) -> None:
-    file = tmp_path / "effects.jsonl"
-    verify(model, pairs, names, effects_file=file)
-    others = PromptPairs(pairs.corrupted, pairs.clean, pairs.answers, pairs.wrong)
-    with pytest.raises(InputError, match="measured for question"):
-        verify(model, pairs, names, direction="denoising", effects_file=file)
-    with pytest.raises(InputError, match="measured for question"):
-        verify(model, pairs, names, "log_prob", effects_file=file)
-    with pytest.raises(InputError, match="measured for question"):
-        verify(model, others, names, effects_file=file)
-
-
 def test_asking_for_less_throws_nothing_away(
     model: Model, pairs: PromptPairs, names: list[str], tmp_path: Path
 ) -> None:
@@ -145,3 +164,107 @@ def test_asking_for_less_throws_nothing_away(
     content = file.read_bytes()
     assert verify(model, pairs, names[:3], effects_file=file) == found[:3]
     assert file.read_bytes() == content
+
+
+# ---- intervals
+
+
+def test_intervals_of_all_are_those_of_each() -> None:
+    random = numpy.random.default_rng(0)
+    some = [Verified(f"e{n}", tuple(row)) for n, row in enumerate(random.normal(size=(50, 6)))]
+    for one, found in zip(some, intervals(some), strict=True):
+        assert found == pytest.approx(one.interval, rel=1e-12)
+        assert found is not None
+        assert found[0] < one.effect < found[1]
+    assert intervals([]) == []
+    assert intervals([Verified("m0", (1.0,))] * 2) == [None, None]
+    with pytest.raises(InputError, match=r"on the same pairs, got \[1, 6\] pairs"):
+        intervals([Verified("m0", (1.0,)), some[0]])
+
+
+def test_an_interval_is_that_of_resampling_by_hand() -> None:
+    """Two pairs: resamples have the mean 0, 1/2 or 1, a quarter, a half and a quarter of them."""
+    assert Verified("m0", (0.0, 1.0)).interval == (0, 1)
+    assert Verified("m0", (2.0, 2.0, 2.0)).interval == (2, 2)
+
+
+def test_the_intervals_of_a_large_model_take_seconds() -> None:
+    """As many as GPT-2 small has edges, on 8 pairs."""
+    some = [Verified("e", tuple(float(n % (7 + pair)) for pair in range(8))) for n in range(32_491)]
+    start = time.perf_counter()
+    assert len(intervals(some)) == 32_491
+    assert time.perf_counter() - start < 20
+
+
+# ---- until what is left is bounded
+
+LAX = BoundOptions(samples=200, probability=0.1)
+
+
+@pytest.fixture(scope="module")
+def linear() -> Model:
+    return tiny.linear_model()
+
+
+@pytest.fixture(scope="module")
+def ranked(linear: Model, pairs: PromptPairs) -> list[str]:
+    """Some edges into the logits and the last MLP, which do not wait for each other."""
+    names = [name for name, _ in score_edges(linear, pairs).top()]
+    return [name for name in names if name.endswith(("->logits", "->m2"))]
+
+
+def test_with_a_linear_model_the_bound_shrinks_as_more_is_verified(
+    linear: Model, pairs: PromptPairs, ranked: list[str], tmp_path: Path
+) -> None:
+    """Effects add up there, so what a bound is about are the effects themselves."""
+    effects = patch_edges(linear, pairs, ranked).mean().abs().double()
+    order = effects.argsort(descending=True).tolist()
+    ranked, effects = [ranked[place] for place in order], effects[order]
+    bounds: list[float] = []
+    sizes = [4, 8, 16]
+    for size in sizes:
+        rest = ranked[size:]
+        found = bound_unverified(linear, pairs, rest, "logit_diff", "noising", "edges", 200, 0.1)
+        assert found.largest >= effects[size:].max()
+        bounds.append(found.largest)
+    assert bounds == sorted(bounds, reverse=True)
+    assert len(set(bounds)) == len(bounds)
+    for size, bound, below in zip(sizes, bounds, [math.inf, *bounds], strict=False):
+        largest = bound * (1 + 1e-9)
+        assert largest < below
+        file = tmp_path / f"{size}.jsonl"
+        verified, told = verify_until(
+            linear, pairs, ranked, largest, effects_file=file, options=LAX
+        )
+        assert [one.name for one in verified] == ranked[:size]
+        assert told is not None
+        assert told.largest == bound
+        assert told.names == tuple(ranked[size:])
+        assert read_effects(file) == verified
+
+
+def test_a_strict_bound_measures_all_and_leaves_none(
+    linear: Model, pairs: PromptPairs, ranked: list[str]
+) -> None:
+    done: list[int] = []
+    verified, bound = verify_until(linear, pairs, ranked, 1e-9, options=LAX, progress=done.append)
+    assert bound is None
+    assert [one.name for one in verified] == ranked
+    assert sum(done) == len(ranked)
+    for largest in (0.0, -1.0, math.nan):
+        with pytest.raises(InputError, match="expected a bound above 0 to stop at"):
+            verify_until(linear, pairs, ranked, largest)
+
+
+def test_verifying_until_a_bound_goes_on_where_it_was_cut(
+    linear: Model, pairs: PromptPairs, ranked: list[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "effects.jsonl"
+    whole, bound = verify_until(linear, pairs, ranked, 1e-9, effects_file=file, options=LAX)
+    unbroken = file.read_bytes()
+    lines = unbroken.splitlines(keepends=True)
+    for keep in (3, 8):
+        file.write_bytes(b"".join(lines[:keep]))
+        again = verify_until(linear, pairs, ranked, 1e-9, effects_file=file, options=LAX)
+        assert again == (whole, bound)
+        assert file.read_bytes() == unbroken

@@ -703,7 +703,7 @@ def test_values_of_other_sources_are_patched_in(tmp_path: Path, equal_pairs: Pat
         found.append(json.loads(result.stdout)["effects"][0]["effect"])
         error = refused("verify", scores, "--resume", "-o", tmp_path / "corrupted.jsonl", "--top-k", "1",
                         "--patch-with", "zero")  # fmt: skip
-        assert "measured for question" in error
+        assert "measured with another patch_with; ask the same again" in error
     assert len(set(found)) == len(found)
 
 
