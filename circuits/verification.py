@@ -250,15 +250,19 @@ def verify_until(
     for budget in budgets[:1]:  # before anything is measured
         subsets_for_bound(ranked[budget:], options.samples, options.probability, options.confidence)
     told = 0
-    for budget in [*budgets, len(ranked)]:
+
+    def best(budget: int) -> list[Verified]:
+        nonlocal told
         verified = verify(
             model, pairs, ranked[:budget], metric, direction, batch_size, effects_file, nodes=nodes
         )
         if progress is not None:
             progress(len(verified) - told)
-            told = len(verified)
-        if budget == len(ranked):
-            break
+        told = len(verified)
+        return verified
+
+    for budget in budgets:
+        verified = best(budget)
         bound = bound_unverified(
             model,
             pairs,
@@ -274,7 +278,7 @@ def verify_until(
         if bound.largest < largest:
             looks = f"Bonferroni over at most {len(budgets)} such bounds and"
             return verified, replace(bound, confidence=options.confidence, correction=looks)
-    return verified, None
+    return best(len(ranked)), None
 
 
 def check_bound(largest: float) -> None:

@@ -222,9 +222,13 @@ def test_with_a_linear_model_the_bound_shrinks_as_more_is_verified(
     ranked, effects = [ranked[place] for place in order], effects[order]
     bounds: list[float] = []
     sizes = [4, 8, 16]
+    assert sizes[-1] < len(ranked) <= 32
+    of_each = 1 - (1 - LAX.confidence) / len(sizes)
     for size in sizes:
         rest = ranked[size:]
-        found = bound_unverified(linear, pairs, rest, "logit_diff", "noising", "edges", 200, 0.1)
+        found = bound_unverified(
+            linear, pairs, rest, "logit_diff", "noising", "edges", 200, 0.1, of_each
+        )
         assert found.largest >= effects[size:].max()
         bounds.append(found.largest)
     assert bounds == sorted(bounds, reverse=True)
@@ -239,6 +243,8 @@ def test_with_a_linear_model_the_bound_shrinks_as_more_is_verified(
         assert [one.name for one in verified] == ranked[:size]
         assert told is not None
         assert told.largest == bound
+        assert told.confidence == LAX.confidence
+        assert "over at most 3 such bounds" in told.statement()
         assert told.names == tuple(ranked[size:])
         assert read_effects(file) == verified
 
