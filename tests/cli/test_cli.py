@@ -735,7 +735,7 @@ def test_what_was_not_measured_is_bounded(tmp_path: Path, equal_pairs: Path) -> 
         assert message in refused(*asked, "--bound", *options, "-o", tmp_path / "c.jsonl")
         assert not (tmp_path / "c.jsonl").exists()
     everything = ["verify", scores, "--top-k", "64", "--bound", "-o", tmp_path / "d.jsonl"]
-    assert "nothing to bound" in refused(*everything)
+    assert "--bound bounds what is not measured" in refused(*everything)
 
 
 def test_a_budget_beyond_all_there_are_is_refused(tmp_path: Path, equal_pairs: Path) -> None:
