@@ -707,7 +707,7 @@ def summed(logits: Tensor, targets: Targets) -> Tensor:
     [
         ({"nodes": "head"}, "expected families of nodes among writers, .*, got 'head'"),
         ({"nodes": []}, "expected families of nodes among writers, .*, got none"),
-        ({"metric": "accuracy"}, "unknown metric 'accuracy'; there are logit_diff"),
+        ({"metric": "fidelity"}, "unknown metric 'fidelity'; there are logit_diff"),
         ({"metric": constant}, "the metric does not change with the model's output there"),
         ({"metric": constant, "method": "atp-star"}, "the metric does not change with"),
         ({"metric": constant, "gradient": "integrated"}, "the metric does not change with"),

@@ -226,7 +226,7 @@ def test_a_gradient_is_recommended_for_no_model_in_particular() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"metric": "accuracy"}, "unknown metric 'accuracy'; there are logit_diff"),
+        ({"metric": "fidelity"}, "unknown metric 'fidelity'; there are logit_diff"),
         ({"gradient": "mean"}, "unknown gradient 'mean'; there are clean, corrupted"),
         ({"direction": "up"}, "unknown direction 'up'; there are noising, denoising"),
         ({"metric": "kl", "gradient": "clean"}, "metric kl is 0 at the clean run"),

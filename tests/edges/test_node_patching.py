@@ -346,7 +346,7 @@ def test_patching_leaves_the_model_as_it_was() -> None:
             "unknown source of patched values 'random'; there are corrupted, mean, mean-by-pos",
         ),
         ({"direction": "up"}, "unknown direction 'up'; there are noising, denoising"),
-        ({"metric": "accuracy"}, "unknown metric 'accuracy'"),
+        ({"metric": "fidelity"}, "unknown metric 'fidelity'"),
         *(
             (
                 {"patch_with": source, "direction": "denoising"},
