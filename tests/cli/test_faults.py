@@ -21,7 +21,7 @@ from wiremap.circuits.verification import CHUNK, read_effects
 from wiremap.cli import main
 from wiremap.edges import patch_edges, score_edges
 
-LONG = ["discover", "--model", "ioi-mini", "--n-pairs", "3", "--all", "--size", "30"]
+LONG = ["discover", "--model", "induction-mini", "--n-pairs", "6", "--all", "--size", "30"]
 SHORT = [
     "discover",
     "--model",

@@ -126,13 +126,12 @@ def slow_path(
     return change if direction == "noising" else -change
 
 
-@pytest.mark.parametrize("frozen", ["heads", "all"])
-@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize(("direction", "frozen"), [("noising", "heads"), ("denoising", "all")])
 def test_frozen_effects_equal_the_slow_model(
     every_twins: tuple[Model, SlowModel], pairs: PromptPairs, direction: str, frozen: str
 ) -> None:
     model, slow = every_twins
-    some = slow.edges[::8]
+    some = slow.edges[::11]
     found = patch_edges(
         model, pairs, [f"{w}->{r}" for w, r in some], direction=direction, frozen=frozen
     )
