@@ -19,9 +19,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..edges.graph import Edge, ModelGraph, Reader
+from ..edges.graph import Edge
 from ..edges.masking import full_mask
 from ..edges.reduced_runs import ReducedRuns
+from ..edges.resampling import using
 from .circuit import CircuitEdge
 from .pruning import BELOW_TAU, ON_NO_PATH, Pruned, check_rules, removing
 
@@ -53,7 +54,7 @@ def prune_by_acdc(
     value = runs.full.mean().item()
     removed: dict[str, str] = {}
     for index, reader in reversed([*enumerate(graph.readers)]):
-        leads_on = reader.kind == "logits" or bool(kept[:, _writers_after(graph, reader)].any())
+        leads_on = reader.kind == "logits" or bool(kept[:, using(graph, reader)].any())
         for writer in reversed(range(reader.n_writers)):
             rule = BELOW_TAU if leads_on else ON_NO_PATH
             kept[index, writer] = False
@@ -68,11 +69,3 @@ def prune_by_acdc(
             if progress is not None:
                 progress(1)
     return removing(graph, edges, removed)
-
-
-def _writers_after(graph: ModelGraph, reader: Reader) -> list[int]:
-    """The writers that a reader of a block feeds."""
-    if reader.kind == "mlp":
-        return [graph.mlp_writer(reader.layer)]
-    heads = [reader.head] if reader.kind == "q" else graph.query_heads(reader.head)
-    return [graph.head_writers(reader.layer).start + head for head in heads]

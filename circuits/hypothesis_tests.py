@@ -97,7 +97,7 @@ def run_tests(
             ``run_edge_sets``.
     """
     graph = model.graph
-    names = sorted(set(edges), key=lambda name: graph.edge(name)[::-1])
+    names = graph.in_order(edges)
     circuit = edge_mask(graph, names)
     n_live = int(live_mask(graph, circuit).sum())
     if n_live == 0:

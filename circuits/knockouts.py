@@ -17,7 +17,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..edges.errors import InputError
-from ..edges.graph import ModelGraph
 from ..edges.masking import edge_mask, full_mask, run_edge_sets
 from ..edges.metrics import Metric
 from ..edges.model import Model
@@ -153,7 +152,7 @@ def completeness(
     Raises:
         InputError: a negative number of subsets. Else as ``run_edge_sets``.
     """
-    graph, names = model.graph, _in_order(model.graph, edges)
+    graph, names = model.graph, model.graph.in_order(edges)
     subsets: list[tuple[str, ...]] = [(), *((name,) for name in names)]
     if names:
         subsets += _random_subsets(names, n_subsets, 0.5, f"completeness {seed}")
@@ -197,7 +196,7 @@ def minimality(
         InputError: no edges, a negative number of subsets, a probability outside (0, 1). Else as
             ``run_edge_sets``.
     """
-    names = _in_order(model.graph, edges)
+    names = model.graph.in_order(edges)
     if not names:
         raise InputError("expected the edges of a circuit, got none, of which none can be too many")
     if not 0 < probability < 1:
@@ -223,11 +222,6 @@ def minimality(
         needs.append(EdgeNeed(name, scores[0], scores[best], removed))
     needs.sort(key=lambda one: one.score)
     return Minimality(tuple(needs), mean(values.full), mean(values.empty), len(pairs))
-
-
-def _in_order(graph: ModelGraph, edges: Collection[str]) -> list[str]:
-    """The edges in the order of computation, each once, so that draws do not hang on their order."""
-    return sorted(set(edges), key=lambda name: graph.edge(name)[::-1])
 
 
 def _random_subsets(

@@ -179,7 +179,7 @@ def scrub(
     if scheme == "per-path":
         refuse_trees(model)
     graph = model.graph
-    asked = sorted(set(edges), key=lambda name: graph.edge(name)[::-1])
+    asked = graph.in_order(edges)
     live = live_edges(graph, asked)
     repeats = 1 if other == "paired" else repeats
     rng = random.Random(f"random circuits {seed}")

@@ -7,9 +7,10 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,37 @@ def verify(
     Raises:
         InputError: the file holds effects of another question. Else as ``patch_edges``.
     """
+    return list(
+        _measuring(
+            model,
+            pairs,
+            names,
+            metric,
+            direction,
+            batch_size,
+            effects_file,
+            nodes,
+            patch_with,
+            progress,
+            frozen,
+        )
+    )
+
+
+def _measuring(
+    model: Model,
+    pairs: PromptPairs,
+    names: Sequence[str],
+    metric: str | Metric,
+    direction: str,
+    batch_size: int | None,
+    effects_file: Path | None,
+    nodes: bool,
+    patch_with: Source | None,
+    progress: Callable[[int], Any] | None,
+    frozen: str = "none",
+) -> Iterator[Verified]:
+    """What ``verify`` gives, one by one: a chunk is measured when its first effect is asked for."""
     if patch_with is not None and not nodes:
         raise InputError("edges are patched with the pairs' other runs; leave patch_with out")
     if frozen != "none" and (nodes or any(TOGETHER in name for name in names)):
@@ -148,7 +180,7 @@ def verify(
         )
     source = patch_with or Source()
     question = ""
-    verified: list[Verified] = []
+    n_known = 0
     if effects_file is not None:
         name = metric if isinstance(metric, str) else repr(metric)
         told = (
@@ -161,10 +193,12 @@ def verify(
             f"{model.device.type} {model.tf32}",
         )
         question = "-".join(hashlib.sha256(part.encode()).hexdigest()[:8] for part in told)
-        verified = _resume(effects_file, names, len(pairs), question)
-    if progress is not None and verified:
-        progress(len(verified))
-    for start in range(len(verified), len(names), CHUNK):
+        known = _resume(effects_file, names, len(pairs), question)
+        n_known = len(known)
+        if progress is not None and known:
+            progress(n_known)
+        yield from known
+    for start in range(n_known, len(names), CHUNK):
         chunk = names[start : start + CHUNK]
         if nodes:
             rows = patch_nodes(
@@ -178,10 +212,9 @@ def verify(
         ]
         if effects_file is not None:
             _append(effects_file, "".join(item.line() for item in new))
-        verified += new
         if progress is not None:
             progress(len(new))
-    return verified
+        yield from new
 
 
 def _edge_effects(
@@ -245,31 +278,25 @@ def verify_until(
         InputError: ``largest`` is not above 0. Else as ``verify`` and ``bound_unverified``.
     """
     check_bound(largest)
-    options = options or BoundOptions()
+    options, items = options or BoundOptions(), "nodes" if nodes else "edges"
     budgets = [CHUNK << looks for looks in range(64) if CHUNK << looks < len(ranked)]
     for budget in budgets[:1]:  # before anything is measured
-        subsets_for_bound(ranked[budget:], options.samples, options.probability, options.confidence)
-    told = 0
-
-    def best(budget: int) -> list[Verified]:
-        nonlocal told
-        verified = verify(
-            model, pairs, ranked[:budget], metric, direction, batch_size, effects_file, nodes=nodes
+        subsets_for_bound(
+            ranked[budget:], options.samples, options.probability, options.confidence, items=items
         )
-        if progress is not None:
-            progress(len(verified) - told)
-        told = len(verified)
-        return verified
-
+    measuring = _measuring(
+        model, pairs, ranked, metric, direction, batch_size, effects_file, nodes, None, progress
+    )
+    verified: list[Verified] = []
     for budget in budgets:
-        verified = best(budget)
+        verified += islice(measuring, budget - len(verified))
         bound = bound_unverified(
             model,
             pairs,
             ranked[budget:],
             metric,
             direction,
-            "nodes" if nodes else "edges",
+            items,
             options.samples,
             options.probability,
             1 - (1 - options.confidence) / len(budgets),
@@ -278,7 +305,7 @@ def verify_until(
         if bound.largest < largest:
             looks = f"Bonferroni over at most {len(budgets)} such bounds and"
             return verified, replace(bound, confidence=options.confidence, correction=looks)
-    return best(len(ranked)), None
+    return [*verified, *measuring], None
 
 
 def check_bound(largest: float) -> None:

@@ -103,6 +103,8 @@ def discover(
     """
     from ..circuits.discovery import discover as run
     from ..circuits.document import to_document
+    from ..circuits.runs import EFFECTS_FILE
+    from ..circuits.verification import read_effects
 
     loaded = options.load_model(model, device, dtype, bos, kv, tf32)
     if all_of_them:
@@ -149,6 +151,19 @@ def discover(
         show_json(to_document(circuit))
     elif not quiet:
         _show(circuit, out, written)
+    if not quiet:
+        verified = read_effects(out / EFFECTS_FILE)
+        method = circuit.method
+        error = options.float32_error(
+            loaded,
+            asked,
+            verified,
+            metric=method["metric"],
+            direction=method["direction"],
+            batch_size=batch_size,
+        )
+        if error is not None:
+            click.echo(f"note: {options.precision_note(loaded, error, len(verified))}", err=True)
 
 
 def _export(circuit: Circuit, out: Path) -> list[str]:

@@ -38,6 +38,7 @@ from .gradients import (
     resolve_gradient,
 )
 from .graph import ModelGraph
+from .masking import full_mask
 from .memory import BatchSize, available_bytes
 from .metrics import Metric, Targets, resolve_metric
 from .model import Model
@@ -227,10 +228,7 @@ def _overlaid(linear: EdgeScores, exact: EdgeScores, wanted: Tensor) -> EdgeScor
 
 def existing_edges(graph: ModelGraph) -> Bool[Tensor, "writer reader"]:
     """Which entries of a table of all writers and readers are edges of the model."""
-    exists = torch.zeros(len(graph.writers), len(graph.readers), dtype=torch.bool)
-    for index, reader in enumerate(graph.readers):
-        exists[: reader.n_writers, index] = True
-    return exists
+    return full_mask(graph).T
 
 
 def trace_size(

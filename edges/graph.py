@@ -197,6 +197,10 @@ class ModelGraph:
             raise InputError(f"edge {name!r} does not exist in this model: {why}")
         return edge
 
+    def in_order(self, names: Iterable[str]) -> list[str]:
+        """These edges in the order of computation, each once. Raises InputError as ``edge``."""
+        return sorted(set(names), key=lambda name: self.edge(name)[::-1])
+
     def path(self, name: str) -> tuple[int, tuple[int, ...]]:
         """The writer a path begins with, and its readers in turn; an edge is a path of one reader.
 
