@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := pyproject.toml constraints.txt $(wildcard edges/* circuits/* circuits/zoo/*/* exporters/* cli/*)
+SOURCES := pyproject.toml constraints.txt $(shell find edges circuits exporters cli -type f -not -name '*.pyc')
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	--constraint constraints.txt --config-settings editable_mode=strict
 

@@ -33,8 +33,8 @@ from transformer_lens.tools.analysis.attribution_patching import (
     faithfulness,
 )
 
-from wiremap.circuits.faithfulness import MIB_SIZES, curve, evaluate
-from wiremap.circuits.scrubbing import live_edges
+from wiremap.circuits.evidence.faithfulness import MIB_SIZES, curve, evaluate
+from wiremap.circuits.evidence.scrubbing import live_edges
 from wiremap.edges import Model, PromptPairs, score_edges
 
 REPEATS = 3

@@ -25,7 +25,7 @@ from transformer_lens.tools.analysis.attribution_patching import (
 )
 
 from wiremap.edges import Model, PromptPairs, score_edges
-from wiremap.edges.attribution import EdgeScores
+from wiremap.edges.scores.edge_scores import EdgeScores
 
 REPEATS = 5
 HEADS = (4, 12, 16, 64)

@@ -6,7 +6,7 @@ On every bundled model and task (but one: tasks-mini induction), 16 pairs. All c
 and evaluated on the same pairs. Seconds are the processor's, of one thread (so that other load does
 not count), and whole: for the target search, and the rules by effect and size, they include scoring
 all edges and verifying the best 200; for ACDC, the corrupted run. ACDC (Conmy et al., 2023, arXiv
-2304.14997; ``circuits/acdc.py``) is swept over eight values of tau, and the best is the one with
+2304.14997; ``circuits/choice/acdc.py``) is swept over eight values of tau, and the best is the one with
 the fewest edges that reaches the target, chosen in hindsight. Each of its trials is a run of its
 own, as in the paper; the target search counts the same kind of runs.
 """
@@ -22,14 +22,15 @@ import torch
 from measure import write_section
 
 from wiremap.circuits import load_task, verify
-from wiremap.circuits.acdc import prune_by_acdc
-from wiremap.circuits.circuit import CircuitEdge
-from wiremap.circuits.discovery import candidates_of, usual_metric
-from wiremap.circuits.pruning import Pruned, prune_by_effect, prune_to_size, prune_to_target
+from wiremap.circuits.choice.acdc import prune_by_acdc
+from wiremap.circuits.choice.pruning import Pruned, prune_by_effect, prune_to_size, prune_to_target
+from wiremap.circuits.discovery import candidates_of
+from wiremap.circuits.result.circuit import CircuitEdge
+from wiremap.circuits.tasks.task import usual_metric
 from wiremap.circuits.zoo import RECIPES
 from wiremap.edges import Model, PromptPairs, score_edges
-from wiremap.edges.gradients import recommended_gradient
-from wiremap.edges.reduced_runs import ReducedRuns
+from wiremap.edges.effects.reduced_runs import ReducedRuns
+from wiremap.edges.scores.rules import recommended_gradient
 
 N_PAIRS = 16
 BUDGET = 200

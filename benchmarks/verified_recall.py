@@ -31,8 +31,8 @@ from numpy.typing import NDArray
 from wiremap.circuits import load_task
 from wiremap.circuits.zoo import RECIPES
 from wiremap.edges import Model, PromptPairs, patch_nodes, score_nodes
-from wiremap.edges.atpstar import recommended_method
-from wiremap.edges.baselines import rank_nodes
+from wiremap.edges.scores.baselines import rank_nodes
+from wiremap.edges.scores.node_scores import recommended_method
 
 PLOTS = Path(__file__).parent / "verified_recall"
 N_PAIRS = 16

@@ -4,17 +4,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .circuit import Circuit, CircuitEdge, CircuitNode, Faithfulness
-    from .comparison import Comparison, compare
     from .discovery import discover
-    from .faithfulness import curve, evaluate, localize, read_metrics
-    from .hypothesis import Hypothesis
-    from .hypothesis_tests import run_tests
-    from .knockouts import completeness, minimality
-    from .scrubbing import Scrubbing, scrub
-    from .stability import bootstrap
-    from .tasks import TASKS, load_task
-    from .verification import Verified, verify
+    from .evidence.claims import run_tests
+    from .evidence.faithfulness import curve, evaluate, localize, read_metrics
+    from .evidence.knockouts import completeness, minimality
+    from .evidence.scrubbing import Scrubbing, scrub
+    from .evidence.stability import bootstrap
+    from .evidence.verification import verify
+    from .record.effects_file import Verified
+    from .result.circuit import Circuit, CircuitEdge, CircuitNode, Faithfulness
+    from .result.comparison import Comparison, compare
+    from .result.hypothesis import Hypothesis
+    from .tasks.task import TASKS, load_task
 
 __all__ = [
     "TASKS",
@@ -43,17 +44,18 @@ __all__ = [
 
 # Where each name lives: imported when first used, because torch takes a second.
 _MODULES = {
-    "circuit": ("Circuit", "CircuitEdge", "CircuitNode", "Faithfulness"),
-    "comparison": ("Comparison", "compare"),
     "discovery": ("discover",),
-    "faithfulness": ("curve", "evaluate", "localize", "read_metrics"),
-    "hypothesis": ("Hypothesis",),
-    "hypothesis_tests": ("run_tests",),
-    "knockouts": ("completeness", "minimality"),
-    "scrubbing": ("Scrubbing", "scrub"),
-    "stability": ("bootstrap",),
-    "tasks": ("TASKS", "load_task"),
-    "verification": ("Verified", "verify"),
+    "evidence.claims": ("run_tests",),
+    "evidence.faithfulness": ("curve", "evaluate", "localize", "read_metrics"),
+    "evidence.knockouts": ("completeness", "minimality"),
+    "evidence.scrubbing": ("Scrubbing", "scrub"),
+    "evidence.stability": ("bootstrap",),
+    "evidence.verification": ("verify",),
+    "record.effects_file": ("Verified",),
+    "result.circuit": ("Circuit", "CircuitEdge", "CircuitNode", "Faithfulness"),
+    "result.comparison": ("Comparison", "compare"),
+    "result.hypothesis": ("Hypothesis",),
+    "tasks.task": ("TASKS", "load_task"),
 }
 
 

@@ -5,96 +5,50 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..edges.atpstar import NodeScores, score_nodes
-from ..edges.attribution import EdgeScores, check_reader, score_edges
+from ..edges.effects.reduced_runs import ReducedRuns
 from ..edges.errors import InputError
-from ..edges.gradients import recommended_gradient, resolve_gradient
-from ..edges.graph import SLOTS
-from ..edges.masking import run_edges
-from ..edges.model import Model
-from ..edges.prompts import PromptPairs
-from ..edges.reduced_runs import ReducedRuns
-from .acdc import prune_by_acdc
-from .circuit import Circuit, CircuitEdge, Faithfulness
-from .document import dumps, to_document
-from .evidence import bound_document, bound_rest, gather, resample
-from .faithfulness import evaluate
-from .pruning import PRUNE, Pruned, check_rules, prune_by_effect, prune_to_size, prune_to_target
-from .runs import EFFECTS_FILE, SCORES_FILE, RunDirectory, read_scores, write_scores
-from .stability import Stability
-from .tasks import TASKS
-from .verification import Verified, check_bound, verify, verify_until
+from ..edges.model.transformer import Model
+from ..edges.names.graph import SLOTS
+from ..edges.question.prompts import PromptPairs
+from ..edges.scores.edge_scores import EdgeScores, check_reader, score_edges
+from ..edges.scores.node_scores import NodeScores, score_nodes
+from ..edges.scores.rules import recommended_gradient, resolve_gradient
+from .choice.acdc import prune_by_acdc
+from .choice.pruning import (
+    PRUNE,
+    Pruned,
+    check_rules,
+    prune_by_effect,
+    prune_to_size,
+    prune_to_target,
+)
+from .describe import describe_question
+from .evidence.faithfulness import evaluate
+from .evidence.gap import measure_gap
+from .evidence.gather import bound_document, bound_rest, gather, resample
+from .evidence.stability import Stability
+from .evidence.verification import check_bound, verify, verify_until
+from .record.effects_file import EFFECTS_FILE, Verified
+from .record.run_directory import RunDirectory
+from .record.scores_file import SCORES_FILE, read_scores, write_scores
+from .result.circuit import Circuit, CircuitEdge, Faithfulness
+from .result.document import dumps, to_document
+from .tasks.task import usual_metric
 
 DEFAULT_BUDGET = {"cpu": 200, "cuda": 50_000}
 """How many edges are verified if nothing says how many, by device; on others as on a CPU."""
+
+
 DEFAULT_TARGET = 0.9
 """Faithfulness that a circuit shall reach when nothing else says what to keep."""
 
+
 Progress = Callable[[str, int, int], Any]
 """Called with (stage, steps finished since the last call, steps in all)."""
-
-
-@dataclass(frozen=True)
-class MetricGap:
-    """What the model does on clean and on corrupted prompts; means over pairs.
-
-    Attributes:
-        standard_error: of the gap; nan for a single pair.
-    """
-
-    clean: float
-    corrupted: float
-    standard_error: float
-
-    @property
-    def gap(self) -> float:
-        """Clean minus corrupted."""
-        return self.clean - self.corrupted
-
-    @property
-    def weakness(self) -> str | None:
-        """Why this is no behaviour worth explaining; None if it is one."""
-        if self.gap <= 0:
-            return "the model does it no better on the clean prompts than on the corrupted ones"
-        if self.gap < 2 * self.standard_error:
-            return "the difference is within two standard errors of zero"
-        return None
-
-
-def measure_gap(
-    model: Model,
-    pairs: PromptPairs,
-    metric: str,
-    allow_weak: bool = False,
-    batch_size: int | None = None,
-) -> MetricGap:
-    """The metric on clean and on corrupted prompts.
-
-    Raises:
-        InputError: there is no behaviour to explain (see ``MetricGap.weakness``), unless
-            ``allow_weak``.
-    """
-    values = run_edges(model, pairs, [], metric, batch_size)
-    full, empty = values.full.cpu().double(), values.empty.cpu().double()
-    difference = full - empty
-    n_pairs = len(pairs)
-    found = MetricGap(
-        full.mean().item(),
-        empty.mean().item(),
-        difference.std().item() / math.sqrt(n_pairs) if n_pairs > 1 else math.nan,
-    )
-    if found.weakness and not allow_weak:
-        raise InputError(
-            f"expected model {model.name} to do the task; its mean {metric} is {found.clean:.4g} on "
-            f"the clean prompts and {found.corrupted:.4g} on the corrupted ones (gap "
-            f"{found.gap:.4g} +- {found.standard_error:.2g}): {found.weakness}. Use prompts it can "
-            "answer, or go on anyway with --allow-weak (allow_weak=True)"
-        )
-    return found
 
 
 def discover(
@@ -266,37 +220,6 @@ def _one_rule(
         "prune": PRUNE[0] if size is not None and prune is None else prune,
         "acdc": acdc,
     }
-
-
-def usual_metric(pairs: PromptPairs) -> str:
-    """The metric usual for the pairs' task; ``logit_diff`` for pairs of no built-in task."""
-    task = str(pairs.source.get("task"))
-    return TASKS[task].metric if task in TASKS else "logit_diff"
-
-
-def describe_question(model: Model, pairs: PromptPairs, **method: Any) -> dict[str, Any]:
-    """All that determines a result, as plain data: the model, the pairs and the method."""
-    return {"model": describe_model(model), "task": describe_task(pairs), "method": method}
-
-
-def describe_model(model: Model) -> dict[str, Any]:
-    """What a result says of the model it belongs to; enough to load it again and to recognize it."""
-    return {
-        "name": model.name,
-        "architecture": model.architecture,
-        "sha256": model.fingerprint(),
-        "d_model": model.d_model,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "device": model.device.type,
-        "bos": model.tokenizer.bos if model.tokenizer else None,
-        "kv": model.kv,
-        "tf32": model.tf32,
-    }
-
-
-def describe_task(pairs: PromptPairs) -> dict[str, Any]:
-    """What a result says of the pairs it belongs to."""
-    return {**pairs.source, "n_pairs": len(pairs), "sha256": pairs.fingerprint()}
 
 
 def _stage(run: RunDirectory | None, name: str) -> AbstractContextManager[None]:

@@ -23,10 +23,10 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from ..edges.errors import InputError
-from ..edges.loading import bundled_models, bundled_path
-from ..edges.prompts import PromptPairs
-from ..edges.tokens import Tokenizer
-from .tasks import Record, Task, find_task
+from ..edges.model.loading import bundled_models, bundled_path
+from ..edges.model.tokens import Tokenizer
+from ..edges.question.prompts import PromptPairs
+from .tasks.task import Record, Task, find_task
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from . import options
+from ..cli import options
 from .console import show_json, show_table
 
 
@@ -20,7 +20,7 @@ from .console import show_json, show_table
 @options.output
 def tasks(model: str | None, as_json: bool, quiet: bool) -> None:
     """List the built-in tasks."""
-    from ..circuits.tasks import TASKS, count_words
+    from ..circuits.tasks.task import TASKS, count_words
 
     loaded = options.load_model(model, "cpu", "float32", None) if model else None
     rows: list[dict[str, Any]] = []
@@ -67,7 +67,7 @@ def tasks(model: str | None, as_json: bool, quiet: bool) -> None:
 def models(as_json: bool, quiet: bool) -> None:
     """List the bundled models."""
     from ..circuits.zoo import training_records
-    from ..edges.architectures import SUPPORTED
+    from ..edges.model.architectures import SUPPORTED
 
     records = training_records()
     if as_json:

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from . import options
+from ..cli import options
 from .console import show_json, show_table
 
 if TYPE_CHECKING:
-    from ..circuits.comparison import Comparison
+    from ..circuits.result.comparison import Comparison
 
 _SHOWN = 10
 
@@ -35,9 +35,9 @@ def compare(
     larger, worth being the verified effect, or the score where there is none. Rank correlation:
     Spearman's of |worth| over edges in either, 0 where an edge is missing.
     """
-    from ..circuits.comparison import compare as run
+    from ..circuits.result.comparison import compare as run
     from ..exporters import read_circuit
-    from ..exporters.comparison import DEFAULT_TOP, write_comparison
+    from ..exporters.pictures.two_circuits import DEFAULT_TOP, write_comparison
 
     paths = [path / "circuit.json" if path.is_dir() else path for path in (a, b)]
     found = run(*map(read_circuit, paths))

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..cli import options
 from ..edges.errors import InputError, WiremapError
-from . import options
 from .console import progress, show_json, show_table
 
 if TYPE_CHECKING:
-    from ..circuits.circuit import Circuit
+    from ..circuits.result.circuit import Circuit
 
 _SHOWN = 15
 
@@ -102,9 +102,8 @@ def discover(
     does so for the bundled model.
     """
     from ..circuits.discovery import discover as run
-    from ..circuits.document import to_document
-    from ..circuits.runs import EFFECTS_FILE
-    from ..circuits.verification import read_effects
+    from ..circuits.record.effects_file import EFFECTS_FILE, read_effects
+    from ..circuits.result.document import to_document
 
     loaded = options.load_model(model, device, dtype, bos, kv, tf32)
     if all_of_them:
@@ -170,8 +169,8 @@ def _export(circuit: Circuit, out: Path) -> list[str]:
     """Writes the circuit in the formats of a run directory; says what could not be drawn."""
     from ..edges.files import write_atomically
     from ..exporters import write_circuit
-    from ..exporters.evidence import curve_picture
-    from ..exporters.labels import title
+    from ..exporters.pages.measured import curve_picture
+    from ..exporters.pictures.labels import title
 
     written: list[str] = []
     curve = curve_picture(circuit, title(circuit))

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..cli import options
 from ..edges.errors import InputError
-from . import options
 from .console import progress, show_json, show_table
 
 if TYPE_CHECKING:
-    from ..circuits.circuit import Circuit
-    from ..edges.model import Model
-    from ..edges.prompts import PromptPairs
+    from ..circuits.result.circuit import Circuit
+    from ..edges.model.transformer import Model
+    from ..edges.question.prompts import PromptPairs
 
 _SHOWN = 10
 _SECTIONS = ("curve", "completeness", "minimality", "stability", "tests")
@@ -84,7 +84,7 @@ def evaluate(
     (m(full) - m(empty)). The model and prompts are those it was found with, or others: held-out
     pairs of its task are --task NAME --seed 1.
     """
-    from ..circuits.document import dumps
+    from ..circuits.result.document import dumps
     from ..edges.files import write_atomically
     from ..exporters import read_circuit
 
@@ -157,9 +157,9 @@ def _alone(
     batch_size: int | None,
     told: Callable[[int, int], Any],
 ) -> dict[str, Any]:
-    from ..circuits.circuit import Faithfulness
-    from ..circuits.document import faithfulness_document
-    from ..circuits.faithfulness import BESIDE, check_gap, read_metrics
+    from ..circuits.evidence.faithfulness import BESIDE, check_gap, read_metrics
+    from ..circuits.result.circuit import Faithfulness
+    from ..circuits.result.document import faithfulness_document
 
     names = [edge.name for edge in found.edges]
     metrics = (metric, *(name for name in BESIDE if name != metric))
@@ -185,8 +185,8 @@ def _curve(
     batch_size: int | None,
     told: Callable[[int, int], Any],
 ) -> dict[str, Any]:
-    from ..circuits.faithfulness import localize
-    from ..circuits.runs import SCORES_FILE, read_scores
+    from ..circuits.evidence.faithfulness import localize
+    from ..circuits.record.scores_file import SCORES_FILE, read_scores
 
     ranked_by = "the circuit's edges, by verified effect, or score where there is none"
     scores = [(edge.name, edge.worth or 0.0) for edge in found.edges]
@@ -210,7 +210,7 @@ def _knockouts(
     batch_size: int | None,
     told: Callable[[int, int], Any],
 ) -> dict[str, Any]:
-    from ..circuits.knockouts import completeness, minimality
+    from ..circuits.evidence.knockouts import completeness, minimality
 
     names = [edge.name for edge in found.edges]
     measure = completeness if name == "completeness" else minimality
@@ -229,9 +229,8 @@ def _stability(
     told: Callable[[int, int], Any],
 ) -> dict[str, Any]:
     """Of the effects that the run measured, on its own pairs."""
-    from ..circuits.evidence import resample
-    from ..circuits.runs import EFFECTS_FILE
-    from ..circuits.verification import read_effects
+    from ..circuits.evidence.gather import resample
+    from ..circuits.record.effects_file import EFFECTS_FILE, read_effects
 
     if run is None or not (run / EFFECTS_FILE).is_file():
         raise InputError(
@@ -260,7 +259,7 @@ def _tests(
     batch_size: int | None,
     told: Callable[[int, int], Any],
 ) -> dict[str, Any]:
-    from ..circuits.hypothesis_tests import run_tests
+    from ..circuits.evidence.claims import run_tests
 
     names = [edge.name for edge in found.edges]
     tests = run_tests(model, pairs, names, metric, seed=seed, batch_size=batch_size, progress=told)
@@ -271,8 +270,8 @@ def _tests(
 
 
 def _picture(document: Mapping[str, Any], found: Circuit) -> str:
-    from ..exporters.curve import to_curve
-    from ..exporters.labels import title
+    from ..exporters.pictures.curve import to_curve
+    from ..exporters.pictures.labels import title
 
     told = document["curve"]
     points = {
@@ -287,7 +286,7 @@ def _picture(document: Mapping[str, Any], found: Circuit) -> str:
 
 
 def _show(document: Mapping[str, Any], found: Circuit) -> None:
-    from ..circuits.circuit import Faithfulness
+    from ..circuits.result.circuit import Faithfulness
 
     own = Faithfulness(*(document[key] for key in ("full", "empty", "circuit", "n_pairs")))
     click.echo(f"{len(found.edges)} of {found.shape.n_edges} edges")

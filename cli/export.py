@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
+from ..cli import options
 from ..edges.errors import InputError
-from . import options
 
 
 @click.command()
@@ -53,8 +53,8 @@ def export(
 ) -> None:
     """Write a CIRCUIT (a run directory, or any file that can be read back) in another format."""
     from ..exporters import FORMATS, View, read_circuit, read_groups, write_circuit
-    from ..exporters.dot import DEFAULT_TOP, READABLE
-    from ..exporters.formats import find_format
+    from ..exporters.pictures.dot import DEFAULT_TOP, READABLE
+    from ..exporters.registry import find_format
 
     if circuit.is_dir():
         circuit = circuit / "circuit.json"

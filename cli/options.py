@@ -11,10 +11,10 @@ import click
 from ..edges.errors import InputError
 
 if TYPE_CHECKING:
-    from ..circuits.circuit import Circuit, Faithfulness
-    from ..circuits.verification import Verified
-    from ..edges.model import Model
-    from ..edges.prompts import PromptPairs
+    from ..circuits.record.effects_file import Verified
+    from ..circuits.result.circuit import Circuit, Faithfulness
+    from ..edges.model.transformer import Model
+    from ..edges.question.prompts import PromptPairs
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -186,7 +186,7 @@ def load_model(
     """The model that the options ask for."""
     import torch
 
-    from ..edges.model import Model
+    from ..edges.model.transformer import Model
 
     return Model.load(model, device, getattr(torch, dtype), bos, kv, tf32)
 
@@ -199,7 +199,7 @@ def float32_error(
     Args:
         how: see ``precision_error``.
     """
-    from ..circuits.verification import precision_error
+    from ..circuits.evidence.verification import precision_error
 
     if not verified or (str(model.dtype) in ("torch.float32", "torch.float64") and not model.tf32):
         return None
@@ -210,7 +210,7 @@ def float32_error(
 
 def precision_note(model: Model, error: float, n_verified: int) -> str:
     """What to say of effects that were not measured in float32."""
-    from ..circuits.verification import PRECISION_SAMPLE
+    from ..circuits.evidence.verification import PRECISION_SAMPLE
 
     how = "TF32" if model.tf32 else str(model.dtype).removeprefix("torch.")
     n_sampled = min(PRECISION_SAMPLE, n_verified)
@@ -229,9 +229,9 @@ def load_pairs(
     seed: int | None,
 ) -> PromptPairs:
     """The pairs that the options ask for. Raises InputError if they contradict each other."""
-    from ..circuits.tasks import load_task
+    from ..circuits.tasks.task import load_task
     from ..circuits.zoo import bundled_tasks
-    from ..edges.prompts import PromptPairs
+    from ..edges.question.prompts import PromptPairs
 
     if pairs is not None:
         given = {"--task": task, "--corruption": corruption, "--n-pairs": n_pairs, "--seed": seed}
@@ -264,9 +264,9 @@ def reload(
     Raises:
         InputError: they cannot be found, or are no longer what they were.
     """
-    from ..circuits.discovery import describe_model, describe_task
-    from ..circuits.tasks import load_task
-    from ..edges.prompts import PromptPairs
+    from ..circuits.describe import describe_model, describe_task
+    from ..circuits.tasks.task import load_task
+    from ..edges.question.prompts import PromptPairs
 
     try:
         name, dtype, bos = (described_model[key] for key in ("name", "dtype", "bos"))

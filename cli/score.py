@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..cli import options
 from ..edges.errors import InputError
-from ..edges.nodes import FAMILIES
-from . import options
+from ..edges.names.nodes import FAMILIES
 from .console import progress, show_json, show_table
 
 if TYPE_CHECKING:
-    from ..edges.atpstar import NodeScores
-    from ..edges.attribution import EdgeScores
-    from ..edges.crossing import Crossings
-    from ..edges.model import Model
-    from ..edges.prompts import PromptPairs
-    from ..edges.refinement import SplitScores
+    from ..edges.model.transformer import Model
+    from ..edges.question.prompts import PromptPairs
+    from ..edges.scores.crossing import Crossings
+    from ..edges.scores.edge_scores import EdgeScores
+    from ..edges.scores.node_scores import NodeScores
+    from ..edges.scores.refinement import SplitScores
 
 _METHODS = ("atp", "atp-qk", "atp-star")
 _BASELINES = ("iterative", "subsampling", "blocks", "hierarchical")
@@ -115,8 +115,8 @@ def nodes(
     Scores are estimates, in units of the metric: positive carries the behaviour, negative opposes
     it. AtP* and GradDrop give unsigned rankings. wiremap verify measures the best of them.
     """
-    from ..edges.atpstar import check_method, recommended_method, score_nodes
-    from ..edges.baselines import rank_nodes
+    from ..edges.scores.baselines import rank_nodes
+    from ..edges.scores.node_scores import check_method, recommended_method, score_nodes
 
     loaded = options.load_model(model, device, dtype, bos, kv)
     asked = options.load_pairs(loaded, task, pairs, corruption, n_pairs, seed)
@@ -239,12 +239,12 @@ def edges(
     Scores are estimates, in units of the metric: positive carries the behaviour, negative opposes
     it. Writes them with their names and a heat map; wiremap verify measures the best of them.
     """
-    from ..edges.attribution import check_reader, score_edges
-    from ..edges.crossing import score_crossings
-    from ..edges.gradients import recommended_gradient, resolve_gradient
-    from ..edges.refinement import parse_split, score_split
-    from ..edges.spans import one_length
-    from ..exporters.importances import check_names
+    from ..edges.question.spans import one_length
+    from ..edges.scores.crossing import score_crossings
+    from ..edges.scores.edge_scores import check_reader, score_edges
+    from ..edges.scores.refinement import parse_split, score_split
+    from ..edges.scores.rules import recommended_gradient, resolve_gradient
+    from ..exporters.formats.importances import check_names
 
     loaded = options.load_model(model, device, dtype, bos, kv)
     asked = options.load_pairs(loaded, task, pairs, corruption, n_pairs, seed)
@@ -363,7 +363,8 @@ def _how(
     allow_weak: bool,
 ) -> dict[str, Any]:
     """What nodes and edges are asked alike, once the model is known to do the task."""
-    from ..circuits.discovery import measure_gap, usual_metric
+    from ..circuits.evidence.gap import measure_gap
+    from ..circuits.tasks.task import usual_metric
 
     metric = metric or usual_metric(asked)
     measure_gap(loaded, asked, metric, allow_weak, batch_size)
@@ -377,22 +378,22 @@ def _write(
     how: dict[str, Any],
     *scores: NodeScores | EdgeScores | SplitScores | Crossings,
 ) -> None:
-    from ..circuits.discovery import describe_question
-    from ..circuits.runs import write_scores
+    from ..circuits.describe import describe_question
+    from ..circuits.record.scores_file import write_scores
 
     write_scores(out, describe_question(loaded, asked, **how), *scores)
 
 
 def _draw(out: Path, scores: EdgeScores, aggregate: str, title: str) -> None:
     from ..edges.files import write_atomically
-    from ..exporters.heatmap import to_heatmap
+    from ..exporters.pictures.heatmap import to_heatmap
 
     table = scores.aggregated(aggregate).cpu().numpy()
     write_atomically(out, to_heatmap(scores.graph, table, title))
 
 
 def _write_importances(out: Path, loaded: Model, scores: EdgeScores) -> None:
-    from ..exporters.importances import write_importances
+    from ..exporters.formats.importances import write_importances
 
     table = scores.scores.cpu().tolist()
     write_importances(

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..cli import options
 from ..edges.errors import InputError
-from . import options
 from .console import progress, show_json, show_table
 
 if TYPE_CHECKING:
-    from ..circuits.circuit import CircuitEdge
-    from ..circuits.hypothesis import Hypothesis
-    from ..circuits.scrubbing import Scrubbing
+    from ..circuits.evidence.scrubbing import Scrubbing
+    from ..circuits.result.circuit import CircuitEdge
+    from ..circuits.result.hypothesis import Hypothesis
 
 _SHOWN = 15
 _TABLES = (".csv", ".tsv")
@@ -102,11 +102,11 @@ def scrub(
     recovered = (scrubbed - random) / (original - random). Exit codes: 0 the claim held, or none was
     made; 1 less than --min-recovered was recovered; 2 bad input.
     """
-    from ..circuits.discovery import describe_model, describe_task
-    from ..circuits.document import dumps
-    from ..circuits.hypothesis import Hypothesis, check_settings
-    from ..circuits.scrubbing import MAX_TREE
-    from ..circuits.scrubbing import scrub as run
+    from ..circuits.describe import describe_model, describe_task
+    from ..circuits.evidence.scrubbing import MAX_TREE
+    from ..circuits.evidence.scrubbing import scrub as run
+    from ..circuits.result.document import dumps
+    from ..circuits.result.hypothesis import Hypothesis, check_settings
     from ..edges.files import write_atomically
 
     found = _read(circuit)
@@ -180,8 +180,8 @@ def scrub(
 
 def _read(path: Path) -> Hypothesis | list[CircuitEdge]:
     """What CIRCUIT holds: a hypothesis, a circuit (made one), or the edges of a table."""
-    from ..circuits.document import loads
-    from ..circuits.hypothesis import (
+    from ..circuits.result.document import loads
+    from ..circuits.result.hypothesis import (
         FORMAT,
         Hypothesis,
         from_hypothesis_document,

@@ -7,8 +7,8 @@ from typing import Any, cast
 
 import click
 
+from ..cli import options
 from ..edges.errors import InputError
-from . import options
 from .console import show_json
 
 
@@ -44,9 +44,9 @@ def _data_files(directory: Path) -> list[Path]:
 
 def _check(path: Path) -> dict[str, Any]:
     """What a file is and how much is in it. Raises InputError if it is not right."""
-    from ..circuits.runs import read_scores
-    from ..circuits.verification import read_effects
-    from ..exporters.formats import read_format
+    from ..circuits.record.effects_file import read_effects
+    from ..circuits.record.scores_file import read_scores
+    from ..exporters.registry import read_format
 
     if path.suffix == ".safetensors":
         nodes, edges, _ = read_scores(path)
@@ -72,9 +72,9 @@ def _check(path: Path) -> dict[str, Any]:
 
 def _run_or_hypothesis(path: Path) -> dict[str, Any] | None:
     """What a run.json or a hypothesis holds; None if the file is neither."""
-    from ..circuits import hypothesis
-    from ..circuits.document import loads
-    from ..circuits.runs import read_run
+    from ..circuits.record.run_directory import read_run
+    from ..circuits.result import hypothesis
+    from ..circuits.result.document import loads
     from ..edges.files import read_text
 
     try:

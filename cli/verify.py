@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
+from ..cli import options
 from ..edges.errors import InputError
-from . import options
 from .console import progress, show_json, show_table
 
 _SHOWN = 20
@@ -120,12 +120,13 @@ def verify(
     SCORES is a file of wiremap score, or a run directory; it says which model and prompts it
     belongs to, and they must not have changed since. Effects are appended to a file as they come.
     """
-    from ..circuits.runs import SCORES_FILE, read_scores
-    from ..circuits.verification import TOGETHER, BoundOptions, intervals, verify_until
-    from ..circuits.verification import verify as measure
-    from ..edges.bounds import bound_unverified, subsets_for_bound
-    from ..edges.prompts import PromptPairs
-    from ..edges.sources import Source
+    from ..circuits.evidence.verification import TOGETHER, BoundOptions, verify_until
+    from ..circuits.evidence.verification import verify as measure
+    from ..circuits.record.effects_file import intervals
+    from ..circuits.record.scores_file import SCORES_FILE, read_scores
+    from ..edges.effects.bounds import bound_unverified, subsets_for_bound
+    from ..edges.effects.sources import Source
+    from ..edges.question.prompts import PromptPairs
 
     if scores.is_dir():
         scores = scores / SCORES_FILE

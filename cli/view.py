@@ -8,8 +8,8 @@ from pathlib import Path
 
 import click
 
+from ..cli import options
 from ..edges.errors import InputError
-from . import options
 
 
 @click.command()
@@ -29,7 +29,7 @@ def view(circuit: Path, out: Path | None, group: Path | None, no_open: bool) -> 
     """
     from ..edges.files import write_atomically
     from ..exporters import View, read_circuit, read_groups
-    from ..exporters.html import MARK, to_html
+    from ..exporters.pages.viewer import MARK, to_html
 
     if circuit.is_dir():
         circuit = circuit / "circuit.json"

@@ -4,16 +4,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .atpstar import NodeScores, score_nodes
-    from .attribution import EdgeScores, score_edges
+    from .effects.edge_effects import patch_edges
+    from .effects.engine import Effects
+    from .effects.node_effects import patch_nodes
     from .errors import InputError, WiremapError, WiremapWarning
-    from .graph import Edge, ModelGraph, Reader, Writer
-    from .metrics import METRICS
-    from .model import Model
-    from .node_patching import patch_nodes
-    from .patching import Effects, patch_edges
-    from .prompts import PromptPairs
-    from .tokens import Tokenizer
+    from .model.tokens import Tokenizer
+    from .model.transformer import Model
+    from .names.graph import Edge, ModelGraph, Reader, Writer
+    from .question.metrics import METRICS
+    from .question.prompts import PromptPairs
+    from .scores.edge_scores import EdgeScores, score_edges
+    from .scores.node_scores import NodeScores, score_nodes
 
 __all__ = [
     "METRICS",
@@ -38,16 +39,17 @@ __all__ = [
 
 # Where each name lives: imported when first used, because torch takes a second.
 _MODULES = {
-    "atpstar": ("NodeScores", "score_nodes"),
-    "attribution": ("EdgeScores", "score_edges"),
+    "effects.edge_effects": ("patch_edges",),
+    "effects.engine": ("Effects",),
+    "effects.node_effects": ("patch_nodes",),
     "errors": ("InputError", "WiremapError", "WiremapWarning"),
-    "graph": ("Edge", "ModelGraph", "Reader", "Writer"),
-    "metrics": ("METRICS",),
-    "model": ("Model",),
-    "node_patching": ("patch_nodes",),
-    "patching": ("Effects", "patch_edges"),
-    "prompts": ("PromptPairs",),
-    "tokens": ("Tokenizer",),
+    "model.tokens": ("Tokenizer",),
+    "model.transformer": ("Model",),
+    "names.graph": ("Edge", "ModelGraph", "Reader", "Writer"),
+    "question.metrics": ("METRICS",),
+    "question.prompts": ("PromptPairs",),
+    "scores.edge_scores": ("EdgeScores", "score_edges"),
+    "scores.node_scores": ("NodeScores", "score_nodes"),
 }
 
 

@@ -12,7 +12,7 @@ from transformer_lens.model_bridge.sources import build_bridge_from_module
 
 from wiremap.circuits import discover
 from wiremap.edges import Model, PromptPairs, patch_nodes, score_nodes
-from wiremap.edges.loading import bundled_path
+from wiremap.edges.model.loading import bundled_path
 
 # Any Hugging Face model that you loaded, trained or edited; here a bundled one.
 name = bundled_path("ioi-mini")

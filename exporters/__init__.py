@@ -1,7 +1,7 @@
 """A circuit as files other tools open, and back. Nothing in here imports torch."""
 
-from .formats import FORMATS, read_circuit, write_circuit
-from .groups import read_groups
-from .view import View
+from .pictures.groups import read_groups
+from .pictures.shown import View
+from .registry import FORMATS, read_circuit, write_circuit
 
 __all__ = ["FORMATS", "View", "read_circuit", "read_groups", "write_circuit"]

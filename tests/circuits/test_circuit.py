@@ -13,7 +13,7 @@ import jsonschema
 import pytest
 
 from wiremap.circuits import Circuit, CircuitEdge
-from wiremap.circuits.document import dumps, from_document, loads, to_document
+from wiremap.circuits.result.document import dumps, from_document, loads, to_document
 from wiremap.edges import InputError, ModelGraph
 
 SCHEMA = json.loads(files("wiremap.circuits").joinpath("circuit.schema.json").read_text())

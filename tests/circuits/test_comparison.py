@@ -12,9 +12,9 @@ import pytest
 import scipy.stats
 
 from wiremap.circuits import Circuit, CircuitEdge, compare
-from wiremap.circuits.comparison import spearman
+from wiremap.circuits.result.comparison import spearman
 from wiremap.edges import InputError, ModelGraph
-from wiremap.exporters.comparison import COLOURS, to_comparison_dot, write_comparison
+from wiremap.exporters.pictures.two_circuits import COLOURS, to_comparison_dot, write_comparison
 
 A = Circuit.build(
     by_hand.SHAPE,

@@ -16,13 +16,14 @@ import torch
 from safetensors.torch import save_file
 
 from wiremap.circuits import Circuit, discover, evaluate
-from wiremap.circuits.discovery import measure_gap
-from wiremap.circuits.document import from_document, loads
-from wiremap.circuits.runs import read_run, read_scores, write_scores
-from wiremap.circuits.verification import read_effects
+from wiremap.circuits.evidence.gap import measure_gap
+from wiremap.circuits.record.effects_file import read_effects
+from wiremap.circuits.record.run_directory import read_run
+from wiremap.circuits.record.scores_file import read_scores, write_scores
+from wiremap.circuits.result.document import from_document, loads
 from wiremap.edges import InputError, Model, PromptPairs, patch_edges, score_edges
-from wiremap.edges.crossing import score_crossings
-from wiremap.edges.refinement import score_split
+from wiremap.edges.scores.crossing import score_crossings
+from wiremap.edges.scores.refinement import score_split
 
 FILES = ("scores.safetensors", "effects.jsonl", "circuit.json", "faithfulness.json")
 

@@ -10,7 +10,7 @@ import tiny
 import torch
 
 from wiremap.circuits import evaluate
-from wiremap.circuits.faithfulness import (
+from wiremap.circuits.evidence.faithfulness import (
     MIB_SIZES,
     Curve,
     CurvePoint,
@@ -19,9 +19,9 @@ from wiremap.circuits.faithfulness import (
     localize,
     read_metrics,
 )
-from wiremap.circuits.scrubbing import live_edges
+from wiremap.circuits.evidence.scrubbing import live_edges
 from wiremap.edges import InputError, Model, PromptPairs, WiremapWarning, score_edges
-from wiremap.edges.masking import run_edges
+from wiremap.edges.effects.reduced import run_edges
 
 
 @pytest.fixture(scope="module")

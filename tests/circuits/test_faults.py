@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from wiremap.circuits import completeness, discover, localize, minimality, read_metrics, run_tests
-from wiremap.circuits.circuit import CircuitEdge
-from wiremap.circuits.pruning import prune_to_target
-from wiremap.circuits.verification import verify
+from wiremap.circuits.choice.pruning import prune_to_target
+from wiremap.circuits.evidence.verification import verify
+from wiremap.circuits.result.circuit import CircuitEdge
 from wiremap.edges import (
     InputError,
     Model,
@@ -25,9 +25,9 @@ from wiremap.edges import (
     score_edges,
     score_nodes,
 )
-from wiremap.edges.bounds import bound_unverified
-from wiremap.edges.masking import patch_together, run_edge_sets
-from wiremap.edges.reduced_runs import ReducedRuns
+from wiremap.edges.effects.bounds import bound_unverified
+from wiremap.edges.effects.reduced import patch_together, run_edge_sets
+from wiremap.edges.effects.reduced_runs import ReducedRuns
 
 OUT_OF_MEMORY = "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"
 N_PAIRS = 6

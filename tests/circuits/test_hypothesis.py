@@ -13,8 +13,8 @@ import jsonschema
 import pytest
 
 from wiremap.circuits import Circuit, CircuitEdge, Hypothesis
-from wiremap.circuits.document import dumps, loads, to_document
-from wiremap.circuits.hypothesis import (
+from wiremap.circuits.result.document import dumps, loads, to_document
+from wiremap.circuits.result.hypothesis import (
     from_hypothesis_document,
     read_edge_table,
     to_hypothesis_document,

@@ -11,14 +11,14 @@ import pytest
 import tiny
 import torch
 
-from wiremap.circuits.hypothesis_tests import (
+from wiremap.circuits.evidence.claims import (
     against_random,
     equivalence,
     independence,
     minimality,
     run_tests,
 )
-from wiremap.circuits.scrubbing import random_circuit
+from wiremap.circuits.evidence.random_circuits import random_circuit
 from wiremap.edges import InputError, Model, PromptPairs
 
 

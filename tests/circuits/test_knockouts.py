@@ -9,7 +9,7 @@ import pytest
 import tiny
 
 from wiremap.circuits import evaluate
-from wiremap.circuits.knockouts import completeness, minimality
+from wiremap.circuits.evidence.knockouts import completeness, minimality
 from wiremap.edges import InputError, Model, PromptPairs
 
 

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from slow import SlowModel
 
 from wiremap.circuits import CircuitEdge, verify
-from wiremap.circuits.acdc import prune_by_acdc
-from wiremap.circuits.pruning import (
+from wiremap.circuits.choice.acdc import prune_by_acdc
+from wiremap.circuits.choice.pruning import (
     BELOW_TAU,
     BELOW_THRESHOLD,
     BEYOND_SIZE,
@@ -33,8 +33,8 @@ from wiremap.circuits.pruning import (
     prune_to_target,
 )
 from wiremap.edges import InputError, Model, ModelGraph, PromptPairs
-from wiremap.edges.masking import run_edges
-from wiremap.edges.reduced_runs import ReducedRuns
+from wiremap.edges.effects.reduced import run_edges
+from wiremap.edges.effects.reduced_runs import ReducedRuns
 
 
 def edge(name: str, effect: float | None = None, score: float | None = None) -> CircuitEdge:

@@ -14,11 +14,13 @@ from slow import SlowModel, Writes, total
 from torch import Tensor
 
 from wiremap.circuits import evaluate
-from wiremap.circuits.hypothesis import SCHEMES
-from wiremap.circuits.scrubbing import OtherPrompts, Scrubbing, live_edges, random_circuit, scrub
+from wiremap.circuits.evidence.other_prompts import OtherPrompts
+from wiremap.circuits.evidence.random_circuits import random_circuit
+from wiremap.circuits.evidence.scrubbing import Scrubbing, live_edges, scrub
+from wiremap.circuits.result.hypothesis import SCHEMES
 from wiremap.edges import InputError, Model, ModelGraph, PromptPairs, WiremapError
-from wiremap.edges.metrics import Targets, logit_diff
-from wiremap.edges.prompts import PADDING
+from wiremap.edges.question.metrics import Targets, logit_diff
+from wiremap.edges.question.prompts import PADDING
 
 
 @pytest.fixture(scope="module")

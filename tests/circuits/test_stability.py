@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from wiremap.circuits.stability import bootstrap, keep_above, keep_largest, resampled_means
+from wiremap.circuits.evidence.stability import bootstrap, keep_above, keep_largest
+from wiremap.circuits.record.intervals import resampled_means
 from wiremap.edges import InputError
 
 NAMES = ("input->m0", "m0->logits", "input->logits", "m1->logits")

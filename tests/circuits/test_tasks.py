@@ -7,7 +7,7 @@ import transformers
 from tokens_for_tests import letters
 
 from wiremap.circuits import TASKS, load_task
-from wiremap.circuits.tasks import count_words, usable_templates
+from wiremap.circuits.tasks.task import count_words, usable_templates
 from wiremap.circuits.zoo import build_tokenizer
 from wiremap.edges import InputError, PromptPairs, Tokenizer
 

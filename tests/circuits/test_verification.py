@@ -14,8 +14,11 @@ import numpy
 import pytest
 import tiny
 
-from wiremap.circuits import Verified, verification, verify
-from wiremap.circuits.verification import BoundOptions, intervals, read_effects, verify_until
+from wiremap.circuits import Verified, verify
+from wiremap.circuits.evidence import verification
+from wiremap.circuits.evidence.verification import BoundOptions, verify_until
+from wiremap.circuits.record import effects_file
+from wiremap.circuits.record.effects_file import intervals, read_effects
 from wiremap.edges import (
     InputError,
     Model,
@@ -25,7 +28,7 @@ from wiremap.edges import (
     patch_nodes,
     score_edges,
 )
-from wiremap.edges.bounds import bound_unverified
+from wiremap.edges.effects.bounds import bound_unverified
 
 N_EDGES = 10
 
@@ -42,7 +45,8 @@ def names(model: Model) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verification, "CHUNK", 4)
+    for module in (verification, effects_file):
+        monkeypatch.setattr(module, "CHUNK", 4)
 
 
 def test_effects_are_those_of_patching(

@@ -11,9 +11,9 @@ import transformers
 from click.testing import CliRunner
 
 from wiremap.circuits import zoo
-from wiremap.circuits.tasks import find_task
+from wiremap.circuits.tasks.task import find_task
 from wiremap.edges import Model
-from wiremap.edges.loading import bundled_models, bundled_path
+from wiremap.edges.model.loading import bundled_models, bundled_path
 
 NAMES = tuple(zoo.RECIPES)
 

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from tokens_for_tests import letters_core
 
 from wiremap.circuits import Circuit, CircuitEdge
-from wiremap.circuits.runs import read_scores
+from wiremap.circuits.record.scores_file import read_scores
 from wiremap.cli import main
 from wiremap.edges import EdgeScores, Model, ModelGraph, PromptPairs, score_edges
 from wiremap.exporters import FORMATS, read_circuit, write_circuit
@@ -126,7 +126,7 @@ def test_discover_without_dot_says_so_and_writes_the_rest(
 
 
 def test_discover_on_a_directory_and_a_pairs_file(tmp_path: Path) -> None:
-    from wiremap.edges.loading import bundled_path
+    from wiremap.edges.model.loading import bundled_path
 
     pairs = tmp_path / "mine.jsonl"
     records = [

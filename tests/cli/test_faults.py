@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from wiremap.circuits.verification import CHUNK, read_effects
+from wiremap.circuits.record.effects_file import CHUNK, read_effects
 from wiremap.cli import main
 from wiremap.edges import patch_edges, score_edges
 
@@ -79,7 +79,7 @@ def work(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
         return patch_edges(model, pairs, names, *more)
 
     monkeypatch.setattr("wiremap.circuits.discovery.score_edges", scored)
-    monkeypatch.setattr("wiremap.circuits.verification.patch_edges", measured)
+    monkeypatch.setattr("wiremap.circuits.evidence.verification.patch_edges", measured)
     return done
 
 

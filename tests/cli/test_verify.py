@@ -13,12 +13,12 @@ import torch
 from click.testing import CliRunner, Result
 from tokens_for_tests import letters_core
 
-from wiremap.circuits.document import from_document, loads
-from wiremap.circuits.tasks import load_task
-from wiremap.circuits.verification import intervals, read_effects
+from wiremap.circuits.record.effects_file import intervals, read_effects
+from wiremap.circuits.result.document import from_document, loads
+from wiremap.circuits.tasks.task import load_task
 from wiremap.cli import main
 from wiremap.edges import Model, PromptPairs, patch_edges
-from wiremap.edges.masking import patch_together
+from wiremap.edges.effects.reduced import patch_together
 
 ASKED = ["--model", "induction-mini", "--n-pairs", "4"]
 N_EDGES = 110

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from wiremap.cli import main
 from wiremap.edges import InputError, files
 from wiremap.exporters import View, write_circuit
-from wiremap.exporters.html import to_html
+from wiremap.exporters.pages.viewer import to_html
 
 
 @pytest.fixture

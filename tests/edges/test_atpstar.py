@@ -21,10 +21,10 @@ from wiremap.edges import (
     score_edges,
     score_nodes,
 )
-from wiremap.edges.atpstar import recommended_method
-from wiremap.edges.metrics import METRICS, Targets
-from wiremap.edges.nodes import FAMILIES, NodeSet
-from wiremap.edges.trace import Tape
+from wiremap.edges.names.nodes import FAMILIES, NodeSet
+from wiremap.edges.question.metrics import METRICS, Targets
+from wiremap.edges.runs.trace import Tape
+from wiremap.edges.scores.node_scores import recommended_method
 
 ALL = tuple(FAMILIES)
 STEPS = 3

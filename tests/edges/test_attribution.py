@@ -18,9 +18,9 @@ from wiremap.edges import (
     score_edges,
     score_nodes,
 )
-from wiremap.edges.attribution import READERS
-from wiremap.edges.gradients import recommended_gradient
-from wiremap.edges.metrics import Targets
+from wiremap.edges.question.metrics import Targets
+from wiremap.edges.scores.edge_scores import READERS
+from wiremap.edges.scores.rules import recommended_gradient
 
 DIRECTIONS = ("noising", "denoising")
 GRADIENTS = ("clean", "corrupted")

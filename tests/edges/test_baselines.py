@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from wiremap.edges import InputError, Model, PromptPairs, patch_nodes
-from wiremap.edges.baselines import BASELINES, Ranking, rank_nodes
-from wiremap.edges.bounds import draw_subsets
-from wiremap.edges.metrics import Targets
-from wiremap.edges.nodes import NodeSet
+from wiremap.edges.effects.bounds import draw_subsets
+from wiremap.edges.names.nodes import NodeSet
+from wiremap.edges.question.metrics import Targets
+from wiremap.edges.scores.baselines import BASELINES, Ranking, rank_nodes
 
 
 def names_of(model: Model, families: tuple[str, ...] = ("heads", "mlps")) -> list[str]:

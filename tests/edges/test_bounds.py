@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from wiremap.edges import InputError, WiremapError, patch_edges, patch_nodes
-from wiremap.edges.bounds import (
+from wiremap.edges.effects.bounds import (
     bound_effects,
     bound_unverified,
     draw_subsets,
@@ -22,7 +22,7 @@ from wiremap.edges.bounds import (
     samples_needed,
     welch_bounds,
 )
-from wiremap.edges.metrics import Targets
+from wiremap.edges.question.metrics import Targets
 
 N_ITEMS = 20
 NAMES = [f"item{index}" for index in range(N_ITEMS)]

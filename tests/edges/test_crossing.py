@@ -14,7 +14,7 @@ from slow_scores import OneReader, SlowScores
 from torch import Tensor
 
 from wiremap.edges import InputError, Model, PromptPairs, score_edges
-from wiremap.edges.crossing import Crossings, score_crossings
+from wiremap.edges.scores.crossing import Crossings, score_crossings
 
 Options = dict[str, Any]
 

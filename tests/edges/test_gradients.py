@@ -23,7 +23,8 @@ from slow_scores import (
 from torch import Tensor
 
 from wiremap.edges import InputError, Model, PromptPairs, score_edges
-from wiremap.edges.gradients import GradientRule, Modified, Relevance
+from wiremap.edges.scores.propagation import Relevance
+from wiremap.edges.scores.rules import GradientRule, Modified
 
 Options = dict[str, Any]
 

@@ -9,18 +9,11 @@ import tiny
 import torch
 from slow import SlowModel
 
-from wiremap.circuits.scrubbing import live_edges
+from wiremap.circuits.evidence.scrubbing import live_edges
 from wiremap.edges import InputError, Model, ModelGraph
-from wiremap.edges.masking import (
-    BASE,
-    edge_mask,
-    full_mask,
-    live_mask,
-    masked_logits,
-    run_edge_sets,
-    run_edges,
-)
-from wiremap.edges.trace import run
+from wiremap.edges.effects.reduced import BASE, masked_logits, run_edge_sets, run_edges
+from wiremap.edges.runs.masks import edge_mask, full_mask, live_mask
+from wiremap.edges.runs.trace import run
 
 
 def some_edges(graph: ModelGraph, share: float, seed: int = 0) -> list[str]:

@@ -9,7 +9,7 @@ import tiny
 import torch
 
 from wiremap.edges import Model, WiremapError, patch_edges, score_edges
-from wiremap.edges.memory import BatchSize, RowTooLargeError
+from wiremap.edges.runs.memory import BatchSize, RowTooLargeError
 
 OUT_OF_MEMORY = "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"
 

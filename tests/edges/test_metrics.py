@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from wiremap.edges import InputError
-from wiremap.edges.metrics import (
+from wiremap.edges.question.metrics import (
     Targets,
     accuracy,
     kl,

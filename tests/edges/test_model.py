@@ -15,8 +15,8 @@ import transformers
 from tokens_for_tests import letters_core
 
 from wiremap.edges import InputError, Model, PromptPairs, WiremapError, patch_edges, score_edges
-from wiremap.edges.loading import bundled_models, choose_device
-from wiremap.edges.parts import Norm, Scores
+from wiremap.edges.model.loading import bundled_models, choose_device
+from wiremap.edges.model.parts import Norm, Scores
 
 
 def state(bridge: Any) -> dict[str, Any]:

@@ -12,10 +12,10 @@ from slow import SlowModel, Values
 from torch import Tensor
 
 from wiremap.edges import InputError, Model, PromptPairs, WiremapError, patch_nodes
-from wiremap.edges.metrics import Targets
-from wiremap.edges.node_patching import NodeEdits, patch_edits
-from wiremap.edges.nodes import FAMILIES, NodeSet
-from wiremap.edges.sources import KINDS, Source
+from wiremap.edges.effects.node_effects import NodeEdits, patch_edits
+from wiremap.edges.effects.sources import KINDS, Source
+from wiremap.edges.names.nodes import FAMILIES, NodeSet
+from wiremap.edges.question.metrics import Targets
 
 DIRECTIONS = ("noising", "denoising")
 N_POS = 5

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from wiremap.edges import InputError, ModelGraph
-from wiremap.edges.nodes import FAMILIES, Node, NodeSet, node_name, parse_node
+from wiremap.edges.names.nodes import FAMILIES, Node, NodeSet, node_name, parse_node
 
 D_MLP = 12  # so that neurons have names of two digits
 PLAIN = ModelGraph(n_layers=3, n_heads=4, n_kv_heads=4)

@@ -18,8 +18,8 @@ from wiremap.edges import (
     score_edges,
     score_nodes,
 )
-from wiremap.edges.masking import patch_together, run_edges
-from wiremap.edges.metrics import Targets, logit_diff
+from wiremap.edges.effects.reduced import patch_together, run_edges
+from wiremap.edges.question.metrics import Targets, logit_diff
 
 DIRECTIONS = ("noising", "denoising")
 

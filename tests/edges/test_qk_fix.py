@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from wiremap.edges.qk_fix import KeyFix, contract_rows, pattern_difference
+from wiremap.edges.scores.qk_fix import KeyFix, contract_rows, pattern_difference
 
 N_HEADS, N_POS = 6, 48
 BOUND = 1e-5

@@ -15,9 +15,9 @@ from slow_scores import Pass, SlowScores, logit_diff
 from torch import Tensor
 
 from wiremap.edges import InputError, Model, PromptPairs, score_edges
-from wiremap.edges import gradients as rules
-from wiremap.edges.refinement import SplitScores, score_split
-from wiremap.edges.trace import BothRuns
+from wiremap.edges.runs.trace import BothRuns
+from wiremap.edges.scores import rules
+from wiremap.edges.scores.refinement import SplitScores, score_split
 
 Options = dict[str, Any]
 

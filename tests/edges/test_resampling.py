@@ -9,10 +9,12 @@ from slow import SlowModel, Writes, total
 from torch import Tensor
 
 from wiremap.edges import InputError, Model, ModelGraph
-from wiremap.edges.masking import BASE, edge_mask, masked_logits
-from wiremap.edges.memory import BatchSize
-from wiremap.edges.resampling import ROOT, Pool, Tree, edge_logits, refuse_trees, tree_logits
-from wiremap.edges.trace import run
+from wiremap.edges.effects.reduced import BASE, masked_logits
+from wiremap.edges.effects.resampling import Pool, Tree, edge_logits, refuse_trees, tree_logits
+from wiremap.edges.names.graph import ROOT
+from wiremap.edges.runs.masks import edge_mask
+from wiremap.edges.runs.memory import BatchSize
+from wiremap.edges.runs.trace import run
 
 N_PROMPTS = 6
 Kept = set[tuple[str, str]]

@@ -13,7 +13,7 @@ import pytest
 from circuits_for_tests import HOSTILE
 
 from wiremap.edges import InputError
-from wiremap.exporters.curve import Points, to_curve
+from wiremap.exporters.pictures.curve import Points, to_curve
 
 SVG = "{http://www.w3.org/2000/svg}"
 ONE = [(0.001, 0.0), (0.01, 0.5), (0.1, 1.0), (1.0, 1.5)]

@@ -17,12 +17,13 @@ from circuits_for_tests import CIRCUITS, HOSTILE
 
 from wiremap.circuits import Circuit, CircuitEdge
 from wiremap.edges import InputError, ModelGraph, WiremapError
-from wiremap.exporters import View, picture, read_groups, write_circuit
-from wiremap.exporters.dot import to_dot
-from wiremap.exporters.layout import positions
-from wiremap.exporters.mermaid import to_mermaid
-from wiremap.exporters.picture import draw
-from wiremap.exporters.view import Shown, ShownEdge, show
+from wiremap.exporters import View, read_groups, write_circuit
+from wiremap.exporters.pictures import graphviz as picture
+from wiremap.exporters.pictures.dot import to_dot
+from wiremap.exporters.pictures.graphviz import draw
+from wiremap.exporters.pictures.layout import positions
+from wiremap.exporters.pictures.mermaid import to_mermaid
+from wiremap.exporters.pictures.shown import Shown, ShownEdge, show
 
 needs_dot = pytest.mark.skipif(
     shutil.which("dot") is None, reason="needs the dot program of Graphviz"

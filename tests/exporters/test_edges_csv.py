@@ -14,7 +14,7 @@ from circuits_for_tests import CIRCUITS
 
 from wiremap.circuits import Circuit, CircuitEdge
 from wiremap.edges import InputError, ModelGraph
-from wiremap.exporters.edges_csv import COLUMNS, from_edges_csv, to_edges_csv
+from wiremap.exporters.formats.edges_csv import COLUMNS, from_edges_csv, to_edges_csv
 
 
 def rows(circuit: Circuit) -> list[dict[str, str]]:

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import circuits_for_tests as by_hand
 import pytest
 
-from wiremap.exporters.evidence import curves, faithfulness_curve, figure
+from wiremap.exporters.pages.measured import curves, faithfulness_curve, figure
 
 POINTS = [(0.05, 0.25), (0.2, 0.75), (1.0, 1.0)]
 

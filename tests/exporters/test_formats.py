@@ -12,10 +12,12 @@ import pytest
 
 from wiremap.circuits import Circuit
 from wiremap.edges import InputError, WiremapError
-from wiremap.exporters import FORMATS, dot, picture, read_circuit, write_circuit
-from wiremap.exporters.dot import to_dot
-from wiremap.exporters.layout import positions, rows
-from wiremap.exporters.picture import render
+from wiremap.exporters import FORMATS, read_circuit, write_circuit
+from wiremap.exporters.pictures import dot
+from wiremap.exporters.pictures import graphviz as picture
+from wiremap.exporters.pictures.dot import to_dot
+from wiremap.exporters.pictures.graphviz import render
+from wiremap.exporters.pictures.layout import positions, rows
 
 needs_dot = pytest.mark.skipif(
     shutil.which("dot") is None, reason="needs the dot program of Graphviz"

@@ -14,8 +14,8 @@ from circuits_for_tests import CIRCUITS
 from wiremap.circuits import Circuit
 from wiremap.edges import InputError
 from wiremap.exporters import View
-from wiremap.exporters.gexf import from_gexf, to_gexf
-from wiremap.exporters.graphml import to_graphml
+from wiremap.exporters.formats.gexf import from_gexf, to_gexf
+from wiremap.exporters.formats.graphml import to_graphml
 
 NAMESPACE = "{http://gexf.net/1.3}"
 

@@ -19,7 +19,7 @@ from lxml import etree  # pyright: ignore[reportAttributeAccessIssue]
 from wiremap.circuits import Circuit
 from wiremap.edges import InputError
 from wiremap.exporters import View
-from wiremap.exporters.graphml import from_graphml, to_graphml
+from wiremap.exporters.formats.graphml import from_graphml, to_graphml
 
 NAMESPACE = "{http://graphml.graphdrawing.org/xmlns}"
 

@@ -18,7 +18,7 @@ import pytest
 from numpy.typing import NDArray
 
 from wiremap.edges import ModelGraph
-from wiremap.exporters.heatmap import to_heatmap
+from wiremap.exporters.pictures.heatmap import to_heatmap
 
 Colors = NDArray[numpy.uint8]
 

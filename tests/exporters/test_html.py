@@ -19,11 +19,12 @@ import synthetic
 from synthetic import hostile
 
 from wiremap.circuits import Circuit, CircuitEdge
-from wiremap.circuits.document import from_document, loads, to_document
+from wiremap.circuits.result.document import from_document, loads, to_document
 from wiremap.edges import InputError, ModelGraph
-from wiremap.exporters import View, dot, write_circuit
-from wiremap.exporters.drawing import DRAWN, drawing, to_svg
-from wiremap.exporters.html import MARK, Viewer, to_html
+from wiremap.exporters import View, write_circuit
+from wiremap.exporters.pages.viewer import MARK, Viewer, to_html
+from wiremap.exporters.pictures import dot
+from wiremap.exporters.pictures.drawing import DRAWN, drawing, to_svg
 
 SVG = "{http://www.w3.org/2000/svg}"
 EMPTY = Circuit.build(by_hand.SHAPE, [])
@@ -306,7 +307,7 @@ import sys
 from wiremap.circuits import Circuit
 from wiremap.edges import ModelGraph
 circuit = Circuit.build(ModelGraph(1, 1, 1), [])
-assert "wiremap.exporters.html" not in sys.modules
+assert "wiremap.exporters.pages.viewer" not in sys.modules
 print(circuit._repr_mimebundle_(include=None, exclude=None)["image/svg+xml"][:4])
 print(circuit.show()._repr_html_()[:7])
 print(*{"torch", "transformers", "numpy"} & set(sys.modules))

@@ -14,12 +14,12 @@ import pytest
 from circuits_for_tests import CIRCUITS
 
 from wiremap.circuits import Circuit, CircuitEdge
-from wiremap.circuits.document import description
+from wiremap.circuits.result.document import description
 from wiremap.edges import InputError, ModelGraph
 from wiremap.exporters import View
-from wiremap.exporters.cytoscape import from_cytoscape, to_cytoscape
-from wiremap.exporters.eap_ig import from_eap_ig, to_eap_ig
-from wiremap.exporters.node_link import from_node_link, to_node_link
+from wiremap.exporters.formats.cytoscape import from_cytoscape, to_cytoscape
+from wiremap.exporters.formats.eap_ig import from_eap_ig, to_eap_ig
+from wiremap.exporters.formats.node_link import from_node_link, to_node_link
 
 
 def strict(text: str) -> Any:

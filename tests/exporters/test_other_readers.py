@@ -16,11 +16,11 @@ import pytest
 import synthetic
 
 from wiremap.circuits import Circuit
-from wiremap.circuits.document import description
+from wiremap.circuits.result.document import description
 from wiremap.exporters import View
-from wiremap.exporters.gexf import to_gexf
-from wiremap.exporters.graphml import to_graphml
-from wiremap.exporters.table import table
+from wiremap.exporters.formats.gexf import to_gexf
+from wiremap.exporters.formats.graphml import to_graphml
+from wiremap.exporters.formats.table import table
 
 HERE = Path(__file__).with_name("readers")
 JARS = [Path(f"/usr/share/java/jgrapht-{part}.jar") for part in ("core", "io")]

@@ -21,7 +21,7 @@ from wiremap.circuits.discovery import DEFAULT_BUDGET, DEFAULT_TARGET
 from wiremap.cli import main
 from wiremap.edges import InputError
 from wiremap.exporters import View, read_circuit, write_circuit
-from wiremap.exporters.report import TABLED, rebuilt_command, to_report, warnings
+from wiremap.exporters.pages.report import TABLED, rebuilt_command, to_report, warnings
 
 EMPTY = Circuit.build(by_hand.SHAPE, [])
 EVIDENCE: dict[str, Any] = {

@@ -17,13 +17,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from wiremap.circuits import Circuit, CircuitEdge, Faithfulness
-from wiremap.circuits.document import dumps, to_document
+from wiremap.circuits.result.document import dumps, to_document
 from wiremap.edges import InputError, ModelGraph
 from wiremap.exporters import FORMATS, View, read_circuit, write_circuit
-from wiremap.exporters.dot import to_dot
-from wiremap.exporters.formats import decode
-from wiremap.exporters.mermaid import to_mermaid
-from wiremap.exporters.view import QKV, show
+from wiremap.exporters.pictures.dot import to_dot
+from wiremap.exporters.pictures.mermaid import to_mermaid
+from wiremap.exporters.pictures.shown import QKV, show
+from wiremap.exporters.registry import decode
 
 # beartype, which checks annotations in tests, looks at random items of containers.
 pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module")

@@ -17,7 +17,7 @@ from playwright.sync_api import Browser, FloatRect, Locator, Page, sync_playwrig
 
 from wiremap.circuits import Circuit
 from wiremap.exporters import View, read_circuit, write_circuit
-from wiremap.exporters.html import Viewer
+from wiremap.exporters.pages.viewer import Viewer
 
 _PROGRAMS = (
     "chromium",

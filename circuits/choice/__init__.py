@@ -1,0 +1,1 @@
+"""Which edges a circuit keeps."""

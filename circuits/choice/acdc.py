@@ -1,0 +1,70 @@
+"""Automatic circuit discovery (ACDC; Conmy et al., 2023, arXiv 2304.14997), to compare with.
+
+Starting from all edges and going from the logits backwards, an edge is removed for good if the
+metric falls by less than ``tau`` without it, all edges removed before staying removed. With the
+metric ``kl`` (minus the divergence from the whole model) that is the paper's rule.
+
+What is not as in the paper or its code:
+
+- Edges are those of ``ModelGraph``: a head's query, key and value read, and the head writes; the
+  edges the code has inside a head, which it never removes by themselves, do not exist here.
+- Writers into a reader are tried latest first; queries, keys and values of a layer last reader
+  first. (The paper leaves the order open and reports that it matters.)
+- Readers that no longer lead to the logits lose all their edges without being tried, and at the
+  end edges go that nothing from the input reaches; see ``pruning``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ...edges.effects.reduced_runs import ReducedRuns
+from ...edges.names.graph import Edge, using
+from ...edges.runs.masks import full_mask
+from ..result.circuit import CircuitEdge
+from .pruning import BELOW_TAU, ON_NO_PATH, Pruned, check_rules, removing
+
+
+def prune_by_acdc(
+    runs: ReducedRuns,
+    edges: Sequence[CircuitEdge],
+    tau: float,
+    progress: Callable[[int], Any] | None = None,
+) -> Pruned:
+    """Removes each edge without which the mean metric falls by less than ``tau``.
+
+    An edge goes if m(circuit) - m(circuit without it) < tau, so it also goes if the metric grows.
+    Each trial is a run of its own; only the corrupted run is shared. Edges into a head that no kept
+    edge reads go untried, also where a norm behind attention lets it scale what other heads write.
+
+    Args:
+        runs: of the model and pairs, with the metric (higher is better), inside their ``with``.
+        edges: all edges of the model, with what is known of each.
+        tau: in units of the metric.
+        progress: called with the number of edges decided since the last call.
+
+    Raises:
+        InputError: a tau that is not above 0.
+    """
+    check_rules(acdc=tau)
+    graph = runs.model.graph
+    kept = full_mask(graph)
+    value = runs.full.mean().item()
+    removed: dict[str, str] = {}
+    for index, reader in reversed([*enumerate(graph.readers)]):
+        leads_on = reader.kind == "logits" or bool(kept[:, using(graph, reader)].any())
+        for writer in reversed(range(reader.n_writers)):
+            rule = BELOW_TAU if leads_on else ON_NO_PATH
+            kept[index, writer] = False
+            if leads_on:
+                without = runs.values(kept).mean().item()
+                if value - without < tau:
+                    value = without
+                else:
+                    kept[index, writer], rule = True, ""
+            if rule:
+                removed[graph.edge_name(Edge(writer, index))] = rule
+            if progress is not None:
+                progress(1)
+    return removing(graph, edges, removed)

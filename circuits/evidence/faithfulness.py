@@ -1,0 +1,357 @@
+"""How much of a behaviour a circuit carries by itself, and how soon a ranking of edges does.
+
+Names of the MIB benchmark (Mueller et al., 2025, arXiv 2504.13151) and the plain ones beside them:
+
+- **CPR**, circuit performance ratio: the area under the faithfulness curve; higher is better.
+- **CMD**, circuit-model distance: the area between the faithfulness curve and 1; 0 is best.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Float64
+from torch import Tensor
+
+from ...edges.effects.reduced import run_edge_sets, run_edges
+from ...edges.errors import InputError, WiremapWarning
+from ...edges.model.transformer import Model
+from ...edges.names.graph import ModelGraph
+from ...edges.question.metrics import Metric
+from ...edges.question.prompts import PromptPairs
+from ...edges.runs.masks import EdgeSet, full_mask, live_mask
+from ..result.circuit import Faithfulness
+
+MIB_SIZES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+"""The fractions of a model's edges at which MIB evaluates a ranking."""
+
+
+BESIDE = ("kl", "accuracy")
+"""Metrics that a circuit's evaluation tells beside its own."""
+
+
+def evaluate(
+    model: Model,
+    pairs: PromptPairs,
+    edges: Sequence[str],
+    metric: str | Metric = "logit_diff",
+    batch_size: int | None = None,
+    progress: Callable[[int], Any] | None = None,
+) -> Faithfulness:
+    """Runs the model reduced to ``edges``, everything outside patched with the corrupted run.
+
+    faithfulness = (m(circuit) - m(empty)) / (m(full) - m(empty)), each m a mean over the pairs
+    before the ratio is taken (as in MIB, Mueller et al., 2025, arXiv 2504.13151).
+
+    Args and errors as for ``wiremap.edges.masking.run_edges``; no edges at all are a
+    ``WiremapWarning``. Besides
+
+    Raises:
+        InputError: the metric is the same with and without all edges, so there is no ratio.
+    """
+    if not edges:
+        warnings.warn(
+            "the circuit has no edges: what it carries is the corrupted run, a faithfulness of 0; "
+            "keep more edges",
+            WiremapWarning,
+            stacklevel=2,
+        )
+    values = run_edges(model, pairs, edges, metric, batch_size, progress)
+    full, empty, circuit = mean(values.full), mean(values.empty), mean(values.circuit)
+    check_gap(full, empty)
+    return Faithfulness(full, empty, circuit, len(pairs))
+
+
+def mean(values: Float[Tensor, "pair"]) -> float:
+    """Mean over pairs, summed in float64."""
+    return values.cpu().double().mean().item()
+
+
+def check_gap(full: float, empty: float) -> None:
+    """Raises InputError if the metric is the same on the clean and on the corrupted prompts."""
+    if full == empty:
+        raise InputError(
+            f"the metric is {full:.4g} on the clean and on the corrupted prompts alike, so "
+            "there is nothing to be faithful to; use prompts that differ in the behaviour"
+        )
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A metric of the model, of the corrupted run and of the circuit.
+
+    Attributes:
+        full, empty, circuit: means over pairs: all edges (the clean run), none (the corrupted run),
+            these.
+        standard_errors: of the three, in that order, over pairs; None for a single pair.
+    """
+
+    metric: str
+    full: float
+    empty: float
+    circuit: float
+    standard_errors: tuple[float, float, float] | None
+
+
+def read_metrics(
+    model: Model,
+    pairs: PromptPairs,
+    edges: EdgeSet,
+    metrics: Sequence[str] = BESIDE,
+    batch_size: int | None = None,
+    progress: Callable[[int, int], Any] | None = None,
+) -> list[Reading]:
+    """Several metrics of the model, the corrupted run and the circuit, all from the same runs.
+
+    ``kl`` is minus the divergence from the clean run in nats, so 0 for the model itself;
+    ``accuracy`` the share of pairs whose most likely token is an answer.
+
+    Args and errors as for ``wiremap.edges.masking.run_edge_sets``.
+    """
+    found = run_edge_sets(model, pairs, [edges], metrics, batch_size, progress)
+    readings: list[Reading] = []
+    for metric, values in zip(metrics, found, strict=True):
+        table = torch.stack([values.full, values.empty, values.circuit[0]]).cpu().double()
+        full, empty, circuit = table.mean(1).tolist()
+        errors = None
+        if len(pairs) > 1:
+            one, two, three = (table.std(1) / math.sqrt(len(pairs))).tolist()
+            errors = (one, two, three)
+        readings.append(Reading(metric, full, empty, circuit, errors))
+    return readings
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """A ranking cut off at one size.
+
+    Attributes:
+        fraction: of the model's edges.
+        asked: edges taken: int(fraction * edges in the model), or all that the ranking has.
+        kept: of these, edges on a path of them from ``input`` to ``logits``.
+        faithfulness: of the model reduced to these; see ``evaluate``.
+    """
+
+    fraction: float
+    asked: int
+    kept: int
+    faithfulness: float
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Faithfulness by circuit size, for one ranking of edges.
+
+    Attributes:
+        full, empty: the metric of the model and of the corrupted run, means over pairs.
+        n_edges: of the model.
+    """
+
+    points: tuple[CurvePoint, ...]
+    full: float
+    empty: float
+    n_pairs: int
+    n_edges: int
+
+    @property
+    def area(self) -> float:
+        """Area under the curve: trapezoids of f over the fraction asked, linear.
+
+        From the smallest to the largest fraction, with no point at 0: at MIB's sizes a curve that
+        is 1 throughout has the area 0.999. Values of f above 1 are not cut off.
+        """
+        return self._area(lambda faithfulness: faithfulness)
+
+    @property
+    def distance(self) -> float:
+        """Area between the curve and 1: trapezoids of |1 - f|, as ``area``; 0 is best."""
+        return self._area(lambda faithfulness: abs(1 - faithfulness))
+
+    @property
+    def average(self) -> float:
+        """Mean of f over the points."""
+        return math.fsum(point.faithfulness for point in self.points) / len(self.points)
+
+    def _area(self, height: Callable[[float], float]) -> float:
+        return math.fsum(
+            (right.fraction - left.fraction)
+            * (height(left.faithfulness) + height(right.faithfulness))
+            / 2
+            for left, right in pairwise(self.points)
+        )
+
+    def as_document(self) -> dict[str, Any]:
+        """The curve as plain JSON data."""
+        return {
+            "full": self.full,
+            "empty": self.empty,
+            "n_pairs": self.n_pairs,
+            "edges_in_model": self.n_edges,
+            "area_under_the_faithfulness_curve": self.area,
+            "area_between_the_faithfulness_curve_and_1": self.distance,
+            "average_faithfulness": self.average,
+            "points": [asdict(point) for point in self.points],
+        }
+
+
+@dataclass(frozen=True)
+class Localization:
+    """A table of scores as MIB judges it.
+
+    Attributes:
+        signed: the curve of the edges ranked by score, largest first.
+        absolute: that of the edges ranked by |score|.
+    """
+
+    signed: Curve
+    absolute: Curve
+
+    @property
+    def cpr(self) -> float:
+        """MIB's circuit performance ratio: area under the curve of the signed ranking."""
+        return self.signed.area
+
+    @property
+    def cmd(self) -> float:
+        """MIB's circuit-model distance: area between the curve of the absolute ranking and 1."""
+        return self.absolute.distance
+
+    def as_document(self) -> dict[str, Any]:
+        """Both curves and MIB's two figures as plain JSON data."""
+        return {
+            "cpr": self.cpr,
+            "cmd": self.cmd,
+            "signed": self.signed.as_document(),
+            "absolute": self.absolute.as_document(),
+        }
+
+
+def curve(
+    model: Model,
+    pairs: PromptPairs,
+    ranking: Sequence[str],
+    metric: str | Metric = "logit_diff",
+    sizes: Sequence[float] = MIB_SIZES,
+    batch_size: int | None = None,
+    progress: Callable[[int, int], Any] | None = None,
+) -> Curve:
+    """Faithfulness of the best edges of a ranking, at growing fractions of the model's edges.
+
+    At fraction p the ``int(p * n_edges)`` best edges are taken and those of them kept that lie on a
+    path from ``input`` to ``logits`` (MIB's ``apply_topn`` with ``prune``); everything else is
+    patched with the corrupted run. f as in ``evaluate``. At fraction 1 all edges of the model are
+    kept, and f is 1. All sizes share the clean and the corrupted runs.
+
+    Deviations from MIB: prompts of different lengths are run apart, not filled up; key-value heads
+    that query heads share have one key and one value reader, unless the model was made with
+    ``kv="per-query"``; and how equally ranked edges follow one another is the ranking's.
+
+    Args:
+        ranking: names of edges, best first. A ranking of fewer edges than are asked for is taken
+            whole.
+        sizes: fractions above 0 and up to 1, growing.
+
+    Raises:
+        InputError: an empty ranking, an edge twice in it, sizes that cannot be used, the metric the
+            same with and without all edges. Else as ``run_edge_sets``.
+    """
+    (found,) = curves(model, pairs, [ranking], metric, sizes, batch_size, progress)
+    return found
+
+
+def curves(
+    model: Model,
+    pairs: PromptPairs,
+    rankings: Sequence[Sequence[str]],
+    metric: str | Metric = "logit_diff",
+    sizes: Sequence[float] = MIB_SIZES,
+    batch_size: int | None = None,
+    progress: Callable[[int, int], Any] | None = None,
+) -> list[Curve]:
+    """The curve of each ranking, as ``curve``; all share the clean and the corrupted runs."""
+    sizes = _check_sizes(sizes)
+    graph = model.graph
+    cuts = [cut for ranking in rankings for cut in _cuts(graph, ranking, sizes)]
+    masks = [live_mask(graph, mask) for _, mask in cuts]
+    (values,) = run_edge_sets(model, pairs, masks, [metric], batch_size, progress)
+    full, empty = mean(values.full), mean(values.empty)
+    check_gap(full, empty)
+    means: Float64[Tensor, "set"] = values.circuit.cpu().double().mean(1)
+    points = [
+        CurvePoint(fraction, asked, int(mask.sum()), (value - empty) / (full - empty))
+        for fraction, (asked, _), mask, value in zip(
+            sizes * len(rankings), cuts, masks, means.tolist(), strict=True
+        )
+    ]
+    starts = range(0, len(points), len(sizes))
+    return [
+        Curve(tuple(points[start : start + len(sizes)]), full, empty, len(pairs), graph.n_edges)
+        for start in starts
+    ]
+
+
+def localize(
+    model: Model,
+    pairs: PromptPairs,
+    scores: Mapping[str, float] | Iterable[tuple[str, float]],
+    metric: str | Metric = "logit_diff",
+    sizes: Sequence[float] = MIB_SIZES,
+    batch_size: int | None = None,
+    progress: Callable[[int, int], Any] | None = None,
+) -> Localization:
+    """CPR and CMD of scored edges, as MIB: see ``curve`` and ``Localization``.
+
+    Scores that are unsigned rankings (GradDrop's) give the same ranking twice.
+
+    Args:
+        scores: of edges, such as ``EdgeScores.top()``: positive carries the behaviour.
+
+    Raises:
+        InputError: a score that is not finite. Else as ``curve``.
+    """
+    scored = dict(scores)
+    for name, score in scored.items():
+        if not math.isfinite(score):
+            raise InputError(f"expected finite scores to rank by, got {score} for {name}")
+    rankings = [
+        sorted(scored, key=lambda name: -scored[name]),
+        sorted(scored, key=lambda name: -abs(scored[name])),
+    ]
+    signed, absolute = curves(model, pairs, rankings, metric, sizes, batch_size, progress)
+    return Localization(signed, absolute)
+
+
+def _check_sizes(sizes: Sequence[float]) -> list[float]:
+    found = list(sizes)
+    if not found or any(not 0 < size <= 1 for size in found) or found != sorted(set(found)):
+        raise InputError(
+            f"expected growing fractions of the edges, above 0 and at most 1, got {found}"
+        )
+    return found
+
+
+def _cuts(
+    graph: ModelGraph, ranking: Collection[str], sizes: Sequence[float]
+) -> list[tuple[int, Bool[Tensor, "reader writer"]]]:
+    """Of each size, how many edges of the ranking are taken, and which."""
+    if not ranking:
+        raise InputError("expected a ranking of edges, got none; score the edges first")
+    places = torch.tensor([graph.edge(name) for name in ranking])
+    if len(places.unique(dim=0)) < len(places):
+        raise InputError("expected each edge once in a ranking; some are named twice")
+    cuts: list[tuple[int, Bool[Tensor, "reader writer"]]] = []
+    for size in sizes:
+        n_edges = graph.n_edges if size == 1 else int(size * graph.n_edges)
+        taken = places[:n_edges]
+        mask = torch.zeros(len(graph.readers), len(graph.writers), dtype=torch.bool)
+        mask[taken[:, 1], taken[:, 0]] = True
+        if size == 1 and len(taken) < graph.n_edges:
+            mask = full_mask(graph)  # whatever the ranking leaves out
+        cuts.append((int(mask.sum()), mask))
+    return cuts

@@ -1,0 +1,70 @@
+"""Does the model do the task at all?"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ...edges.effects.reduced import run_edges
+from ...edges.errors import InputError
+from ...edges.model.transformer import Model
+from ...edges.question.prompts import PromptPairs
+
+
+@dataclass(frozen=True)
+class MetricGap:
+    """What the model does on clean and on corrupted prompts; means over pairs.
+
+    Attributes:
+        standard_error: of the gap; nan for a single pair.
+    """
+
+    clean: float
+    corrupted: float
+    standard_error: float
+
+    @property
+    def gap(self) -> float:
+        """Clean minus corrupted."""
+        return self.clean - self.corrupted
+
+    @property
+    def weakness(self) -> str | None:
+        """Why this is no behaviour worth explaining; None if it is one."""
+        if self.gap <= 0:
+            return "the model does it no better on the clean prompts than on the corrupted ones"
+        if self.gap < 2 * self.standard_error:
+            return "the difference is within two standard errors of zero"
+        return None
+
+
+def measure_gap(
+    model: Model,
+    pairs: PromptPairs,
+    metric: str,
+    allow_weak: bool = False,
+    batch_size: int | None = None,
+) -> MetricGap:
+    """The metric on clean and on corrupted prompts.
+
+    Raises:
+        InputError: there is no behaviour to explain (see ``MetricGap.weakness``), unless
+            ``allow_weak``.
+    """
+    values = run_edges(model, pairs, [], metric, batch_size)
+    full, empty = values.full.cpu().double(), values.empty.cpu().double()
+    difference = full - empty
+    n_pairs = len(pairs)
+    found = MetricGap(
+        full.mean().item(),
+        empty.mean().item(),
+        difference.std().item() / math.sqrt(n_pairs) if n_pairs > 1 else math.nan,
+    )
+    if found.weakness and not allow_weak:
+        raise InputError(
+            f"expected model {model.name} to do the task; its mean {metric} is {found.clean:.4g} on "
+            f"the clean prompts and {found.corrupted:.4g} on the corrupted ones (gap "
+            f"{found.gap:.4g} +- {found.standard_error:.2g}): {found.weakness}. Use prompts it can "
+            "answer, or go on anyway with --allow-weak (allow_weak=True)"
+        )
+    return found

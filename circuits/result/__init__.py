@@ -1,0 +1,1 @@
+"""The circuit itself, as data: no torch."""

@@ -1,0 +1,340 @@
+"""A circuit as a JSON document, and back, with every check a reader can make.
+
+The document is described by ``circuit.schema.json`` (JSON Schema 2020-12) beside this file.
+``from_document`` checks what the schema says and what it cannot say: that the edges exist in a
+model of this shape, that the nodes are theirs, that no number is NaN and no name comes twice.
+A newer minor version may add fields, which are ignored; a newer major version is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any, cast, get_args
+
+from ...edges.errors import InputError
+from ...edges.names.graph import ModelGraph
+from .circuit import Circuit, CircuitEdge, CircuitNode, Faithfulness, NodeKind
+
+FORMAT = "wiremap-circuit"
+
+
+SCHEMA_VERSION = "1.1"
+
+
+LARGEST_COUNT = 2**31 - 1
+"""Of pairs: what readers of 32-bit integers still read."""
+
+
+def description(circuit: Circuit) -> dict[str, Any]:
+    """What a document says of the circuit as a whole: all but its nodes and edges."""
+    return {
+        "format": FORMAT,
+        "schema_version": SCHEMA_VERSION,
+        "generator": {"name": "wiremap", "version": version("wiremap")},
+        "shape": circuit.shape.as_dict(),
+        "model": dict(circuit.model),
+        "task": dict(circuit.task),
+        "method": dict(circuit.method),
+        "faithfulness": circuit.faithfulness and faithfulness_document(circuit.faithfulness),
+        "evidence": dict(circuit.evidence),
+    }
+
+
+def to_document(circuit: Circuit) -> dict[str, Any]:
+    """The circuit as plain JSON data."""
+    return {
+        **description(circuit),
+        "nodes": [
+            {
+                "id": node.name,
+                "kind": node.kind,
+                "layer": node.layer,
+                "head": node.head,
+                "score": node.score,
+            }
+            for node in circuit.nodes
+        ],
+        "edges": [
+            {
+                "id": edge.name,
+                "source": edge.source,
+                "target": edge.target,
+                "slot": edge.slot,
+                "score": edge.score,
+                "verified": {
+                    "effect": edge.effect,
+                    "standard_error": edge.standard_error,
+                    "interval": edge.interval and list(edge.interval),
+                    "n_pairs": edge.n_pairs,
+                }
+                if edge.verified
+                else None,
+                "inclusion": edge.inclusion,
+            }
+            for edge in circuit.edges
+        ],
+    }
+
+
+def faithfulness_document(found: Faithfulness) -> dict[str, Any]:
+    """What a circuit carries by itself, as plain JSON data."""
+    return {**asdict(found), "faithfulness": found.faithfulness}
+
+
+def dumps(document: Mapping[str, Any]) -> str:
+    """Strict JSON text of a document, one node or edge a line, the same bytes every time."""
+    lines = [f"{json.dumps(key)}: {_value(value)}" for key, value in document.items()]
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, list) and value:
+        items = [json.dumps(item, allow_nan=False) for item in cast("list[Any]", value)]
+        return "[\n" + ",\n".join(items) + "\n]"
+    return json.dumps(value, allow_nan=False)
+
+
+def loads(text: str) -> Any:
+    """The data of a strict JSON text: no NaN, no infinity, no key twice.
+
+    Raises:
+        InputError: it is not that.
+    """
+
+    def refuse_constant(constant: str) -> float:
+        raise InputError(f"expected JSON numbers, got {constant}, which JSON does not have")
+
+    def refuse_repeats(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(items)
+        if len(found) < len(items):
+            keys = [key for key, _ in items]
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise InputError(f"expected distinct keys, got {twice!r} twice in one object")
+        return found
+
+    def finite(digits: str) -> float:
+        number = float(digits)
+        if not math.isfinite(number):
+            raise InputError(f"expected finite numbers, got {digits:.60}")
+        return number
+
+    try:
+        return json.loads(
+            text,
+            parse_constant=refuse_constant,
+            parse_float=finite,
+            object_pairs_hook=refuse_repeats,
+        )
+    except InputError:
+        raise
+    except (ValueError, RecursionError) as error:  # ValueError: also integers beyond 4300 digits
+        raise InputError(f"expected JSON: {error}") from None
+
+
+def from_document(document: Any) -> Circuit:
+    """The circuit of a JSON document.
+
+    Raises:
+        InputError: anything the document lacks or contradicts; the place is named.
+    """
+    top = _object(document, "the document")
+    if top.get("format") != FORMAT:
+        raise InputError(
+            f"expected a document with format {FORMAT!r}, got {top.get('format')!r:.60}"
+        )
+    check_version(field(top, "schema_version", str), SCHEMA_VERSION)
+    shape = shape_from(_object(field(top, "shape", dict, ""), "shape"))
+    edges = [
+        edge_from(_object(item, f"edges[{index}]"), f"edges[{index}]")
+        for index, item in enumerate(field(top, "edges", list, ""))
+    ]
+    nodes = [
+        _node(_object(item, f"nodes[{index}]"), f"nodes[{index}]")
+        for index, item in enumerate(field(top, "nodes", list, ""))
+    ]
+    scores = {node.name: node.score for node in nodes if node.score is not None}
+    circuit = Circuit.build(
+        shape,
+        edges,
+        scores,
+        model=_object(field(top, "model", dict, ""), "model"),
+        task=_object(field(top, "task", dict, ""), "task"),
+        method=_object(field(top, "method", dict, ""), "method"),
+        faithfulness=_faithfulness(top.get("faithfulness")),
+        evidence=_optional(top, "evidence", dict, "") or {},
+    )
+    _check_nodes(nodes, circuit)
+    return circuit
+
+
+def check_version(found: str, known: str) -> None:
+    """Raises InputError unless a file of schema version ``found`` can be read as ``known``."""
+    major, _, minor = found.partition(".")
+    if not (major.isdecimal() and minor.isdecimal()):
+        raise InputError(f"schema_version: expected 'major.minor', got {found!r:.60}")
+    if int(major) != int(known.partition(".")[0]):
+        raise InputError(
+            f"schema_version: this wiremap reads version {known}, the document has "
+            f"{found}; use the wiremap that wrote it"
+        )
+
+
+def shape_from(found: Mapping[str, Any]) -> ModelGraph:
+    """The graph of a model, from plain data. Raises InputError for sizes that cannot be."""
+    sizes = {
+        name: field(found, name, int, "shape") for name in ("n_layers", "n_heads", "n_kv_heads")
+    }
+    for name, size in sizes.items():
+        if not 1 <= size <= 100_000:
+            raise InputError(f"shape.{name}: expected a number from 1 to 100000, got {size}")
+    if sizes["n_layers"] * sizes["n_heads"] > 100_000:
+        raise InputError(f"shape: expected at most 100000 heads in all, got {sizes}")
+    return ModelGraph(**sizes, parallel=field(found, "parallel", bool, "shape"))
+
+
+def _node(found: Mapping[str, Any], where: str) -> CircuitNode:
+    kind = field(found, "kind", str, where)
+    if kind not in get_args(NodeKind):
+        expected = ", ".join(get_args(NodeKind))
+        raise InputError(f"{where}.kind: expected one of {expected}, got {kind!r:.60}")
+    return CircuitNode(
+        name=field(found, "id", str, where),
+        kind=kind,
+        layer=_optional(found, "layer", int, where),
+        head=_optional(found, "head", int, where),
+        score=number(found, "score", where),
+    )
+
+
+def edge_from(found: Mapping[str, Any], where: str) -> CircuitEdge:
+    """An edge from plain data. Raises InputError, naming the place, for what it lacks."""
+    slot = _optional(found, "slot", str, where)
+    if slot not in (None, "q", "k", "v"):
+        raise InputError(f"{where}.slot: expected q, k, v or null, got {slot!r:.60}")
+    verified = _optional(found, "verified", dict, where)
+    measured: dict[str, Any] = {}
+    if verified is not None:
+        inside = f"{where}.verified"
+        measured = {
+            "effect": number(verified, "effect", inside),
+            "standard_error": number(verified, "standard_error", inside),
+            "interval": _interval(verified, inside),
+            "n_pairs": _count(verified, "n_pairs", inside),
+        }
+        if measured["effect"] is None:
+            raise InputError(f"{inside}.effect: expected a number, got null")
+        if (measured["standard_error"] or 0.0) < 0:
+            raise InputError(
+                f"{inside}.standard_error: expected 0 or more, got {measured['standard_error']}"
+            )
+    edge = CircuitEdge(
+        source=field(found, "source", str, where),
+        target=field(found, "target", str, where),
+        slot=slot,
+        score=number(found, "score", where),
+        inclusion=_inclusion(found, where),
+        **measured,
+    )
+    if field(found, "id", str, where) != edge.name:
+        raise InputError(f"{where}.id: expected {edge.name!r:.80}, got {found['id']!r:.80}")
+    return edge
+
+
+def _interval(found: Mapping[str, Any], where: str) -> tuple[float, float] | None:
+    ends = _optional(found, "interval", list, where)
+    if ends is None:
+        return None
+    if len(ends) != 2:
+        raise InputError(f"{where}.interval: expected two numbers or null, got {ends!r:.60}")
+    low, high = (number({"interval": end}, "interval", where) for end in ends)
+    if low is None or high is None or low > high:
+        raise InputError(
+            f"{where}.interval: expected [low, high] with low <= high, got {ends!r:.60}"
+        )
+    return low, high
+
+
+def _inclusion(found: Mapping[str, Any], where: str) -> float | None:
+    share = number(found, "inclusion", where)
+    if share is not None and not 0 <= share <= 1:
+        raise InputError(f"{where}.inclusion: expected a share from 0 to 1, got {share}")
+    return share
+
+
+def _faithfulness(found: Any) -> Faithfulness | None:
+    if found is None:
+        return None
+    values = _object(found, "faithfulness")
+    numbers = {name: number(values, name, "faithfulness") for name in ("full", "empty", "circuit")}
+    if None in numbers.values() or numbers["full"] == numbers["empty"]:
+        raise InputError("faithfulness: expected numbers full, empty and circuit, full != empty")
+    return Faithfulness(
+        **cast("dict[str, float]", numbers),
+        n_pairs=_count(values, "n_pairs", "faithfulness"),
+    )
+
+
+def _check_nodes(found: list[CircuitNode], circuit: Circuit) -> None:
+    """The nodes must be exactly the ends of the edges."""
+    expected = {node.name: node for node in circuit.nodes}
+    names = {node.name for node in found}
+    if len(names) < len(found):
+        raise InputError("nodes: expected distinct ids, got one twice")
+    if missing := [name for name in expected if name not in names]:
+        raise InputError(f"nodes: missing {', '.join(missing[:5])}, which edges refer to")
+    for node in found:
+        if node != expected.get(node.name):
+            raise InputError(
+                f"nodes: {node.name!r:.60} is not an end of any edge, or its kind, layer or head "
+                "do not fit its name"
+            )
+
+
+def _object(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise InputError(f"{where}: expected an object, got {type(value).__name__}")
+    return cast("dict[str, Any]", value)
+
+
+def field(found: Mapping[str, Any], name: str, kind: type, where: str = "") -> Any:
+    """A required field of a type; bool is no int."""
+    place = f"{where}.{name}".lstrip(".")
+    if name not in found:
+        raise InputError(f"{place}: expected, but missing")
+    value = found[name]
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise InputError(f"{place}: expected {kind.__name__}, got {value!r:.60}")
+    return value
+
+
+def _optional(found: Mapping[str, Any], name: str, kind: type, where: str) -> Any:
+    return None if found.get(name) is None else field(found, name, kind, where)
+
+
+def _count(found: Mapping[str, Any], name: str, where: str) -> int:
+    count = field(found, name, int, where)
+    if not 1 <= count <= LARGEST_COUNT:
+        raise InputError(
+            f"{where}.{name}: expected a number from 1 to {LARGEST_COUNT}, got {count!r:.60}"
+        )
+    return count
+
+
+def number(found: Mapping[str, Any], name: str, where: str) -> float | None:
+    """A finite number, or None where there is none."""
+    value = found.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise InputError(f"{where}.{name}: expected a number, got {value!r:.60}")
+    try:
+        finite = float(value)
+    except OverflowError:
+        finite = math.inf
+    if not math.isfinite(finite):
+        raise InputError(f"{where}.{name}: expected a finite number, got {value!r:.60}")
+    return finite

@@ -1,0 +1,1 @@
+"""Effects: what is measured by patching."""

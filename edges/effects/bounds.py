@@ -1,0 +1,380 @@
+"""A bound on what was not verified: random subsets of it are patched together.
+
+After the top nodes or edges are verified, subsets of all the others are drawn, each item with
+probability p, and patched jointly (Kramar et al., 2024, arXiv 2403.00745, section on diagnostics).
+What is bounded is not the effect of an item but its average marginal effect,
+
+    E[effect(S with the item)] - E[effect(S without it)]        S a random subset of the others
+
+over these pairs, in units of the metric. It tends to the item's own effect as p goes to 0, and is
+that effect where effects add up. Interactions break this in the unsafe direction: an item that
+counts only while others are intact has an average below its effect, and backup heads, each of
+which can stand in for the others, have small averages although together they are worth much.
+
+The confidence is that of t intervals: means over the subsets with an item, about n p of n, are
+taken as near normal. What two items do only together shows in the subsets that have both, about
+n p^2; where those are few or none, the bound knows nothing of it, on average or otherwise. A larger
+p shows more of it, at the price of averages further from the effects in the intact model.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import compress
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Float64
+from scipy.special import stdtrit
+from torch import Tensor
+
+from ..errors import InputError
+from ..model.transformer import Model
+from ..question.metrics import Metric
+from ..question.prompts import PromptPairs
+from ..question.question import check_direction
+from ..runs.masks import EdgeSet, full_mask
+from .node_effects import NodeEdits, patch_edits
+from .reduced import patch_together
+
+Measure = Callable[[Bool[Tensor, "sample item"]], Float[Tensor, "sample"]]
+"""Effects of subsets patched jointly, each the mean over pairs."""
+
+
+_UNITS = {"logit_diff": "logits", "log_prob": "nats", "kl": "nats", "prob_diff": "probability"}
+
+
+_ITEMS_AT_ONCE = 1 << 14
+
+
+_SUBSETS_AT_ONCE = 64
+
+
+_RISK = 0.01
+"""How often the number of samples that an error names may still turn out too small."""
+
+
+@dataclass(frozen=True, eq=False)
+class Bound:
+    """Upper confidence bounds on the |average marginal effect| of unverified items.
+
+    Attributes:
+        names: the unverified items.
+        estimates: of each, mean effect of the subsets with it less that of those without.
+        bounds: with ``confidence``, no item's |average marginal effect| is above its bound.
+        confidence: that all bounds hold at once, over the draw of the subsets.
+        probability: with which each subset has each item.
+        items, unit: ``nodes`` or ``edges``, and what effects are measured in.
+        correction: how the confidence of all was made of the confidence of each.
+    """
+
+    names: tuple[str, ...]
+    estimates: Float64[Tensor, "item"]
+    bounds: Float64[Tensor, "item"]
+    confidence: float
+    probability: float
+    n_samples: int
+    items: str = "nodes"
+    unit: str = "units of the metric"
+    correction: str = "Bonferroni"
+
+    @property
+    def largest(self) -> float:
+        """The largest bound: no item's |average marginal effect| is above it."""
+        return float(self.bounds.max())
+
+    def statement(self) -> str:
+        """What was shown, with the definition of what it is about."""
+        item, items = self.items[:-1], self.items
+        article = "an" if item == "edge" else "a"
+        return (
+            f"With {100 * self.confidence:.6g} % confidence no unverified {item} has |average "
+            f"marginal effect| above {self.largest:.3g} {self.unit} ({self.correction} over "
+            f"{len(self.names)} {items}). The average marginal effect of {article} {item}, averaged over "
+            f"random subsets of the unverified {items} (each drawn with probability "
+            f"{self.probability:g}; {self.n_samples} subsets) and over these pairs, is the effect "
+            f"of the subset with the {item} less that without it. It tends to the {item}'s own "
+            f"effect as the probability goes to 0; interactions, such as backup heads, can make it "
+            "smaller than that effect."
+        )
+
+
+def bound_unverified(
+    model: Model,
+    pairs: PromptPairs,
+    names: Sequence[str],
+    metric: str | Metric = "logit_diff",
+    direction: str = "noising",
+    items: str = "nodes",
+    n_samples: int = 1000,
+    probability: float = 0.03,
+    confidence: float = 0.99,
+    seed: int = 0,
+    batch_size: int | None = None,
+    progress: Callable[[int], Any] | None = None,
+) -> Bound:
+    """Bounds the average marginal effects of nodes or edges that were not verified.
+
+    Costs ``n_samples`` edited runs of each pair.
+
+    Args:
+        names: all that was not verified, nodes or edges as ``items`` says.
+        metric: a name in ``METRICS`` or a function ``(logits, targets) -> [row]``.
+        direction: ``noising`` or ``denoising``.
+        n_samples: how many random subsets are patched.
+        probability: with which each subset has each item: small, to stay near the intact model,
+            and such that subsets with an item (n_samples * probability) are some tens.
+        confidence: of all bounds together.
+        batch_size: rows (subsets x pairs) at once; None takes what fits into memory.
+        progress: called with the number of rows finished since the last call.
+
+    Raises:
+        InputError: no names, a name that is unknown or given twice, unknown options, a confidence
+            or probability outside (0, 1), too few samples (the number needed is named).
+        WiremapError: an effect that is not finite.
+    """
+    measures = {"nodes": node_effects, "edges": edge_effects}
+    if items not in measures:
+        raise InputError(f"unknown items {items!r}; there are {', '.join(measures)}")
+    measure = measures[items](model, pairs, names, metric, direction, batch_size, progress)
+    unit = _UNITS.get(metric, "") if isinstance(metric, str) else ""
+    return bound_effects(
+        measure,
+        names,
+        n_samples,
+        probability,
+        confidence,
+        seed,
+        items=items,
+        unit=unit or "units of the metric",
+    )
+
+
+def node_effects(
+    model: Model,
+    pairs: PromptPairs,
+    names: Sequence[str],
+    metric: str | Metric = "logit_diff",
+    direction: str = "noising",
+    batch_size: int | None = None,
+    progress: Callable[[int], Any] | None = None,
+) -> Measure:
+    """What measures subsets of these nodes: see ``patch_nodes``. Raises InputError likewise."""
+    NodeEdits.of_names(model, [names]).check_positions(pairs)
+
+    def measure(members: Bool[Tensor, "sample item"]) -> Float[Tensor, "sample"]:
+        edits = NodeEdits.of_names(model, _named(names, members))
+        labels = [f"subset {sample + 1} of the nodes" for sample in range(len(members))]
+        effects = patch_edits(model, pairs, labels, edits, metric, direction, batch_size, progress)
+        return effects.effects.cpu().double().mean(1)
+
+    return measure
+
+
+def edge_effects(
+    model: Model,
+    pairs: PromptPairs,
+    names: Sequence[str],
+    metric: str | Metric = "logit_diff",
+    direction: str = "noising",
+    batch_size: int | None = None,
+    progress: Callable[[int], Any] | None = None,
+) -> Measure:
+    """What measures subsets of these edges: see ``patch_together``. Raises InputError likewise."""
+    check_direction(direction)
+    nothing = torch.zeros_like(full_mask(model.graph))
+    places = torch.tensor([model.graph.edge(name) for name in names]).view(-1, 2)
+    told = progress and (lambda done, total: progress(done))
+
+    def measure(members: Bool[Tensor, "sample item"]) -> Float[Tensor, "sample"]:
+        effects: list[Tensor] = []
+        for some in members.split(_SUBSETS_AT_ONCE):
+            sets: list[EdgeSet] = []
+            for row in some:
+                writers, readers = places[row].T
+                subset = nothing.clone()
+                subset[readers, writers] = True
+                sets.append(subset)
+            found = patch_together(model, pairs, sets, metric, direction, batch_size, told)
+            effects.append(found.cpu().double().mean(1))
+        return torch.cat(effects)
+
+    return measure
+
+
+def _named(names: Sequence[str], members: Bool[Tensor, "sample item"]) -> list[list[str]]:
+    """The names of each subset's members."""
+    return [list(compress(names, row.tolist())) for row in members]
+
+
+def bound_effects(
+    measure: Measure,
+    names: Sequence[str],
+    n_samples: int = 1000,
+    probability: float = 0.03,
+    confidence: float = 0.99,
+    seed: int = 0,
+    items: str = "nodes",
+    unit: str = "units of the metric",
+) -> Bound:
+    """Bounds the average marginal effects of anything whose subsets can be measured.
+
+    Raises:
+        InputError: as ``bound_unverified``.
+    """
+    members = subsets_for_bound(names, n_samples, probability, confidence, seed, items)
+    estimates, bounds = welch_bounds(measure(members), members, confidence)
+    return Bound(
+        tuple(names), estimates, bounds, confidence, probability, n_samples, items=items, unit=unit
+    )
+
+
+def subsets_for_bound(
+    names: Sequence[str],
+    n_samples: int,
+    probability: float,
+    confidence: float,
+    seed: int = 0,
+    items: str = "nodes",
+) -> Bool[Tensor, "sample item"]:
+    """The subsets that a bound measures. Raises InputError where no bound can come of them."""
+    if not names:
+        raise InputError(
+            f"expected the names of the {items} that were not verified, got none; where all were "
+            "verified there is nothing to bound"
+        )
+    twice = [name for name, times in Counter(names).items() if times > 1]
+    if twice:
+        raise InputError(f"expected each name once, got {', '.join(twice)} again; give it once")
+    _check_confidence(confidence)
+    members = draw_subsets(n_samples, len(names), probability, seed)
+    rare = _too_rare(members)
+    if rare is not None:
+        needed = max(samples_needed(len(names), probability), n_samples + 1)
+        raise InputError(
+            f"expected every one of {len(names)} {items} in at least 2 subsets and outside at "
+            f"least 2, got {names[rare]} in {int(members[:, rare].sum())} of {n_samples}; draw "
+            f"{needed} samples at probability {probability:g}"
+        )
+    return members
+
+
+def draw_subsets(
+    n_samples: int, n_items: int, probability: float, seed: int
+) -> Bool[Tensor, "sample item"]:
+    """Random subsets that have each item with ``probability``, independently (Bernoulli).
+
+    Raises:
+        InputError: fewer than 2 samples, a probability outside (0, 1).
+    """
+    if n_samples < 2:
+        raise InputError(f"expected at least 2 samples (random subsets), got {n_samples}")
+    if not 0 < probability < 1:
+        raise InputError(
+            f"expected a probability (of an item to be in a subset) above 0 and below 1, got "
+            f"{probability}; 0.03 is usual"
+        )
+    generator = torch.Generator().manual_seed(seed)
+    return torch.stack(
+        [torch.rand(n_items, generator=generator) < probability for _ in range(n_samples)]
+    )
+
+
+def samples_needed(n_items: int, probability: float) -> int:
+    """So many subsets that each item is in two and outside two, but for 1 in 100 draws of them.
+
+    A union bound over the items of the binomial tails.
+    """
+
+    def enough(n_samples: int) -> bool:
+        tails = sum(
+            (1 - share) ** n_samples + n_samples * share * (1 - share) ** (n_samples - 1)
+            for share in (probability, 1 - probability)
+        )
+        return n_items * tails <= _RISK
+
+    return 4 + bisect_left(range(4, 1 << 60), True, key=enough)
+
+
+def enough_samples(n_items: int, probability: float, seed: int = 0) -> int:
+    """So many subsets that a bound can come of those that ``draw_subsets`` then draws."""
+    n_samples = samples_needed(n_items, probability)
+    while _too_rare(draw_subsets(n_samples, n_items, probability, seed)) is not None:
+        n_samples += 1 + n_samples // 10
+    return n_samples
+
+
+def welch_bounds(
+    values: Float[Tensor, "sample"], members: Bool[Tensor, "sample item"], confidence: float
+) -> tuple[Float64[Tensor, "item"], Float64[Tensor, "item"]]:
+    """Each item's difference of means, and upper bounds on its absolute expectation.
+
+    d = mean of the values with the item - mean of those without
+    bound = |d| + the larger of two margins t * se, each with its Student t quantile:
+
+        Welch (1947)    se^2 = s_w^2 / n_w + s_o^2 / n_o            Welch-Satterthwaite freedom
+        pooled          se^2 = s^2 (1 / n_w + 1 / n_o)              n_w + n_o - 2
+
+    The t quantile is one-sided, at 1 - (1 - confidence) / n_items: Bonferroni over the items. One
+    side is enough for an absolute value. For an expectation D >= 0, |D| > |d| + margin implies
+    D - d > margin, one tail of d; for D < 0 it implies d - D > margin, the other. D has one sign,
+    so only one of the tails can ever be a miss.
+
+    Deviation from the paper: the pooled margin. Few subsets have a given item, and by chance none
+    of them may have any of the few other large items: its group then seems to vary too little, and
+    Welch's margin alone misses far more often than it should. Without interactions both groups
+    vary alike, so what all samples show of it is used where it is more.
+
+    Raises:
+        InputError: a confidence outside (0, 1), an item in fewer than two samples or outside
+            fewer than two.
+    """
+    _check_confidence(confidence)
+    rare = _too_rare(members)
+    if rare is not None:
+        raise InputError(
+            f"expected every item in at least 2 samples and outside at least 2, got item {rare} "
+            f"in {int(members[:, rare].sum())} of {len(members)}; draw more (see samples_needed)"
+        )
+    centred = values.cpu().double() - values.cpu().double().mean()
+    powers = torch.stack([torch.ones_like(centred), centred, centred**2])
+    inside = torch.cat(
+        [powers @ part.double() for part in members.cpu().split(_ITEMS_AT_ONCE, dim=1)], dim=1
+    )
+    groups = torch.stack([inside, powers.sum(1, keepdim=True) - inside])  # with it, without it
+    n, total, squares = groups.unbind(1)
+    difference = total[0] / n[0] - total[1] / n[1]
+    variation = (squares - total**2 / n).clamp(min=0)
+    tail = (1 - confidence) / members.shape[1]
+    parts = variation / (n - 1) / n
+    freedom = parts.sum(0) ** 2 / (parts**2 / (n - 1)).sum(0)
+    welch = _margin(parts.sum(0), freedom, tail)
+    pooled_freedom = n.sum(0) - 2
+    pooled = _margin(variation.sum(0) / pooled_freedom * (1 / n).sum(0), pooled_freedom, tail)
+    return difference, difference.abs() + torch.maximum(welch, pooled)
+
+
+def _margin(
+    squared_error: Float64[Tensor, "item"], freedom: Float64[Tensor, "item"], tail: float
+) -> Float64[Tensor, "item"]:
+    """The upper ``tail`` quantile of Student's t times the standard error, 0 where that is 0."""
+    quantile = -torch.as_tensor(stdtrit(freedom.numpy(), tail))
+    error = squared_error.sqrt()
+    return torch.where(error > 0, quantile * error, 0.0)
+
+
+def _check_confidence(confidence: float) -> None:
+    if not 0 < confidence < 1:
+        raise InputError(
+            f"expected a confidence above 0 and below 1, got {confidence}; 0.99 stands for 99 %"
+        )
+
+
+def _too_rare(members: Bool[Tensor, "sample item"]) -> int | None:
+    """The first item that is in fewer than two samples, or outside fewer than two."""
+    n_with = members.sum(0)
+    rare = ((n_with < 2) | (n_with > len(members) - 2)).nonzero().flatten().tolist()
+    return rare[0] if rare else None

@@ -1,0 +1,234 @@
+"""Runs of a reduced model whose dropped edges carry values of several other prompts.
+
+``edge_logits``: every dropped edge its own prompt, in one pass. ``tree_logits``: the model written
+out as a tree, a copy of each node for every path of kept edges from it to the logits, and a prompt
+for each copy. With one prompt for everything both are ``masking.masked_logits``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from ..errors import InputError
+from ..model.activations import Activations
+from ..model.transformer import Model
+from ..names.graph import ROOT, SLOTS, ModelGraph, using
+from ..runs.memory import BatchSize
+from ..runs.trace import Run, answer_logits, run
+from .reduced import Additions, masked_logits
+
+_WRITES = ("written", "mlp_out")
+
+
+_STREAMS = ("resid_pre", "mlp_in")
+
+
+@dataclass(frozen=True)
+class Pool:
+    """What ordinary runs of all prompts of one length leave behind.
+
+    Attributes:
+        tokens: the prompts.
+        input, final: the first and the last residual stream.
+        kept: what heads and MLPs wrote, by layer; what they read, if it was asked for.
+    """
+
+    tokens: Int64[Tensor, "prompt pos"]
+    input: Float[Tensor, "prompt pos d_model"]
+    final: Float[Tensor, "prompt pos d_model"]
+    kept: Activations
+
+    @classmethod
+    def of(
+        cls, model: Model, tokens: Int64[Tensor, "prompt pos"], size: BatchSize, streams: bool
+    ) -> Pool:
+        """Runs the prompts, as many at once as ``size`` says; ``streams``: keeps what is read."""
+        names = (*_WRITES, *(_STREAMS if streams else ()))
+        runs = [one for _, one in size.map(tokens, lambda some: run(model, some, names))]
+        kept = Activations()
+        for name in names:
+            layers = zip(*(getattr(one.kept, name) for one in runs), strict=True)
+            getattr(kept, name).extend(torch.cat(parts) for parts in layers)
+        return cls(
+            tokens,
+            torch.cat([one.input for one in runs]),
+            torch.cat([one.final for one in runs]),
+            kept,
+        )
+
+    def write(
+        self, model: Model, writer: int, rows: Int64[Tensor, "*row"]
+    ) -> Float[Tensor, "*row pos d_model"]:
+        """What a writer wrote on these prompts."""
+        told = model.graph.writers[writer]
+        if told.kind == "input":
+            return self.input[rows]
+        if told.head is None:
+            return self.kept.mlp_out[told.layer][rows]
+        written = self.kept.written[told.layer][:, :, told.head]
+        return written[rows] @ model.output_weight(told.layer)[told.head]
+
+
+def edge_logits(
+    model: Model,
+    kept: Bool[Tensor, "reader writer"],
+    clean: Run,
+    pool: Pool,
+    own: Int64[Tensor, "pair"],
+    others: Callable[[int], Int64[Tensor, "writer pair"]],
+) -> Float[Tensor, "pair d_vocab"]:
+    """Logits when each dropped edge carries what its writer wrote on a prompt of its own.
+
+    A reader's input is the clean run's residual stream, plus for each kept edge what its writer
+    writes now, and for each dropped edge what its writer wrote on that edge's prompt, each less
+    what it wrote in the clean run. One pass; its work grows with the number of dropped edges.
+
+    Args:
+        clean: the pairs' run, which keeps ``masking.BASE``.
+        pool: runs of the prompts that ``own`` and ``others`` name by their places.
+        own: each pair's clean prompt.
+        others: of a reader, the prompt of each edge into it.
+    """
+    graph = model.graph
+
+    def of(reader: int) -> Float[Tensor, "pair pos d_model"]:
+        n_writers = graph.readers[reader].n_writers
+        lost, rows = ~kept[reader], others(reader).to(own.device)
+        change = torch.zeros_like(clean.input)
+        if lost[0]:
+            change += pool.input[rows[0]] - pool.input[own]
+        for layer in range(graph.n_layers):
+            heads, mlp = graph.head_writers(layer), graph.mlp_writer(layer)
+            if heads.start < n_writers and bool(lost[heads].any()):
+                (chosen,) = lost[heads].nonzero(as_tuple=True)
+                written = pool.kept.written[layer]
+                of_heads = chosen.to(own.device)[None]
+                there = written[rows[heads][chosen].T, :, of_heads]
+                here = written[own[:, None], :, of_heads]
+                weight = model.output_weight(layer)[of_heads[0]]
+                change += torch.einsum("phte,hem->ptm", there - here, weight)
+            if mlp < n_writers and lost[mlp]:
+                change += pool.kept.mlp_out[layer][rows[mlp]] - pool.kept.mlp_out[layer][own]
+        return change
+
+    sources = set(kept.any(0).nonzero().flatten().tolist())
+    if model.heads_share_scale:  # what a head writes is scaled by what its layer's others do
+        for writer in [graph.writers[source] for source in sources]:
+            heads = graph.head_writers(writer.layer)
+            sources.update(range(heads.start, heads.stop) if writer.kind == "head" else ())
+    reads = [bool(sources.intersection(using(graph, reader))) for reader in graph.readers]
+    reads[-1] = True
+    every = torch.tensor([reader.n_writers for reader in graph.readers])
+    readers = torch.tensor(reads) & (kept.sum(1) < every)
+    return masked_logits(model, kept, clean.input, clean, Additions(readers, of))
+
+
+@dataclass(frozen=True)
+class Tree:
+    """The kept edges as a tree: a copy of a node for every path of kept edges to the logits.
+
+    Attributes:
+        copies: of each node, the logits (``ROOT``) among them; only those that are in the tree.
+        children: for a node and one of its readers, the nodes it reads by kept edges, and the
+            place of the first of their copies that belong to its own, copy by copy.
+    """
+
+    graph: ModelGraph
+    copies: Mapping[int, int]
+    children: Mapping[tuple[int, int], Sequence[tuple[int, int]]] = field(repr=False)
+
+    @classmethod
+    def of(cls, graph: ModelGraph, kept: Bool[Tensor, "reader writer"]) -> Tree:
+        """Counts are exact, whatever their size; nothing is written out."""
+        copies, children = {ROOT: 1}, dict[tuple[int, int], list[tuple[int, int]]]()
+        for index in reversed(range(len(graph.readers))):  # nodes after all that reads them
+            for node in using(graph, graph.readers[index]):
+                for writer in kept[index].nonzero().flatten().tolist():
+                    if node in copies:
+                        start = copies.get(writer, 0)
+                        children.setdefault((node, index), []).append((writer, start))
+                        copies[writer] = start + copies[node]
+        return cls(graph, copies, children)
+
+    @property
+    def size(self) -> int:
+        """How many copies there are in all, the logits included."""
+        return sum(self.copies.values())
+
+    def readers(self, node: int) -> dict[str, int]:
+        """The readers a node is computed from, by kind."""
+        return {
+            reader.kind: index
+            for index, reader in enumerate(self.graph.readers)
+            if node in using(self.graph, reader)
+        }
+
+
+def refuse_trees(model: Model) -> None:
+    """Raises InputError for a model whose heads cannot stand in a tree one by one."""
+    if model.heads_share_scale:
+        raise InputError(
+            f"scheme per-path: model {model.name} has a norm behind attention, which scales what a "
+            "head writes by what all heads of its layer write, so that a path through one head is "
+            "not defined; use together or per-edge"
+        )
+
+
+def tree_logits(
+    model: Model,
+    tree: Tree,
+    pool: Pool,
+    own: Int64[Tensor, "pair"],
+    others: Callable[[int], Int64[Tensor, "copy pair"]],
+) -> Float[Tensor, "pair d_vocab"]:
+    """Logits of the tree: each copy of a node reads its children, and else a prompt of its own.
+
+    A reader's input is the residual stream of the copy's own prompt, plus for each kept edge what
+    the child writes less what it wrote on that prompt. Copies of the input write the clean prompt's
+    embedding; norms are computed from what is read. All copies of a node are one batch.
+
+    Args:
+        pool: runs of the prompts that ``own`` and ``others`` name by their places; with streams.
+        own: each pair's clean prompt.
+        others: of a node, the prompt of each of its copies.
+    """
+    graph = model.graph
+    values: dict[int, Tensor] = {}
+
+    def change(node: int, reader: int, rows: Tensor) -> Float[Tensor, "copy pair pos d_model"]:
+        total = pool.input.new_zeros(*rows.shape, *pool.input.shape[1:])
+        for child, start in tree.children.get((node, reader), ()):
+            now = values[child]
+            now = now if child == 0 else now[start : start + len(rows)]
+            total += now - pool.write(model, child, rows)
+        return total
+
+    for node in sorted(tree.copies.keys() - {ROOT}):
+        writer = graph.writers[node]
+        if writer.kind == "input":
+            values[node] = pool.input[own][None]  # every copy's
+            continue
+        rows, readers = others(node).to(own.device), tree.readers(node)
+        if writer.kind == "mlp":
+            read = pool.kept.mlp_in[writer.layer][rows] + change(node, readers["mlp"], rows)
+            values[node] = model.mlp(writer.layer, model.mlp_norm(writer.layer, read))
+            continue
+        before = pool.kept.resid_pre[writer.layer][rows]
+        slots: list[Tensor] = []
+        for slot in SLOTS:
+            read = (before + change(node, readers[slot], rows)).flatten(0, 1)
+            normed = model.attention_norm(writer.layer, read)
+            head = graph.readers[readers[slot]].head
+            (found,) = model.project_heads(writer.layer, slot, [head], normed[None])
+            slots.append(found[:, :, None])
+        q, k, v = slots
+        z = model.attend(writer.layer, q, k, v)[:, :, 0].unflatten(0, rows.shape)
+        values[node] = z @ model.output_weight(writer.layer)[writer.head]
+    rows = others(ROOT).to(own.device)
+    read = pool.final[rows] + change(ROOT, len(graph.readers) - 1, rows)
+    return answer_logits(model, read[0])

@@ -1,0 +1,75 @@
+"""What a run leaves behind, by name and layer."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .parts import See
+
+
+@dataclass
+class Activations:
+    """What a run leaves behind: one tensor per layer in each list, those only that were asked for.
+
+    Attributes:
+        input: what the input writes, the residual stream before the first block.
+        resid_pre: the residual stream before a block. ``[pair pos d_model]``
+        pattern: attention weights, after the softmax. ``[pair head query key]``
+        neurons: of the MLP, after the activation (and the gate). ``[pair pos d_mlp]``
+        mlp_in: the residual stream as its MLP reads it, a branch of its own, so that the gradient
+            by it is the one that comes through the MLP. ``[pair pos d_model]``
+        q, k, v: queries, keys and values, after their norms and before any rotation.
+            ``[pair pos head d_head]``
+        z: the heads' outputs before W_O. ``[pair pos head d_head]``
+        written: z times the scale of a norm behind attention; z itself where there is none.
+        mlp_out: what the MLP writes, after a norm behind it. ``[pair pos d_model]``
+    """
+
+    input: list[Tensor] = field(default_factory=list[Tensor])
+    resid_pre: list[Tensor] = field(default_factory=list[Tensor])
+    mlp_in: list[Tensor] = field(default_factory=list[Tensor])
+    q: list[Tensor] = field(default_factory=list[Tensor])
+    k: list[Tensor] = field(default_factory=list[Tensor])
+    v: list[Tensor] = field(default_factory=list[Tensor])
+    z: list[Tensor] = field(default_factory=list[Tensor])
+    written: list[Tensor] = field(default_factory=list[Tensor])
+    mlp_out: list[Tensor] = field(default_factory=list[Tensor])
+    pattern: list[Tensor] = field(default_factory=list[Tensor])
+    neurons: list[Tensor] = field(default_factory=list[Tensor])
+
+    def noting(self, names: Collection[str]) -> See:
+        """What makes a run note here the activations of these names, and change none."""
+
+        def see(name: str, layer: int, value: Tensor) -> Tensor:
+            if name in names:
+                getattr(self, name).append(value)
+            return value
+
+        return see
+
+
+@dataclass(frozen=True)
+class Past:
+    """Keys and values of the first positions, which no edit reaches, by layer.
+
+    Attributes:
+        k, v: before any rotation. ``[pair pos head d_head]``
+    """
+
+    k: Sequence[Float[Tensor, "pair pos head d_head"]]
+    v: Sequence[Float[Tensor, "pair pos head d_head"]]
+
+    def before(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """These keys and values, and those of ``layer`` before them; rows are items times pairs."""
+
+        def joined(
+            past: Float[Tensor, "pair past head d_head"], new: Float[Tensor, "row pos head d_head"]
+        ) -> Tensor:
+            return torch.cat([past.repeat(len(new) // len(past), 1, 1, 1), new], 1)
+
+        return joined(self.k[layer], k), joined(self.v[layer], v)

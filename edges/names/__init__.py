@@ -1,0 +1,1 @@
+"""What exists in a model and how it is called. No torch."""

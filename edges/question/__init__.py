@@ -1,0 +1,1 @@
+"""What is asked: prompt pairs, metric, direction, where patched values come from."""

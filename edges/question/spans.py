@@ -1,0 +1,127 @@
+"""Which tokens count together: all of a prompt, each position, or the named spans of a pair."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from ..errors import InputError
+from .prompts import PairBatch, PromptPairs
+
+POSITIONS = ("sum", "each", "spans")
+
+
+OUTSIDE = "outside"
+"""The name of the tokens that lie in no span."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What the tokens of each pair count for.
+
+    Attributes:
+        names: of the labels.
+        by_pair: the label of each token; those of padding mean nothing.
+        summed: all tokens have the one label there is.
+    """
+
+    names: tuple[str, ...]
+    by_pair: Int64[Tensor, "pair pos"]
+    summed: bool
+
+    def groups(self, batch: PairBatch, pairs_apart: bool) -> tuple[Int64[Tensor, "pair pos"], int]:
+        """For each token of a batch the number of its group, and how many groups there are."""
+        labels = self.by_pair[batch.rows, : batch.clean.shape[1]]
+        if not pairs_apart:
+            return labels, len(self.names)
+        first = torch.arange(len(batch))[:, None] * len(self.names)
+        return first + labels, len(batch) * len(self.names)
+
+
+def position_labels(pairs: PromptPairs, positions: str) -> Labels:
+    """The labels of all tokens.
+
+    Args:
+        positions: ``sum``, ``each`` or ``spans``. Spans are a column of the pairs: an object of
+            names, each with a position, or with the first position and the one after the last,
+            counted from 0 as the model sees the prompt (a BOS token is position 0).
+
+    Raises:
+        InputError: prompts of several lengths with ``each``, spans that are missing, malformed,
+            outside of their prompt or overlap; the rows are named.
+    """
+    if positions == "sum":
+        return Labels(("all",), torch.zeros_like(pairs.clean), True)
+    if positions == "each":
+        n_pos = one_length(pairs)
+        labels = torch.arange(n_pos).expand(len(pairs), n_pos)
+        return Labels(tuple(map(str, range(n_pos))), labels, False)
+    if positions != "spans":
+        raise InputError(f"unknown positions {positions!r}; there are {', '.join(POSITIONS)}")
+    names: dict[str, int] = {OUTSIDE: 0}
+    by_pair = torch.zeros_like(pairs.clean)
+    for row, length in enumerate(pairs.lengths.tolist()):
+        features: Any = pairs.features[row] if pairs.features else {}
+        if "spans" not in features:
+            raise InputError(
+                f"expected spans for every pair, row {row + 1} has none; add a column "
+                '"spans": {"subject": [3, 5], "end": 9} (positions counted from 0), or use '
+                "--positions each"
+            )
+        for name, span in _spans(features["spans"], row, length):
+            label = names.setdefault(name, len(names))
+            taken = by_pair[row, span.start : span.stop]
+            if bool(taken.any()):
+                raise InputError(f"row {row + 1}: span {name!r} overlaps another one")
+            taken[:] = label
+    return Labels(tuple(names), by_pair, False)
+
+
+def _spans(given: Any, row: int, length: int) -> list[tuple[str, range]]:
+    if isinstance(given, str):  # CSV has no objects
+        with contextlib.suppress(ValueError):
+            given = json.loads(given)
+    if not isinstance(given, Mapping):
+        raise InputError(
+            f"row {row + 1}: expected spans as an object of names and positions, got {given!r:.80}"
+        )
+    found: list[tuple[str, range]] = []
+    for name, place in cast("Mapping[Any, Any]", given).items():
+        ends = [place, place + 1] if isinstance(place, int) else place
+        if (
+            not isinstance(ends, list | tuple)
+            or len(cast("list[Any]", ends)) != 2
+            or not all(type(end) is int for end in cast("list[Any]", ends))
+        ):
+            raise InputError(
+                f"row {row + 1}: expected span {name!r} as a position or [first, after the last], "
+                f"got {place!r:.80}"
+            )
+        first, after = cast("list[int]", ends)
+        if not 0 <= first < after <= length:
+            raise InputError(
+                f"row {row + 1}: expected span {name!r} within the {length} tokens of its prompt "
+                f"(0 to {length}), got {first} to {after}"
+            )
+        if str(name) == OUTSIDE:
+            raise InputError(f"row {row + 1}: {OUTSIDE!r} is what lies in no span; rename it")
+        found.append((str(name), range(first, after)))
+    return found
+
+
+def one_length(pairs: PromptPairs) -> int:
+    """The length of all prompts. Raises InputError if they have several."""
+    lengths = sorted(set(pairs.lengths.tolist()))
+    if len(lengths) > 1:
+        raise InputError(
+            "positions each needs prompts of one length, got lengths "
+            f"{', '.join(map(str, lengths))}; use --positions sum, or pairs of one length"
+        )
+    return lengths[0]

@@ -1,0 +1,1 @@
+"""Scores: what is estimated by gradients."""

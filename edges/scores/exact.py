@@ -1,0 +1,267 @@
+"""The exact reader: a reader's reaction computed anew, then the gradient from its output on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import cast
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ..model.transformer import Model
+from ..names.graph import SLOTS, Slot
+from ..question.metrics import Metric, Targets
+from ..runs.trace import BothRuns, Run, Tape, answer_logits
+from ..runs.writes import Writes
+from .qk_fix import KeyFix, contract_rows, pattern_difference
+from .rules import Gradients
+
+OUTPUTS = ("z", "mlp_out")
+"""those that the exact reader needs."""
+
+
+REACTIONS = ("resid_pre", "mlp_in", *SLOTS)
+"""What the run edited keeps so that readers can be computed anew."""
+
+
+@dataclass(frozen=True)
+class OutputGradients:
+    """Gradients at what readers give, by layer; several where a rule averages absolute values.
+
+    Attributes:
+        layers: of each layer, gradients with how often each counts.
+    """
+
+    layers: dict[int, list[tuple[Gradients, int]]] = field(
+        default_factory=dict[int, list[tuple[Gradients, int]]]
+    )
+
+    def add(self, found: dict[int, tuple[Gradients, int]], n_runs: int, unsigned: bool) -> None:
+        """Takes in those of a pass: signed ones are summed, absolute values need each by itself."""
+        for layer, (gradients, times) in found.items():
+            if not set(OUTPUTS) <= set(gradients):
+                continue
+            new = {
+                name: gradients[name].unflatten(0, (n_runs, -1)).sum(0, dtype=torch.float32)
+                for name in OUTPUTS
+            }
+            if unsigned:
+                self.layers.setdefault(layer, []).append((new, times))
+            elif layer in self.layers:
+                for name, gradient in self.layers[layer][0][0].items():
+                    gradient += new[name]
+            else:
+                self.layers[layer] = [(new, times)]
+
+    def at(self, layer: int, name: str) -> Float[Tensor, "variant pair pos *entry"]:
+        """All gradients by an activation."""
+        return torch.stack([gradients[name] for gradients, _ in self.layers[layer]])
+
+    def times(self, layer: int) -> list[int]:
+        """How often each counts."""
+        return [times for _, times in self.layers[layer]]
+
+
+Reactions = Iterator[tuple[list[int], int, Float[Tensor, "variant writer pair *places"]]]
+"""Of some writers and a reader, the estimated effects by position, one for each gradient."""
+
+
+class ExactReader:
+    """Readers of the run edited, computed anew with another write in their input.
+
+    Args:
+        base: the run edited, with what ``REACTIONS`` names.
+        change: writes of the other run less those of the run edited.
+        sign: makes effects clean minus corrupted: -1 where the clean run is edited.
+        each: every position is patched alone, rather than all at once.
+        crossing: keep what keys and values are worth by query, too: estimates are
+            ``[variant writer pair query key]`` then.
+        wanted: which edges.
+        item_bytes: what a batch of readers computed anew may take.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        base: Run | Tape,
+        change: Writes,
+        gradients: OutputGradients,
+        sign: int,
+        each: bool,
+        wanted: Bool[Tensor, "writer reader"],
+        item_bytes: int,
+        crossing: bool = False,
+    ) -> None:
+        self.crossing = crossing
+        self.model, self.base, self.change = model, base, change
+        self.gradients, self.sign, self.each = gradients, sign, each
+        self.wanted = wanted.cpu()
+        self.item_bytes = item_bytes
+        n_pairs, n_pos = change.input.shape[:2]
+        group = model.graph.n_heads // model.graph.n_kv_heads
+        width = 6 * model.d_model + 3 * (model.d_mlp or 4 * model.d_model)
+        numbers = n_pairs * (n_pos * width + 4 * group * n_pos**2)
+        self.at_once = max(1, item_bytes // (4 * numbers))
+
+    def reactions(self, attention_only: bool = False) -> Reactions:
+        """Everything wanted but the edges to the logits, layer by layer.
+
+        Args:
+            attention_only: queries and keys alone.
+        """
+        graph = self.model.graph
+        for layer in range(graph.n_layers):
+            attention = graph.attention_readers(layer)
+            readers = [
+                reader
+                for reader in range(attention.start, attention.stop)
+                if not attention_only or graph.readers[reader].kind != "v"
+            ]
+            for writers in self._chunks(self.wanted[:, readers].any(1)):
+                resid = self.base.kept.resid_pre[layer] + self.change.of(self.model, writers)
+                normed = self.model.attention_norm(layer, resid)
+                for reader in readers:
+                    yield from self._of_head(layer, reader, writers, normed)
+            if not attention_only:
+                yield from self._of_mlp(layer)
+
+    def _chunks(self, writers: Bool[Tensor, "writer"]) -> Iterator[list[int]]:
+        chosen = writers.nonzero().flatten()
+        yield from (part.tolist() for part in chosen.split(self.at_once) if len(part))
+
+    def _of_mlp(self, layer: int) -> Reactions:
+        reader = self.model.graph.mlp_reader(layer)
+        gradient = None
+        for writers in self._chunks(self.wanted[:, reader]):
+            if gradient is None:
+                gradient = self.gradients.at(layer, "mlp_out").float()
+            mlp_in = self.base.kept.mlp_in[layer] + self.change.of(self.model, writers)
+            mlp_out = self.model.mlp(layer, self.model.mlp_norm(layer, mlp_in).flatten(0, 1))
+            moved = mlp_out.view_as(mlp_in) - self.base.kept.mlp_out[layer]
+            yield (
+                writers,
+                reader,
+                self.sign * torch.einsum("wbpm,vbpm->vwbp", moved.float(), gradient),
+            )
+
+    def _of_head(
+        self,
+        layer: int,
+        reader: int,
+        writers: list[int],
+        normed: Float[Tensor, "writer pair pos d_model"],
+    ) -> Reactions:
+        """One query, key or value read anew."""
+        places = self.wanted[writers, reader].nonzero().flatten()
+        if not len(places):
+            return
+        model, kept = self.model, self.base.kept
+        slot = cast("Slot", model.graph.readers[reader].kind)
+        head = model.graph.readers[reader].head
+        some = normed if len(places) == len(writers) else normed[places.to(normed.device)]
+        new = model.project_heads(layer, slot, [head] * len(places), some)
+        kv_head, queries = _heads(model, slot, head)
+        gradient = self.gradients.at(layer, "z")[..., queries, :].float()
+        q, k = kept.q[layer][:, :, queries], kept.k[layer][:, :, kv_head : kv_head + 1]
+        before = model.attention_scores(layer, q, k).float()
+        if slot == "v":
+            change = new - kept.v[layer][:, :, head]
+            found = _value_reaction(before.softmax(-1), change, gradient, self.crossing)
+        else:
+            rows = new.flatten(0, 1)[:, :, None]
+
+            def repeated(heads: Tensor) -> Tensor:
+                return heads.repeat(len(places), 1, 1, 1)
+
+            of_rows = (rows, repeated(k)) if slot == "q" else (repeated(q), rows)
+            after = model.attention_scores(layer, *of_rows).float()
+            value = kept.v[layer][:, :, kv_head].float()
+            found = _pattern_reaction(
+                before,
+                after.unflatten(0, (len(places), -1)),
+                torch.einsum("vbqhd,bkd->vbhqk", gradient, value),
+                alone=slot == "k" and self.each,
+                crossing=self.crossing,
+            )
+        yield [writers[place] for place in places.tolist()], reader, self.sign * found
+
+    def effects_on_logits(
+        self, metric: Metric, targets: Targets
+    ) -> Iterator[tuple[list[int], Float[Tensor, "writer pair"]]]:
+        """The edges to the logits: metric with the clean less with the corrupted write."""
+        base = metric(self.base.logits, targets)
+        last = len(self.model.graph.readers) - 1
+        for writers in self._chunks(self.wanted[:, last]):
+            final = self.base.final[:, -1:] + self.change.of(self.model, writers)[:, :, -1:]
+            logits = answer_logits(self.model, final.flatten(0, 1))
+            values = metric(logits, targets.repeat(len(writers)))
+            yield writers, self.sign * (values.view(len(writers), -1) - base).float()
+
+
+def exact_reader(
+    runs: BothRuns,
+    direction: str,
+    gradients: OutputGradients,
+    each: bool,
+    wanted: Bool[Tensor, "writer reader"],
+    item_bytes: int,
+    crossing: bool = False,
+) -> ExactReader:
+    """The exact reader of the run that ``direction`` edits; see ``ExactReader``."""
+    noising = direction == "noising"
+    names = ("clean", "corrupted") if noising else ("corrupted", "clean")
+    base, other = (runs.at(name) for name in names)
+    return ExactReader(
+        runs.model,
+        base,
+        Writes.difference(other, base),
+        gradients,
+        -1 if noising else 1,
+        each,
+        wanted,
+        item_bytes,
+        crossing,
+    )
+
+
+def _heads(model: Model, slot: str, head: int) -> tuple[int, list[int]]:
+    """The key-value reader and the query heads that a query, key or value has to do with."""
+    group = model.graph.n_heads // model.graph.n_kv_heads
+    if slot == "q":
+        return head // group, [head]
+    return head, list(model.graph.query_heads(head))
+
+
+def _value_reaction(
+    pattern: Float[Tensor, "pair head query key"],
+    change: Float[Tensor, "writer pair key d_head"],
+    gradient: Float[Tensor, "variant pair query head d_head"],
+    crossing: bool,
+) -> Float[Tensor, "variant writer pair *places"]:
+    """What another value is worth, by its position (and by query): values enter linearly."""
+    if crossing:
+        worth = torch.einsum("wbkd,vbqhd->vwbhqk", change.float(), gradient)
+        return (worth * pattern).sum(3)
+    at_values = torch.einsum("bhqk,vbqhd->vbkd", pattern, gradient)
+    return torch.einsum("wbkd,vbkd->vwbk", change.float(), at_values)
+
+
+def _pattern_reaction(
+    before: Float[Tensor, "pair head query key"],
+    after: Float[Tensor, "writer pair head query key"],
+    gradient: Float[Tensor, "variant pair head query key"],
+    alone: bool,
+    crossing: bool,
+) -> Float[Tensor, "variant writer pair *places"]:
+    """What other scores are worth through the softmax: by query, or for each key alone by key."""
+    before = before.expand_as(after)
+    if alone:
+        fix = KeyFix(before, after)
+        found = [fix.by_query(one.expand_as(after)).sum(-3) for one in gradient]
+        return torch.stack([one if crossing else one.sum(-2) for one in found])
+    difference = pattern_difference(before, after)
+    return torch.stack(
+        [contract_rows(difference, before, one.expand_as(after)).sum(-2) for one in gradient]
+    )

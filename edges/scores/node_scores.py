@@ -1,0 +1,359 @@
+"""Scores of nodes: AtP, its QK fix, GradDrop, and AtP* (Kramar et al., 2024, arXiv 2403.00745).
+
+    AtP        estimate(n) = (n_clean - n_corrupted) . d metric / d n          (Nanda, 2022)
+    QK fix     queries and keys through the exact softmax: see ``qk_fix``
+    GradDrop   1/(L-1) sum over layers l of |estimate(n), l's write into the residual stream
+               constant in the backward pass|: cancelling paths no longer hide each other
+    AtP*       both
+
+Signs: an estimate is of the effect as ``patch_nodes`` defines it, positive carries the behaviour
+(the paper's contributions have the opposite sign, and are used in absolute value). GradDrop and
+AtP* give unsigned rankings, biased as effect sizes.
+
+Deviations from the paper: the gradient may be taken at other runs (``gradient``); with positions
+summed, a query or key node is patched at all positions at once, so its fix recomputes the whole
+pattern, where the paper's nodes are single positions and each key is patched alone.
+
+Gradients come from the gradient rules that edges use too (see ``gradients``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float32
+from torch import Tensor
+
+from ..errors import InputError, WiremapError, name_rows
+from ..model.transformer import Model
+from ..names.nodes import NodeSet, Site
+from ..question.metrics import Metric, resolve_metric
+from ..question.prompts import PairBatch, PromptPairs
+from ..question.question import check_direction
+from ..question.spans import one_length
+from ..runs.memory import BatchSize
+from ..runs.sweep import trace_size
+from ..runs.trace import BothRuns, first_nonfinite
+from .qk_fix import KeyFix, contract_rows, pattern_difference
+from .rules import GradientRule, Gradients, check_depends, resolve_gradient
+
+Method = Literal["atp", "atp-qk", "atp-star"]
+
+
+METHODS: dict[str, tuple[str | None, bool]] = {
+    "atp": (None, False),
+    "atp-qk": (None, True),
+    "atp-star": ("graddrop", True),
+}
+"""Of each method, the gradient rule it fixes (None: any) and whether it has the QK fix."""
+
+
+AGGREGATES = ("abs-of-mean", "mean-of-abs")
+"""|mean estimate| over pairs, the estimand's form, and mean |estimate|, the paper's eq. 5."""
+
+
+@dataclass(frozen=True, eq=False)
+class NodeScores:
+    """Estimated effects of nodes, in units of the metric.
+
+    Attributes:
+        scores: mean over pairs of the estimates, signed unless ``unsigned``.
+        contributions: mean over pairs of their absolute values.
+        unsigned: GradDrop's: a ranking, not estimates of effects.
+        method, gradient: how they were made.
+        per_pair: each pair's, if asked for.
+    """
+
+    nodes: NodeSet
+    scores: Float32[Tensor, "node"]
+    contributions: Float32[Tensor, "node"]
+    method: str = "atp"
+    gradient: str = "clean"
+    unsigned: bool = False
+    per_pair: Float32[Tensor, "pair node"] | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the nodes, in order."""
+        return self.nodes.names
+
+    def top(self, n: int | None = None, aggregate: str = "abs-of-mean") -> list[tuple[str, float]]:
+        """The ``n`` best (all by default), as (name, score).
+
+        Args:
+            aggregate: what ranks them, a name in ``AGGREGATES``; ``abs-of-mean`` gives the signed
+                mean as the score, ``mean-of-abs`` the mean of absolutes.
+        """
+        if aggregate not in AGGREGATES:
+            raise InputError(f"unknown aggregate {aggregate!r}; there are {', '.join(AGGREGATES)}")
+        table = self.scores if aggregate == "abs-of-mean" else self.contributions
+        values = table.cpu()
+        order = values.abs().argsort(descending=True, stable=True)[:n].tolist()
+        names = self.names
+        return [(names[index], values[index].item()) for index in order]
+
+
+def recommended_method(
+    families: Collection[str], n_pairs: int, gradient: str | None = None
+) -> Method:
+    """The paper's recommendation: AtP* for a single pair, unless another ``gradient`` is asked for;
+    for a distribution AtP with the QK fix for attention nodes, plain AtP for all others. For
+    ``writers``, whose scores are the sums of their edges' scores, always plain AtP."""
+    if "writers" in families:
+        return "atp"
+    if n_pairs == 1 and gradient in (None, "graddrop"):
+        return "atp-star"
+    return "atp-qk" if "heads" in families else "atp"
+
+
+def score_nodes(
+    model: Model,
+    pairs: PromptPairs,
+    nodes: str | Sequence[str] = ("heads", "mlps"),
+    metric: str | Metric = "logit_diff",
+    method: str | None = None,
+    gradient: str | GradientRule | None = None,
+    steps: int = 10,
+    schedule: str = "midpoint",
+    direction: str = "noising",
+    positions: str = "sum",
+    per_pair: bool = False,
+    batch_size: int | None = None,
+    progress: Callable[[int], Any] | None = None,
+) -> NodeScores:
+    """Estimates of the effects of all nodes of some families at once.
+
+    Args:
+        nodes: families: ``heads`` (query, key, value and output of every head), ``mlps``,
+            ``neurons``, ``residual`` (linear estimates of whole residual streams are poor: patch
+            them, they are few), ``writers`` (input, head outputs, MLPs).
+        method: ``atp``, ``atp-qk`` or ``atp-star``; None takes ``recommended_method``.
+        gradient: a rule of ``gradients``, by name. None takes the run edited (the corrupted one
+            for ``kl``), and ``graddrop`` for AtP*.
+        steps, schedule: of ``integrated``.
+        direction: ``noising`` edits the clean run, ``denoising`` the corrupted one.
+        positions: ``sum`` makes a node of all its positions together, ``each`` one of every
+            position, for which all prompts must be of one length.
+        per_pair: keep the estimates of each pair too.
+        batch_size: pairs at once; None takes what fits into memory.
+        progress: called with the number of pairs finished since the last call.
+
+    Costs two forward passes and one backward pass; with the QK fix less than two forward passes
+    more; GradDrop (L + 1) / 2 backward passes; ``integrated`` ``steps`` forwards and backwards.
+
+    Raises:
+        InputError: unknown options, methods and gradients that do not go together, prompts of
+            several lengths with ``each``, a constant metric.
+        WiremapError: activations or gradients that are not finite; the module and pairs are named.
+    """
+    families = (nodes,) if isinstance(nodes, str) else tuple(nodes)
+    named = gradient if gradient is None or isinstance(gradient, str) else gradient.name
+    method = method or recommended_method(families, len(pairs), named)
+    rule, fix = check_method(method, gradient, direction, metric, steps, schedule)
+    rule.check(model)
+    node_set = node_set_of(model, families, pairs, positions)
+    chosen_metric = resolve_metric(metric, pairs.wrong.shape[1] > 0)
+    model.check_pairs(pairs)
+    total = torch.zeros(2, len(node_set), device=model.device)
+    table = torch.zeros(len(pairs), len(node_set), device=model.device) if per_pair else None
+    depends = False
+    n_rows = 1
+
+    def scores_of(batch: PairBatch) -> Float32[Tensor, "pair node"]:
+        nonlocal depends
+        scorer = _Scorer(model, batch, node_set, chosen_metric, rule, fix, direction)
+        found = scorer.scores(n_rows)
+        depends |= scorer.runs.depends
+        scorer.refuse_nonfinite(found)
+        return found
+
+    with model.borrowed():
+        for bucket in pairs.batches():
+            n_patterns = 11 if fix else 4
+            size = trace_size(model, bucket, n_patterns)
+            n_rows = size.rows
+            if batch_size is not None:
+                size = BatchSize(batch_size)
+            for batch, found in size.map(bucket, scores_of):
+                total += torch.stack([found.sum(0), found.abs().sum(0)])
+                if table is not None:
+                    table[batch.rows] = found
+                if progress is not None:
+                    progress(len(batch))
+    check_depends(depends)
+    scores, contributions = total / len(pairs)
+    return NodeScores(node_set, scores, contributions, method, rule.name, rule.unsigned, table)
+
+
+def check_method(
+    method: str,
+    gradient: str | GradientRule | None,
+    direction: str,
+    metric: str | Metric,
+    steps: int = 10,
+    schedule: str = "midpoint",
+) -> tuple[GradientRule, bool]:
+    """The gradient rule and whether to fix queries and keys.
+
+    Raises:
+        InputError: unknown names, steps below 1, or options that contradict each other.
+    """
+    check_direction(direction)
+    if method not in METHODS:
+        raise InputError(f"unknown method {method!r}; there are {', '.join(METHODS)}")
+    fixed, fix = METHODS[method]
+    if fixed is not None and gradient not in (None, fixed):
+        raise InputError(
+            f"method {method} means gradient {fixed}, got {gradient}; leave the gradient out, or "
+            "use method atp-qk"
+        )
+    return resolve_gradient(gradient or fixed, direction, metric, steps, schedule), fix
+
+
+def node_set_of(
+    model: Model, families: Sequence[str], pairs: PromptPairs, positions: str
+) -> NodeSet:
+    """The nodes of some families, those of all positions together or of each.
+
+    Raises:
+        InputError: unknown names, prompts of several lengths with ``each``, neurons of a model
+            that has none by themselves.
+    """
+    if positions not in ("sum", "each"):
+        raise InputError(f"unknown positions {positions!r}; there are sum, each")
+    n_pos = None if positions == "sum" else one_length(pairs)
+    if "neurons" in families and not model.has_neurons:
+        raise InputError(
+            f"model {model.name} has mixtures of experts, whose neurons are no nodes; use "
+            "--nodes mlps"
+        )
+    return NodeSet(model.graph, model.d_mlp, tuple(families), n_pos)
+
+
+class _Scorer:
+    """The scores of one batch: its runs, what differs between them, and the backward passes."""
+
+    def __init__(
+        self,
+        model: Model,
+        batch: PairBatch,
+        nodes: NodeSet,
+        metric: Metric,
+        rule: GradientRule,
+        fix: bool,
+        direction: str,
+    ) -> None:
+        self.model, self.batch, self.nodes, self.rule = model, batch, nodes, rule
+        self.fixed = {"q", "k"} & set(nodes.kinds) if fix else set[str]()
+        values = {site.activation for site in nodes.sites}
+        self.by = values - self.fixed - {"input", "resid_pre"}
+        if self.fixed:
+            values |= {"q", "k"}
+            self.by |= {"pattern"}
+        self.runs = BothRuns(model, batch, metric, values)
+        noising = direction == "noising"
+        self.edited, self.other = ("clean", "corrupted") if noising else ("corrupted", "clean")
+        self.sign = -1 if noising else 1
+        self.reactions: dict[Site, Callable[[Tensor], Tensor]] = {}
+
+    # ---- scores
+
+    def scores(self, n_rows: int) -> Float32[Tensor, "pair node"]:
+        """The estimates of all nodes, on each pair; ``n_rows`` may be run at once."""
+        table = torch.zeros(len(self.batch), len(self.nodes), device=self.model.device)
+        n_layers = self.model.graph.n_layers
+        for one in self.rule.passes(self.runs, self.by, n_rows):
+            for layer, gradients, times in one.layers:
+                summed = {
+                    name: gradient.unflatten(0, (one.n_runs, -1)).sum(0)
+                    if one.n_runs > 1
+                    else gradient
+                    for name, gradient in gradients.items()
+                }
+                self._add(table, layer, summed, times)
+        for site, part in zip(self.nodes.sites, self.nodes.slices, strict=True):
+            table[:, part] /= self.rule.divisor(n_layers, site.kind not in ("input", "resid"))
+        return table
+
+    def _add(
+        self,
+        table: Float32[Tensor, "pair node"],
+        layer: int,
+        gradients: Gradients,
+        times: int,
+    ) -> None:
+        """Adds the estimates of a layer's nodes that these gradients allow."""
+        for site, part in zip(self.nodes.sites, self.nodes.slices, strict=True):
+            needed = "pattern" if site.kind in self.fixed else site.activation
+            if (
+                site.layer != layer
+                or ("resid_pre" if needed == "input" else needed) not in gradients
+            ):
+                continue
+            estimates = self._estimates(site, gradients)
+            table[:, part] += times * (estimates.abs() if self.rule.unsigned else estimates)
+
+    def _estimates(self, site: Site, gradients: Gradients) -> Float32[Tensor, "pair node"]:
+        """The estimates of a site's nodes, in their order."""
+        if site.kind in self.fixed:
+            by_position = self._fixed(site, gradients["pattern"].float())
+        else:
+            name = site.activation
+            clean, corrupted = (
+                getattr(self.runs.at(run).kept, name)[site.layer] for run in ("clean", "corrupted")
+            )
+            gradient = gradients["resid_pre" if name == "input" else name]
+            product = (clean - corrupted).float() * gradient.float()
+            # [pair pos entry d_head], [pair pos neuron] or [pair pos d_model]
+            by_position = (
+                product
+                if site.kind == "neuron"
+                else product.sum(-1).reshape(*product.shape[:2], site.n)
+            )
+        if self.nodes.n_pos is None:
+            return by_position.sum(1)
+        return by_position.transpose(1, 2).flatten(1)
+
+    # ---- the QK fix
+
+    def _reaction(self, site: Site) -> Callable[[Tensor], Float32[Tensor, "pair head pos"]]:
+        """How the pattern reacts to the other run's queries or keys, as a function of its gradient."""
+        layer = site.layer
+        q, k = (getattr(self.runs.at(self.edited).kept, slot)[layer] for slot in ("q", "k"))
+        other = getattr(self.runs.at(self.other).kept, site.kind)[layer]
+        of = self.model.attention_scores
+        scores = of(layer, q, k).float()
+        patched = (of(layer, other, k) if site.kind == "q" else of(layer, q, other)).float()
+        if site.kind == "k" and self.nodes.n_pos is not None:
+            return KeyFix(scores, patched).contract
+        difference = pattern_difference(scores, patched)
+        return partial(contract_rows, difference, scores)
+
+    def _fixed(
+        self, site: Site, gradient: Float32[Tensor, "pair head query key"]
+    ) -> Float32[Tensor, "pair pos entry"]:
+        """Estimates by query or key position; a key counts for all query heads of its group."""
+        if site not in self.reactions:
+            self.reactions[site] = self._reaction(site)
+        by_head = self.sign * self.reactions[site](gradient)
+        return by_head.unflatten(1, (site.n, -1)).sum(2).transpose(1, 2)
+
+    def refuse_nonfinite(self, table: Float32[Tensor, "pair node"]) -> None:
+        """Raises WiremapError, with the module and the pairs, if an estimate is not finite."""
+        finite = torch.isfinite(table).all(1).cpu()
+        if bool(finite.all()):
+            return
+        where = first_nonfinite(self.model, self.batch)
+        if where is None:  # the last in backward order is the first that went wrong
+            for site, part in zip(self.nodes.sites, self.nodes.slices, strict=True):
+                if not bool(torch.isfinite(table[:, part]).all()):
+                    where = f"gradient by the {site.activation} of layer {site.layer}"
+        rows = self.batch.rows[~finite].tolist()
+        raise WiremapError(
+            f"NaN or infinite values in the {where}, "
+            + name_rows(rows, "try float32 (--dtype float32)")
+        )

@@ -1,0 +1,1 @@
+"""Data formats, written and read back."""

@@ -1,0 +1,144 @@
+"""The JSON of EAP-IG (https://github.com/hannamw/EAP-IG), which the MIB circuit track takes.
+
+    {"cfg":   {"n_layers": int, "n_heads": int, "parallel_attn_mlp": bool, "d_model": int},
+     "nodes": {"a0.h1": {"in_graph": bool, "score": float}},
+     "edges": {"input->a0.h1<q>": {"score": float, "in_graph": bool}}}
+
+Every edge of the model is listed, as EAP-IG lists them. ``score`` is the verified effect of an edge
+of the circuit, its score where it was not verified, and 0 for edges outside the circuit, whose
+scores a circuit does not know. Signs agree with those of MIB: positive edges carry the behaviour.
+
+Keeps: edges, what each is worth, and scores of nodes. Loses: whether an edge is verified, with what
+error and interval and on how many pairs (its effect comes back as its score), and how often it is
+included; and model (but for its sizes), task, method, faithfulness, evidence. Reads files that list every edge and files that list some; an edge
+belongs to the circuit when it is ``in_graph``. Circuits of neurons are refused, and so are models
+with shared key-value heads, whose readers these names have no word for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ...circuits.result.circuit import Circuit, CircuitEdge, all_nodes
+from ...circuits.result.document import dumps, field, number, shape_from
+from ...edges.errors import InputError
+from ...edges.names.graph import ModelGraph
+
+
+def to_eap_ig(circuit: Circuit) -> str:
+    """The circuit as EAP-IG's JSON text.
+
+    Raises:
+        InputError: shared key-value heads; or the circuit does not say ``d_model``, without which
+            EAP-IG does not read the file.
+    """
+    shape = circuit.shape
+    if shape.n_kv_heads != shape.n_heads:
+        raise InputError(
+            f"EAP-IG has no names for {shape.n_kv_heads} key-value heads that {shape.n_heads} "
+            "query heads share; find the circuit with one reader for each query head "
+            "(--kv per-query), or write another format"
+        )
+    d_model = circuit.model.get("d_model")
+    if not isinstance(d_model, int):
+        raise InputError(
+            "EAP-IG needs the width of the residual stream, and the circuit's model does not say "
+            "it; find the circuit anew, or set model.d_model in its JSON"
+        )
+    scores = {node.name: node.score for node in circuit.nodes}
+    edges = {edge.name: edge for edge in circuit.edges}
+    return dumps(
+        {
+            "cfg": {
+                "n_layers": shape.n_layers,
+                "n_heads": shape.n_heads,
+                "parallel_attn_mlp": shape.parallel,
+                "d_model": d_model,
+            },
+            "nodes": {
+                node.name: {
+                    "in_graph": node.name in scores,
+                    **({} if scores.get(node.name) is None else {"score": scores[node.name]}),
+                }
+                for node in all_nodes(shape)
+            },
+            "edges": {
+                name: {
+                    "score": float(edges[name].worth or 0.0) if name in edges else 0.0,
+                    "in_graph": name in edges,
+                }
+                for name in map(shape.edge_name, shape.edges())
+            },
+        }
+    )
+
+
+def from_eap_ig(data: Mapping[str, Any]) -> Circuit:
+    """The circuit of EAP-IG's data: its edges that are ``in_graph``, with their scores.
+
+    Raises:
+        InputError: not that; names the model of this size does not have; a circuit of neurons; or
+            scores alone, from which nothing was chosen.
+    """
+    cfg = field(data, "cfg", dict)
+    shape = shape_from(
+        {
+            "n_layers": cfg.get("n_layers"),
+            "n_heads": cfg.get("n_heads"),
+            "n_kv_heads": cfg.get("n_heads"),
+            "parallel": field(cfg, "parallel_attn_mlp", bool, "cfg"),
+        }
+    )
+    nodes, edges = _entries(data, "nodes"), _entries(data, "edges")
+    known = {node.name for node in all_nodes(shape)}
+    for name, entry in nodes.items():
+        if name not in known:
+            raise InputError(f"nodes: {name!r:.60} is no node of a model of this size")
+        neurons = entry.get("neurons", [])
+        if not isinstance(neurons, list) or not all(neurons):
+            raise InputError(
+                f"nodes: {name} keeps some of its neurons only, which wiremap has no edges for; "
+                "read a circuit of whole nodes"
+            )
+    kept = [
+        found for name, entry in edges.items() if (found := _edge(name, entry, shape)) is not None
+    ]
+    if not kept and any(number(entry, "score", name) for name, entry in edges.items()):
+        raise InputError(
+            "expected edges that are in_graph, got scores only; choose a circuit in EAP-IG "
+            "(apply_topn, apply_threshold) before you write it"
+        )
+    for name in sorted(nodes.keys() & {end for edge in kept for end in (edge.source, edge.target)}):
+        if not nodes[name]["in_graph"]:
+            raise InputError(
+                f"nodes: {name} is not in_graph, but edges of it are; prune the graph in EAP-IG "
+                "before you write it"
+            )
+    scores = {name: number(entry, "score", f"nodes.{name}") for name, entry in nodes.items()}
+    known_scores = {name: score for name, score in scores.items() if score is not None}
+    d_model = cfg.get("d_model")
+    model = {"d_model": d_model} if isinstance(d_model, int) else {}
+    return Circuit.build(shape, kept, known_scores, model=model)
+
+
+def _entries(data: Mapping[str, Any], name: str) -> dict[str, dict[str, Any]]:
+    """The nodes or edges by name; each says whether it is in the graph."""
+    entries = field(data, name, dict)
+    for entry_name, entry in entries.items():
+        where = f"{name}.{entry_name:.60}"
+        if not isinstance(entry, dict):
+            raise InputError(f"{where}: expected an object, got {type(entry).__name__}")
+        field(entry, "in_graph", bool, where)
+    return entries
+
+
+def _edge(name: str, entry: Mapping[str, Any], shape: ModelGraph) -> CircuitEdge | None:
+    """An edge of the circuit; None if the entry says that it is not in there."""
+    edge = shape.edge(name)
+    score = number(entry, "score", f"edges.{name}")
+    if not entry["in_graph"]:
+        return None
+    reader = shape.readers[edge.reader]
+    slot = reader.kind if reader.kind in ("q", "k", "v") else None
+    return CircuitEdge(shape.writers[edge.writer].name, reader.node, slot, score=score)

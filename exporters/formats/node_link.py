@@ -1,0 +1,102 @@
+"""networkx's node-link JSON (https://networkx.org/documentation/stable/reference/readwrite).
+
+``networkx.node_link_graph(json.load(file), edges="edges")`` gives ``Circuit.graph``, with the run's
+description in ``graph.graph``: a multigraph, q, k and v edges being parallel edges of the keys
+``q``, ``k`` and ``v``. Strict JSON: what is missing is null.
+
+Keeps everything, and is read back equal, also when networkx wrote it again (3.3 and older say
+``links`` for ``edges``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ...circuits.result.circuit import Circuit, CircuitEdge
+from ...circuits.result.document import description, dumps, field, from_document
+from ...edges.errors import InputError
+from ...edges.names.graph import SLOTS
+from .table import edge_document
+
+_GROUP = "group"
+
+
+def to_node_link(circuit: Circuit) -> str:
+    """The circuit as node-link JSON text, one node or edge a line."""
+    return dumps(
+        {
+            "directed": True,
+            "multigraph": True,
+            "graph": description(circuit),
+            "nodes": [
+                {
+                    "kind": node.kind,
+                    "layer": node.layer,
+                    "head": node.head,
+                    "score": node.score,
+                    "id": node.name,
+                }
+                for node in circuit.nodes
+            ],
+            "edges": [_edge_row(edge) for edge in circuit.edges]
+            + [
+                {"source": kv_head, "target": head, "key": _GROUP}
+                for kv_head, head in circuit.groups
+            ],
+        }
+    )
+
+
+def from_node_link(data: Mapping[str, Any]) -> Circuit:
+    """The circuit of node-link data that wiremap wrote, or networkx after it.
+
+    Raises:
+        InputError: not that; what is lacking or contradictory is named.
+    """
+    about = field(data, "graph", dict)
+    if "shape" not in about:
+        raise InputError(
+            "graph: expected what the circuit was found in (shape), got none; wiremap reads the "
+            "node-link JSON it wrote, or networkx after it"
+        )
+    edges = field(data, "edges" if "edges" in data else "links", list)
+    return from_document(
+        {
+            **about,
+            "nodes": field(data, "nodes", list),
+            "edges": [
+                _edge(row, index)
+                for index, row in enumerate(edges)
+                if not (isinstance(row, dict) and row.get("key") == _GROUP)
+            ],
+        }
+    )
+
+
+def _edge_row(edge: CircuitEdge) -> dict[str, Any]:
+    low, high = edge.interval or (None, None)
+    return {
+        "score": edge.score,
+        "effect": edge.effect,
+        "standard_error": edge.standard_error,
+        "effect_low": low,
+        "effect_high": high,
+        "n_pairs": edge.n_pairs,
+        "verified": edge.verified,
+        "inclusion": edge.inclusion,
+        "source": edge.source,
+        "target": edge.target,
+        "key": edge.slot or "",
+    }
+
+
+def _edge(row: Any, index: int) -> dict[str, Any]:
+    where = f"edges[{index}]"
+    if not isinstance(row, dict):
+        raise InputError(f"{where}: expected an object, got {type(row).__name__}")
+    source, target, key = (field(row, name, str, where) for name in ("source", "target", "key"))
+    if key not in ("", *SLOTS):
+        raise InputError(f"{where}.key: expected q, k, v, group or '', got {key!r:.60}")
+    values = {**row, "effect_se": row.get("standard_error")}
+    return edge_document(values, source=source, target=target, slot=key or None)

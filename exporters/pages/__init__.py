@@ -1,0 +1,1 @@
+"""Web pages: the viewer and the report."""

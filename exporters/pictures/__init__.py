@@ -1,0 +1,1 @@
+"""Diagrams, curves and heat maps."""

@@ -1,0 +1,81 @@
+"""What every picture says of a circuit, its nodes and its edges, in a line each."""
+
+from __future__ import annotations
+
+import html
+
+from ...circuits.result.circuit import Circuit, CircuitEdge, CircuitNode
+from .shown import ShownNode
+
+THINNEST, WIDEST = 0.6, 5.0
+
+
+_PART = {"kv": "keys, values", "head": "attention", "attention": "attention", "mlp": "MLP"}
+
+
+def title(circuit: Circuit) -> str:
+    """What the circuit is of: ``gpt2 on ioi``."""
+    model = str(circuit.model.get("name", "model")).rstrip("/").rpartition("/")[2]
+    task = str(circuit.task.get("task") or circuit.task.get("pairs", "")).rpartition("/")[2]
+    return " on ".join(part for part in (model, task) if part)
+
+
+def unit(circuit: Circuit) -> str:
+    """The unit of the circuit's scores and effects."""
+    metric = str(circuit.method.get("metric", ""))
+    return {
+        "logit_diff": "logits",
+        "prob_diff": "probability",
+        "log_prob": "nats",
+        "kl": "nats",
+    }.get(metric, metric or "metric")
+
+
+def printable(text: str) -> str:
+    """Without the control characters that make an SVG ill-formed."""
+    return "".join(char for char in text if char.isprintable())
+
+
+def escaped(text: str) -> str:
+    """Text as a part of HTML, SVG and the HTML-like labels of Graphviz."""
+    return html.escape(printable(text))
+
+
+def row_label(node: CircuitNode | ShownNode) -> str:
+    """What the nodes of the row are that this one stands in."""
+    if node.layer is None:
+        return ""
+    return f"{node.layer} {_PART.get(node.kind, 'q, k, v')}"
+
+
+def node_text(node: CircuitNode | ShownNode, circuit: Circuit) -> str:
+    """What is known of a node, in one line."""
+    if node.score is None:
+        return node.name
+    return f"{node.name}: score {node.score:+.3g} {unit(circuit)}"
+
+
+def edge_text(edge: CircuitEdge, circuit: Circuit) -> str:
+    """What is known of an edge, in one line."""
+    parts: list[str] = []
+    if edge.effect is not None:
+        error = "" if edge.standard_error is None else f" ± {edge.standard_error:.2g}"
+        between = f", 95 % {interval_text(edge)}" if edge.interval else ""
+        pairs = f"({edge.n_pairs} pairs)"
+        parts.append(f"effect {edge.effect:+.3g}{error} {unit(circuit)}{between} {pairs}")
+    if edge.score is not None:
+        parts.append(f"score {edge.score:+.3g}")
+    if edge.inclusion is not None:
+        parts.append(f"in {edge.inclusion:.0%} of resampled circuits")
+    return f"{edge.name}: {', '.join(parts)}" if parts else edge.name
+
+
+def interval_text(edge: CircuitEdge) -> str:
+    """The interval of an edge's effect, ``[+4.5, +5.4]``; nothing if there is none."""
+    return "[{:+.3g}, {:+.3g}]".format(*edge.interval) if edge.interval else ""
+
+
+def line_width(worth: float, largest: float) -> float:
+    """How wide an edge is drawn, growing with its magnitude."""
+    share = abs(worth) / largest if largest else 0.0
+    return THINNEST + (WIDEST - THINNEST) * share

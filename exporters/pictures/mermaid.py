@@ -1,0 +1,61 @@
+"""Mermaid flowcharts (https://mermaid.js.org/syntax/flowchart.html), for Markdown pages.
+
+Keeps: nodes, edges, slots as labels of edges; sign as colour and dash, magnitude as width, verified
+or not as arrow or circle. Loses: edges beyond the 100 largest (or as many as asked for; Mermaid
+itself stops at 500), figures, tooltips. Not read back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ...circuits.result.circuit import Circuit
+from .dot import boxes, details, show_diagram
+from .labels import line_width, title
+from .palette import NEGATIVE, POSITIVE
+from .shown import View
+
+MOST_EDGES = 500
+"""More than this Mermaid does not draw, unless it is configured to."""
+
+
+_NO_VIEW = View()
+
+
+_ENTITIES = {'"': "#quot;", "#": "#35;", "&": "#amp;", "<": "#lt;", ">": "#gt;", ";": "#59;"}
+
+
+def to_mermaid(circuit: Circuit, view: View = _NO_VIEW) -> str:
+    """The circuit as a flowchart, input below, logits on top; the same bytes every time."""
+    shown = show_diagram(circuit, view if view.qkv else replace(view, qkv="merge"))
+    ids = {node.name: f"n{number}" for number, node in enumerate(shown.nodes)}
+    lines = ["flowchart BT", f"accTitle: {_text(f'{title(circuit)} - {details(circuit, shown)}')}"]
+    for number, (role, nodes) in enumerate(boxes(shown).items()):
+        if role is not None:
+            lines.append(f'subgraph s{number}["{_text(role)}"]')
+        lines += [f'{ids[node.name]}["{_text(node.name)}"]' for node in nodes]
+        if role is not None:
+            lines.append("end")
+    largest = max((abs(edge.worth) for edge in shown.edges), default=0.0)
+    for number, edge in enumerate(shown.edges):
+        if edge.kind != "edge":
+            lines += [f"{ids[edge.source]} -.- {ids[edge.target]}"]
+            continue
+        arrow = ("-.-" if edge.worth < 0 else "--") + (">" if edge.verified else "o")
+        label = f"|{','.join(edge.slots)}|" if edge.slots else ""
+        color = NEGATIVE if edge.worth < 0 else POSITIVE
+        lines += [
+            f"{ids[edge.source]} {arrow}{label} {ids[edge.target]}",
+            f"linkStyle {number} stroke:{color},stroke-width:{line_width(edge.worth, largest):.2f}px",
+        ]
+    lines.append(
+        "%% blue, solid: carries the behaviour; red, dashed: opposes it; wide: large; "
+        "arrow: verified, circle: only scored"
+    )
+    return "\n".join([*lines, ""])
+
+
+def _text(text: str) -> str:
+    """Text between quotes, in one line; Mermaid reads entities after ``#``."""
+    line = "".join(char if char.isprintable() else " " for char in text)
+    return "".join(_ENTITIES.get(char, char) for char in line)

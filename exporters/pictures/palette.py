@@ -1,0 +1,25 @@
+"""Colours of edges and nodes in every picture."""
+
+from __future__ import annotations
+
+POSITIVE = "#2166ac"
+
+
+NEGATIVE = "#b2182b"
+
+
+FAINT = "#999999"
+
+
+FILL = {
+    "input": "#ececec",
+    "kv": "#e6f0e2",
+    "head": "#e4ecf7",
+    "attention": "#e4ecf7",
+    "mlp": "#f7edd8",
+    "logits": "#ececec",
+    "group": "#efe6f3",
+}
+
+
+FILL_OF_SLOT = "#f6f6f6"
