@@ -11,7 +11,7 @@ import click
 from ..edges.errors import InputError
 from ..edges.nodes import FAMILIES
 from . import options
-from .console import progress, show_json, show_table
+from .console import if_stopped, progress, show_json, show_table
 
 if TYPE_CHECKING:
     from ..edges.atpstar import NodeScores
@@ -136,7 +136,7 @@ def nodes(
             how["method"], gradient, direction, how["metric"], how["steps"], how["schedule"]
         )
         how["gradient"] = rule.name
-    with progress(quiet or as_json) as report:
+    with if_stopped(), progress(quiet or as_json) as report:
         if how["method"] in _BASELINES:
             scores = rank_nodes(loaded, asked, **how).scores
         else:
@@ -279,7 +279,7 @@ def edges(
             "another gradient (--gradient integrated)"
         )
     limit = None if memory_limit is None else int(memory_limit * 2**30)
-    with progress(quiet or as_json) as report:
+    with if_stopped(), progress(quiet or as_json) as report:
         scores = score_edges(
             loaded,
             asked,

@@ -9,7 +9,7 @@ import click
 
 from ..edges.errors import InputError
 from . import options
-from .console import progress, show_json, show_table
+from .console import if_stopped, progress, show_json, show_table
 
 if TYPE_CHECKING:
     from ..circuits.circuit import CircuitEdge
@@ -105,6 +105,7 @@ def scrub(
     from ..circuits.discovery import describe_model, describe_task
     from ..circuits.document import dumps
     from ..circuits.hypothesis import Hypothesis, check_settings
+    from ..circuits.pruning import reaches
     from ..circuits.scrubbing import MAX_TREE
     from ..circuits.scrubbing import scrub as run
     from ..edges.files import write_atomically
@@ -139,7 +140,7 @@ def scrub(
         options.check_shape(loaded, of)
         metric = metric or str(of.method.get("metric", "logit_diff"))
     seed = (claim.seed if claim else 0) if seed is None else seed
-    with progress(quiet or as_json) as report:
+    with if_stopped(), progress(quiet or as_json) as report:
         result = run(
             loaded,
             asked,
@@ -156,7 +157,7 @@ def scrub(
             batch_size,
             lambda done, total: report("scrub", done, total),
         )
-    held = None if min_recovered is None else result.circuit.recovered >= min_recovered
+    held = None if min_recovered is None else reaches(result.circuit.recovered, min_recovered)
     document = {
         "model": describe_model(loaded),
         "dataset": describe_task(asked),
