@@ -195,7 +195,8 @@ def test_ctrl_c_keeps_what_verify_measured(tmp_path: Path) -> None:
 
 
 def test_a_command_that_keeps_nothing_says_so(run: Path) -> None:
-    ended = in_terminal("scrub", run, "--repeats", "100000", stop_at="scrub")
+    slow = ["--task", "induction", "--n-pairs", "256", "--batch-size", "1"]
+    ended = in_terminal("evaluate", run, *slow, stop_at="evaluate the circuit")
     assert ended.status == 1
     assert "stopped; nothing is kept: the same command begins anew" in ended.text
     check_left_as_it_was(ended)
