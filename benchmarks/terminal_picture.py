@@ -3,7 +3,7 @@
     python benchmarks/terminal_picture.py [-o docs/terminal.svg]
 
 Runs the command of ``make demo`` in tmux, waits until it has ended, and draws what then stands on
-the screen, as rich exports it. Nothing is typed in by hand. Needs tmux.
+the screen, as rich exports it, below the command's own line. Needs tmux.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
+COMMAND = "discover --out out/demo"
 COLUMNS = 80
 ROWS = 48
 ROOT = Path(__file__).parent.parent
@@ -29,7 +30,7 @@ def on_screen(directory: Path, seconds: float = 600) -> str:
     """The screen, with its colours as control sequences, after ``wiremap discover``."""
     tmux = ["tmux", "-L", f"wiremap-{os.getpid()}", "-f", os.devnull]
     ended = directory / "ended"
-    command = f"{sys.executable} -m wiremap.cli discover --out out/demo; touch {ended}; sleep 600"
+    command = f"{sys.executable} -m wiremap.cli {COMMAND}; touch {ended}; sleep 600"
     size = ["-x", str(COLUMNS), "-y", str(ROWS)]
     subprocess.run([*tmux, "new-session", "-d", *size, "-c", str(directory), command], check=True)
     try:
@@ -51,7 +52,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         shown = on_screen(Path(directory)).rstrip()
     console = Console(record=True, width=COLUMNS, file=io.StringIO())
-    console.print("[bold green]$[/] wiremap discover --out out/demo", highlight=False)
+    console.print(f"[bold green]$[/] wiremap {COMMAND}", highlight=False)
     console.print(Text.from_ansi(shown))
     # The class names would otherwise hang on a random number.
     out.write_text(console.export_svg(title="wiremap", unique_id="terminal"))
