@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from ..cli import options
+from . import options
 from .console import show_json, show_table
 
 

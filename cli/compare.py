@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..cli import options
+from . import options
 from .console import show_json, show_table
 
 if TYPE_CHECKING:

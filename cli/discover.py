@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..cli import options
 from ..edges.errors import InputError, WiremapError
-from .console import progress, show_json, show_table
+from . import options
+from .console import if_stopped, progress, show_json, show_table
 
 if TYPE_CHECKING:
     from ..circuits.result.circuit import Circuit
@@ -114,38 +114,32 @@ def discover(
     if out is None:
         name = asked.source.get("task") or Path(str(asked.source["pairs"])).stem
         out = Path("runs") / f"{Path(model).name}-{name}"
-    try:
-        with progress(quiet or as_json) as report:
-            circuit = run(
-                loaded,
-                asked,
-                out,
-                metric=metric,
-                direction=direction,
-                gradient=gradient,
-                **options.gradient_options(gradient, steps, schedule),
-                reader=reader,
-                budget=budget,
-                until_bound=until_bound,
-                target=target,
-                threshold=threshold,
-                alpha=alpha,
-                size=size,
-                prune=prune,
-                acdc=acdc,
-                tests=tests,
-                allow_weak=allow_weak,
-                batch_size=batch_size,
-                resume=resume,
-                progress=report,
-            )
-    except KeyboardInterrupt:
-        click.echo(
-            f"stopped; what was measured is kept in {out}: the same command with --resume goes on",
-            err=True,
+    with if_stopped(out), progress(quiet or as_json) as report:
+        circuit = run(
+            loaded,
+            asked,
+            out,
+            metric=metric,
+            direction=direction,
+            gradient=gradient,
+            **options.gradient_options(gradient, steps, schedule),
+            reader=reader,
+            budget=budget,
+            until_bound=until_bound,
+            target=target,
+            threshold=threshold,
+            alpha=alpha,
+            size=size,
+            prune=prune,
+            acdc=acdc,
+            tests=tests,
+            allow_weak=allow_weak,
+            batch_size=batch_size,
+            resume=resume,
+            progress=report,
         )
-        raise
-    written = _export(circuit, out)
+    with if_stopped(out):
+        written = _export(circuit, out)
     if as_json:
         show_json(to_document(circuit))
     elif not quiet:
@@ -220,6 +214,8 @@ def _evidence(evidence: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _show(circuit: Circuit, out: Path, written: list[str]) -> None:
+    from ..circuits.choice.pruning import reaches
+
     edges = sorted(circuit.edges, key=lambda edge: -abs(edge.worth or 0.0))
     rows = [
         [
@@ -240,7 +236,7 @@ def _show(circuit: Circuit, out: Path, written: list[str]) -> None:
         for line in _evidence(circuit.evidence):
             click.echo(line)
         target = circuit.method["target"]
-        if target is not None and not circuit.faithfulness.faithfulness >= target:
+        if target is not None and not reaches(circuit.faithfulness.faithfulness, target):
             verified, in_model = circuit.method["edges_verified"], circuit.method["edges_in_model"]
             click.echo(
                 f"note: the {verified} verified edges (of {in_model}) do not reach a faithfulness of "

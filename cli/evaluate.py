@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..cli import options
 from ..edges.errors import InputError
-from .console import progress, show_json, show_table
+from . import options
+from .console import if_stopped, progress, show_json, show_table
 
 if TYPE_CHECKING:
     from ..circuits.result.circuit import Circuit
@@ -118,7 +118,7 @@ def evaluate(
         "tests": partial(_tests, found, seed or 0),
     }
     notes: list[str] = []
-    with progress(quiet or as_json) as report:
+    with if_stopped(), progress(quiet or as_json) as report:
 
         def told(stage: str) -> Callable[[int, int], Any]:
             return lambda done, total: report(stage, done, total)

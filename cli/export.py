@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from ..cli import options
 from ..edges.errors import InputError
+from . import options
 
 
 @click.command()

@@ -11,6 +11,7 @@ import click
 from ..edges.errors import InputError, WiremapError, WiremapWarning
 from .about import info, models, schema, tasks
 from .compare import compare
+from .console import forgiving_stderr
 from .discover import discover
 from .evaluate import evaluate
 from .export import export
@@ -40,6 +41,10 @@ def _show_notes() -> None:
 
 
 class _Group(click.Group):
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        with forgiving_stderr():
+            return super().main(*args, **kwargs)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             with warnings.catch_warnings():

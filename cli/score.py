@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..cli import options
 from ..edges.errors import InputError
 from ..edges.names.nodes import FAMILIES
-from .console import progress, show_json, show_table
+from . import options
+from .console import if_stopped, progress, show_json, show_table
 
 if TYPE_CHECKING:
     from ..edges.model.transformer import Model
@@ -136,7 +136,7 @@ def nodes(
             how["method"], gradient, direction, how["metric"], how["steps"], how["schedule"]
         )
         how["gradient"] = rule.name
-    with progress(quiet or as_json) as report:
+    with if_stopped(), progress(quiet or as_json) as report:
         if how["method"] in _BASELINES:
             scores = rank_nodes(loaded, asked, **how).scores
         else:
@@ -279,7 +279,7 @@ def edges(
             "another gradient (--gradient integrated)"
         )
     limit = None if memory_limit is None else int(memory_limit * 2**30)
-    with progress(quiet or as_json) as report:
+    with if_stopped(), progress(quiet or as_json) as report:
         scores = score_edges(
             loaded,
             asked,

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..cli import options
 from ..edges.errors import InputError
-from .console import progress, show_json, show_table
+from . import options
+from .console import if_stopped, progress, show_json, show_table
 
 if TYPE_CHECKING:
     from ..circuits.evidence.scrubbing import Scrubbing
@@ -102,6 +102,7 @@ def scrub(
     recovered = (scrubbed - random) / (original - random). Exit codes: 0 the claim held, or none was
     made; 1 less than --min-recovered was recovered; 2 bad input.
     """
+    from ..circuits.choice.pruning import reaches
     from ..circuits.describe import describe_model, describe_task
     from ..circuits.evidence.scrubbing import MAX_TREE
     from ..circuits.evidence.scrubbing import scrub as run
@@ -139,7 +140,7 @@ def scrub(
         options.check_shape(loaded, of)
         metric = metric or str(of.method.get("metric", "logit_diff"))
     seed = (claim.seed if claim else 0) if seed is None else seed
-    with progress(quiet or as_json) as report:
+    with if_stopped(), progress(quiet or as_json) as report:
         result = run(
             loaded,
             asked,
@@ -156,7 +157,7 @@ def scrub(
             batch_size,
             lambda done, total: report("scrub", done, total),
         )
-    held = None if min_recovered is None else result.circuit.recovered >= min_recovered
+    held = None if min_recovered is None else reaches(result.circuit.recovered, min_recovered)
     document = {
         "model": describe_model(loaded),
         "dataset": describe_task(asked),

@@ -7,8 +7,8 @@ from typing import Any, cast
 
 import click
 
-from ..cli import options
 from ..edges.errors import InputError
+from . import options
 from .console import show_json
 
 

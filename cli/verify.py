@@ -7,9 +7,9 @@ from pathlib import Path
 
 import click
 
-from ..cli import options
 from ..edges.errors import InputError
-from .console import progress, show_json, show_table
+from . import options
+from .console import if_stopped, progress, show_json, show_table
 
 _SHOWN = 20
 _BUDGET = 200
@@ -192,56 +192,52 @@ def verify(
             3.0 if noise_scale is None else noise_scale,
             noise_seeds or 10,
         )
-    try:
-        with progress(quiet or as_json) as report:
-            bounded = None
-            if until_bound is not None:
-                verified, bounded = verify_until(
-                    model,
-                    pairs,
-                    names,
-                    until_bound,
-                    how["metric"],
-                    how["direction"],
-                    batch_size,
-                    out,
-                    nodes=edges is None,
-                    options=BoundOptions(
-                        samples=samples, probability=probability, confidence=confidence
-                    ),
-                    progress=lambda done: report("measure", done, len(names)),
-                )
-            else:
-                verified = measure(
-                    model,
-                    pairs,
-                    names,
-                    how["metric"],
-                    how["direction"],
-                    batch_size,
-                    out,
-                    nodes=edges is None,
-                    patch_with=source,
-                    progress=lambda done: report("measure", done, len(names)),
-                    frozen=frozen,
-                )
-            if bound:
-                bounded = bound_unverified(
-                    model,
-                    pairs,
-                    rest,
-                    how["metric"],
-                    how["direction"],
-                    items,
-                    samples,
-                    probability,
-                    confidence,
-                    batch_size=batch_size,
-                    progress=lambda done: report("bound", done, samples * len(pairs)),
-                )
-    except KeyboardInterrupt:
-        click.echo(f"stopped; what was measured is kept in {out}: --resume goes on", err=True)
-        raise
+    with if_stopped(out), progress(quiet or as_json) as report:
+        bounded = None
+        if until_bound is not None:
+            verified, bounded = verify_until(
+                model,
+                pairs,
+                names,
+                until_bound,
+                how["metric"],
+                how["direction"],
+                batch_size,
+                out,
+                nodes=edges is None,
+                options=BoundOptions(
+                    samples=samples, probability=probability, confidence=confidence
+                ),
+                progress=lambda done: report(f"measure {items}", done, len(names)),
+            )
+        else:
+            verified = measure(
+                model,
+                pairs,
+                names,
+                how["metric"],
+                how["direction"],
+                batch_size,
+                out,
+                nodes=edges is None,
+                patch_with=source,
+                progress=lambda done: report(f"measure {items}", done, len(names)),
+                frozen=frozen,
+            )
+        if bound:
+            bounded = bound_unverified(
+                model,
+                pairs,
+                rest,
+                how["metric"],
+                how["direction"],
+                items,
+                samples,
+                probability,
+                confidence,
+                batch_size=batch_size,
+                progress=lambda done: report("bound", done, samples * len(pairs)),
+            )
     error = None
     if edges is not None:
         told = {"metric": how["metric"], "direction": how["direction"], "frozen": frozen}

@@ -44,6 +44,11 @@ ON_NO_PATH = "on no path from input to logits"
 PRUNE = ("top", "greedy")
 """How a number of edges is chosen: the largest, or from the logits backwards."""
 
+TOLERANCE = 1e-5
+"""How far below a target a faithfulness may stay and still reach it. Rounding in float32 moves a
+faithfulness by a few millionths, differently on every processor; a target of 1, which all edges
+together reach exactly in theory, would be decided by it."""
+
 
 @dataclass(frozen=True)
 class Pruned:
@@ -60,6 +65,11 @@ class Pruned:
     def counts(self) -> dict[str, int]:
         """How many edges each rule removed."""
         return dict(Counter(self.removed.values()))
+
+
+def reaches(faithfulness: float, target: float) -> bool:
+    """Whether a faithfulness (or a share recovered) is at least the target, less ``TOLERANCE``."""
+    return faithfulness >= target - TOLERANCE
 
 
 def check_rules(
@@ -162,6 +172,8 @@ def prune_to_size(
 ) -> Pruned:
     """Keeps the ``size`` largest edges: the verified by |effect| first, then the rest by |score|.
 
+    Of edges of the same size, those given first.
+
     Args:
         prune: ``top`` takes the largest anywhere; ``greedy`` begins at the logits and goes on
             adding the largest edge into a node that is connected to them already, as
@@ -217,6 +229,11 @@ def prune_to_target(
     the circuit began with the most faithfulness left, over and over until none can be left out.
     What is left on no path goes with the edge that was left out.
 
+    To reach a faithfulness is to fall short of it by at most ``TOLERANCE``; what is left without
+    one edge or without another is the same if it rounds to the same multiple of ``TOLERANCE``, and
+    then the edge of the smaller |effect| is tried first. Of effects of the same size, the edge given
+    first counts as the larger.
+
     So no single edge of the result can be spared; a smaller circuit may exist all the same. If all
     verified edges fall short of the target, all are kept.
 
@@ -236,7 +253,7 @@ def prune_to_target(
 
     for aim in ((1 + target) / 2, target):
         first = fewest(largest_first, aim, alone)
-        if alone(first) >= aim:
+        if reaches(alone(first), aim):
             removed |= {edge.name: NOT_NEEDED for edge in largest_first[len(first) :]}
             spared = _spared(shape, first, target, alone)
             removed |= {edge.name: NOT_NEEDED for edge in spared}
@@ -251,12 +268,12 @@ def fewest(
 ) -> Sequence[CircuitEdge]:
     """The fewest of the ranked edges, from the first, that reach the target; all if none do.
 
-    Found by bisection, as if faithfulness grew with every edge; it mostly does.
+    See ``reaches``. Found by bisection, as if faithfulness grew with every edge; it mostly does.
     """
     too_few, enough = 0, len(ranked)
     while enough - too_few > 1:
         middle = (too_few + enough) // 2
-        if faithfulness(ranked[:middle]) >= target:
+        if reaches(faithfulness(ranked[:middle]), target):
             enough = middle
         else:
             too_few = middle
@@ -275,7 +292,7 @@ def _spared(
         return connected(shape, [other for other in kept if other is not edge])
 
     kept = connected(shape, edges)
-    left = {edge.name: faithfulness(without(edge)) for edge in kept}
+    left = {edge.name: round(faithfulness(without(edge)) / TOLERANCE) for edge in kept}
     most_left_first = sorted(kept, key=lambda edge: (-left[edge.name], abs(edge.effect or 0.0)))
     spared: list[CircuitEdge] = []
     n_spared = -1
@@ -283,7 +300,7 @@ def _spared(
         n_spared = len(spared)
         for edge in most_left_first:
             # An edge that is gone went by itself, or with one that its path led through.
-            if edge in kept and faithfulness(rest := without(edge)) >= target:
+            if edge in kept and reaches(faithfulness(rest := without(edge)), target):
                 spared.append(edge)
                 kept = rest
     return spared

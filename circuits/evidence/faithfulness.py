@@ -49,7 +49,7 @@ def evaluate(
     faithfulness = (m(circuit) - m(empty)) / (m(full) - m(empty)), each m a mean over the pairs
     before the ratio is taken (as in MIB, Mueller et al., 2025, arXiv 2504.13151).
 
-    Args and errors as for ``wiremap.edges.masking.run_edges``; no edges at all are a
+    Args and errors as for ``wiremap.edges.effects.reduced.run_edges``; no edges at all are a
     ``WiremapWarning``. Besides
 
     Raises:
@@ -112,7 +112,7 @@ def read_metrics(
     ``kl`` is minus the divergence from the clean run in nats, so 0 for the model itself;
     ``accuracy`` the share of pairs whose most likely token is an answer.
 
-    Args and errors as for ``wiremap.edges.masking.run_edge_sets``.
+    Args and errors as for ``wiremap.edges.effects.reduced.run_edge_sets``.
     """
     found = run_edge_sets(model, pairs, [edges], metrics, batch_size, progress)
     readings: list[Reading] = []

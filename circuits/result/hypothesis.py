@@ -50,7 +50,8 @@ class Hypothesis:
 
     Attributes:
         scheme, other, repeats, seed: see ``wiremap.circuits.scrub``.
-        min_recovered: the claim holds if at least this fraction is recovered; None claims nothing.
+        min_recovered: the claim holds if at least this fraction is recovered (see
+            ``pruning.reaches``); None claims nothing.
 
     Raises:
         InputError: an unknown scheme or sampler, less than one repeat, a claim that is no number.

@@ -330,7 +330,7 @@ sys.path.insert(0, {tests!r})
 import torch, tiny
 from wiremap.circuits import discover
 from wiremap.edges import PromptPairs
-torch.set_num_threads(1)
+torch.set_num_threads({threads})
 
 tokens = torch.load({tokens!r}, weights_only=True)
 calls = dict()
@@ -366,7 +366,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(
     torch.save([task.clean, task.corrupted, task.answers, task.wrong], tokens)
     program = _KILLED.format(
         tests=str(Path(tiny.__file__).parent), tokens=str(tokens), out=str(out), stage=stage,
-        calls=calls,
+        calls=calls, threads=torch.get_num_threads(),
     )  # fmt: skip
     killed = subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=False)
     assert killed.returncode == -9

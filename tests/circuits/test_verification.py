@@ -56,8 +56,8 @@ def test_effects_are_those_of_patching(
     found = verify(model, pairs, names, effects_file=file)
     exact = patch_edges(model, pairs, names)
     for item, mean, error in zip(found, exact.mean(), exact.standard_error(), strict=True):
-        assert item.effect == pytest.approx(mean.item(), rel=1e-5, abs=1e-6)
-        assert item.standard_error == pytest.approx(error.item(), rel=1e-4, abs=1e-6)
+        assert item.effect == pytest.approx(mean.item(), rel=1e-5, abs=1e-5)
+        assert item.standard_error == pytest.approx(error.item(), rel=1e-4, abs=1e-5)
     assert read_effects(file) == found
     assert [json.loads(line)["name"] for line in file.read_text().splitlines()] == names
 

@@ -108,15 +108,23 @@ def test_paths_groups_and_frozen_are_those_of_the_library(
     single = patch_edges(*known, [path, "m1->logits"]).mean().tolist()
     assert effects[:2] == pytest.approx(single, rel=1e-4)
     assert effects[2] == pytest.approx(patch_together(*known, [group]).mean().item(), rel=1e-4)
-    by_frozen: list[float] = []
+    # Clean and corrupted prompts end in the same token, so m0 writes the same behind the last token,
+    # and with heads frozen no other token's m0 is read. What a0.h0 hands m0 differs there.
+    by_frozen: dict[str, list[float]] = {"input->m0": [], "a0.h0->m0": []}
+    asked = [part for name in by_frozen for part in ("--path", name)]
     for frozen in ("none", "heads", "all"):
         out = tmp_path / f"{frozen}.jsonl"
-        row = told("verify", scores, "--path", "input->m0", "--frozen", frozen, "-o", out)
-        by_frozen.append(row["effects"][0]["effect"])
-        exact = patch_edges(*known, ["input->m0"], frozen=frozen).mean().item()
-        assert by_frozen[-1] == pytest.approx(exact, rel=1e-4, abs=1e-4)
-    assert len(set(by_frozen)) == 3
-    again = ["verify", scores, "--path", "input->m0", "-o", tmp_path / "all.jsonl", "--resume"]
+        rows = told("verify", scores, *asked, "--frozen", frozen, "-o", out)["effects"]
+        exact = patch_edges(*known, list(by_frozen), frozen=frozen).mean().tolist()
+        for row, expected in zip(rows, exact, strict=True):
+            assert row["effect"] == pytest.approx(expected, rel=1e-4, abs=1e-4)
+            by_frozen[row["name"]].append(row["effect"])
+    none, heads, all_of_them = by_frozen["input->m0"]
+    assert abs(none) > 0.01
+    assert [heads, all_of_them] == pytest.approx([0, 0], abs=1e-4)
+    none, heads, all_of_them = by_frozen["a0.h0->m0"]
+    assert min(abs(none - heads), abs(none - all_of_them), abs(heads - all_of_them)) > 1e-3
+    again = ["verify", scores, *asked, "-o", tmp_path / "all.jsonl", "--resume"]
     assert "measured with another frozen; ask the same again" in refused(*again)
 
 
