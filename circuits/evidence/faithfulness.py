@@ -329,7 +329,7 @@ def localize(
         places, values = scores.ranking()
     else:
         scores = dict(scores)
-        places = edge_places(model.graph, scores)
+        places = edge_places(model.graph, list(scores))
         values = torch.tensor(list(scores.values()), dtype=torch.float64)
     strange = (~values.isfinite()).nonzero().flatten().tolist()
     if strange:

@@ -137,12 +137,16 @@ def bound_unverified(
             or probability outside (0, 1), too few samples (the number needed is named).
         WiremapError: an effect that is not finite.
     """
-    measures = {"nodes": node_effects, "edges": edge_effects}
-    if items not in measures:
-        raise InputError(f"unknown items {items!r}; there are {', '.join(measures)}")
-    measure = measures[items](model, pairs, names, metric, direction, batch_size, progress)
+    if items not in ("nodes", "edges"):
+        raise InputError(f"unknown items {items!r}; there are nodes, edges")
+    options = (metric, direction, batch_size, progress)
+    edges = names
     if isinstance(names, Tensor):
         names = [model.graph.edge_name(Edge(*ends)) for ends in names.tolist()]
+    if items == "nodes":
+        measure = node_effects(model, pairs, names, *options)
+    else:
+        measure = edge_effects(model, pairs, edges, *options)
     unit = _UNITS.get(metric, "") if isinstance(metric, str) else ""
     return bound_effects(
         measure,

@@ -319,13 +319,12 @@ class ModelGraph:
         first, *names = name.split("->")
         if not names:
             self.edge(name)  # says what is expected
-        writer, readers = first, list[int]()
+        writer, edges = first, list[Edge]()
         for reader in names:
-            edge = self.edge(f"{writer}->{reader}")
-            readers.append(edge.reader)
-            node = self.fed_by(edge.reader)[0]
+            edges.append(self.edge(f"{writer}->{reader}"))
+            node = self.fed_by(edges[-1].reader)[0]
             writer = "logits" if node == ROOT else self.writers[node].name
-        return self.writer(first), tuple(readers)
+        return edges[0].writer, tuple(edge.reader for edge in edges)
 
     def _unknown(self, what: str, name: str, known: Iterable[str]) -> str:
         names = list(known)

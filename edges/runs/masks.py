@@ -19,7 +19,7 @@ EdgeSet = Collection[str] | Bool[Tensor, "writer reader"]
 """Edges by name, or as a mask over the model's writers and readers, such as of ``edge_mask``."""
 
 
-EdgeList = Collection[str] | Int64[Tensor, "edge end"]
+EdgeList = Sequence[str] | Int64[Tensor, "edge end"]
 """Edges by name, or by the places of their writers and readers, such as of ``edge_places``."""
 
 
