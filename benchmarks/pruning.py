@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -28,8 +28,9 @@ from wiremap.circuits.discovery import candidates_of
 from wiremap.circuits.result.circuit import CircuitEdge
 from wiremap.circuits.tasks.task import usual_metric
 from wiremap.circuits.zoo import RECIPES
-from wiremap.edges import Model, PromptPairs, score_edges
+from wiremap.edges import EdgeScores, Model, PromptPairs, score_edges
 from wiremap.edges.effects.reduced_runs import ReducedRuns
+from wiremap.edges.runs.masks import EdgeSet, as_mask, places_mask
 from wiremap.edges.scores.rules import recommended_gradient
 
 N_PAIRS = 16
@@ -64,18 +65,21 @@ class Bench:
         model.check_pairs(pairs)  # once per model; not part of any method
         with ReducedRuns(model, pairs, self.metric) as runs:
             self.full, self.empty = runs.full.mean().item(), runs.empty.mean().item()
-        graph = model.graph
-        self.every = candidates_of(model, [(graph.edge_name(one), 0.0) for one in graph.edges()])
+        nothing = torch.zeros(len(model.graph.writers), len(model.graph.readers))
+        self.every = candidates_of(EdgeScores(model.graph, nothing))
 
-    def faithfulness(self, runs: ReducedRuns, edges: Collection[str]) -> float:
-        return (runs.values(edges).mean().item() - self.empty) / (self.full - self.empty)
+    def faithfulness(self, runs: ReducedRuns, edges: EdgeSet) -> float:
+        return (runs.values(as_mask(self.model.graph, edges)).mean().item() - self.empty) / (
+            self.full - self.empty
+        )
 
     def measured(self) -> list[CircuitEdge]:
         """All edges scored, the best verified, as ``discover`` does it."""
         gradient = recommended_gradient(self.metric, self.model)
-        ranked = score_edges(self.model, self.pairs, metric=self.metric, gradient=gradient).top()
-        best = [name for name, _ in ranked[:BUDGET]]
-        return candidates_of(self.model, ranked, verify(self.model, self.pairs, best, self.metric))
+        scores = score_edges(self.model, self.pairs, metric=self.metric, gradient=gradient)
+        best = [name for name, _ in scores.top(BUDGET)]
+        verified = verify(self.model, self.pairs, best, self.metric)
+        return candidates_of(scores, verified=verified)
 
     def timed(self, how: str, find: Callable[[ReducedRuns], Pruned], metric: str) -> Found:
         start = time.process_time()
@@ -92,7 +96,7 @@ class Bench:
                 self.model.graph,
                 self.measured(),
                 TARGET,
-                lambda edges: self.faithfulness(runs, edges),
+                lambda edges: self.faithfulness(runs, places_mask(self.model.graph, edges)),
             )
 
         return self.timed("target search", find, self.metric)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -12,13 +12,16 @@ from typing import Any
 from ..edges.effects.reduced_runs import ReducedRuns
 from ..edges.errors import InputError
 from ..edges.model.transformer import Model
-from ..edges.names.graph import SLOTS
+from ..edges.names.graph import Edge
 from ..edges.question.prompts import PromptPairs
+from ..edges.runs.masks import places_mask
 from ..edges.scores.edge_scores import EdgeScores, check_reader, score_edges
 from ..edges.scores.node_scores import NodeScores, score_nodes
 from ..edges.scores.rules import recommended_gradient, resolve_gradient
 from .choice.acdc import prune_by_acdc
 from .choice.pruning import (
+    BEYOND_SIZE,
+    NOT_VERIFIED,
     PRUNE,
     Pruned,
     check_rules,
@@ -147,16 +150,14 @@ def discover(
     measure_gap(model, pairs, metric, allow_weak, batch_size)
     run = None if out is None else RunDirectory(Path(out), question, model.device, resume)
     nodes, edges = _score(model, pairs, question, run, report)
-    ranked = edges.top()
-    verified, bound = _verify(model, pairs, [name for name, _ in ranked], question, run, report)
-    candidates = candidates_of(model, ranked, verified)
+    verified, bound = _verify(model, pairs, edges, question, run, report)
 
     with _stage(run, "prune"):
-        pruned = _prune(model, pairs, candidates, question["method"], report)
+        pruned = _prune(model, pairs, edges, verified, question["method"], report)
         names = [edge.name for edge in pruned.kept]
         faithfulness = evaluate(model, pairs, names, metric, batch_size)
     with _stage(run, "evidence"):
-        evidence = gather(model, pairs, names, ranked, question["method"], report)
+        evidence = gather(model, pairs, names, edges, question["method"], report)
         if bound is not None:
             evidence["bound"] = bound
         resampled = resample(verified, names, threshold)
@@ -262,17 +263,18 @@ def _score(
 def _verify(
     model: Model,
     pairs: PromptPairs,
-    edges: Sequence[str],
+    scores: EdgeScores,
     question: Mapping[str, Any],
     run: RunDirectory | None,
     report: Progress,
 ) -> tuple[list[Verified], dict[str, Any] | None]:
-    """The edges verified of these, best first, and a bound on the others."""
+    """The edges verified, best first, and a bound on the others."""
     method = question["method"]
     how = {key: method[key] for key in ("metric", "direction", "batch_size")}
     effects_file = run.path / EFFECTS_FILE if run else None
     with _stage(run, "verify"):
         if method["until_bound"] is not None:
+            edges = [name for name, _ in scores.top()]
             verified, found = verify_until(
                 model,
                 pairs,
@@ -287,13 +289,15 @@ def _verify(
         verified = verify(
             model,
             pairs,
-            edges[:budget],
+            [name for name, _ in scores.top(budget)],
             **how,
             effects_file=effects_file,
             progress=lambda done: report("verify edges", done, budget),
         )
     with _stage(run, "bound"):
-        return verified, bound_rest(model, pairs, edges[budget:], **how, report=report)
+        return verified, bound_rest(
+            model, pairs, scores.ranking()[0][budget:], **how, report=report
+        )
 
 
 def _with_intervals(edges: Sequence[CircuitEdge], found: Stability) -> list[CircuitEdge]:
@@ -308,6 +312,26 @@ def _with_intervals(edges: Sequence[CircuitEdge], found: Stability) -> list[Circ
 
 
 def _prune(
+    model: Model,
+    pairs: PromptPairs,
+    scores: EdgeScores,
+    verified: Sequence[Verified],
+    method: Mapping[str, Any],
+    report: Progress,
+) -> Pruned:
+    """The edges to keep. Those that no rule can keep are counted, and never made."""
+    graph, size = model.graph, method["size"]
+    n_candidates, rule = len(verified), NOT_VERIFIED
+    if size is not None:
+        n_candidates, rule = max(len(verified), size), BEYOND_SIZE
+    if method["acdc"] is not None or method["prune"] == "greedy":
+        n_candidates = graph.n_edges
+    candidates = candidates_of(scores, n_candidates, verified)
+    pruned = _prune_candidates(model, pairs, candidates, method, report)
+    return replace(pruned, beyond={rule: graph.n_edges - len(candidates)})
+
+
+def _prune_candidates(
     model: Model,
     pairs: PromptPairs,
     candidates: Sequence[CircuitEdge],
@@ -326,34 +350,31 @@ def _prune(
             )
         full, empty = runs.full.mean().item(), runs.empty.mean().item()
 
-        def faithfulness(edges: Collection[str]) -> float:
+        def faithfulness(edges: Sequence[Edge]) -> float:
             if full == empty:
                 return math.nan  # never enough; evaluating the circuit says why
-            value = runs.values(edges).mean().item()
+            value = runs.values(places_mask(graph, edges)).mean().item()
             return Faithfulness(full, empty, value, len(pairs)).faithfulness
 
         return prune_to_target(graph, candidates, method["target"], faithfulness)
 
 
 def candidates_of(
-    model: Model, ranked: Sequence[tuple[str, float]], verified: Sequence[Verified] = ()
+    scores: EdgeScores, n: int | None = None, verified: Sequence[Verified] = ()
 ) -> list[CircuitEdge]:
-    """Edges, best score first, with what is known of each."""
-    measured = {edge.name: edge for edge in verified}
+    """The ``n`` edges of the best scores (all by default), with what is known of each."""
+    graph, measured = scores.graph, {edge.name: edge for edge in verified}
+    places, values = scores.ranking()
     candidates: list[CircuitEdge] = []
-    for name, score in ranked:
-        edge = model.graph.edge(name)
-        reader = model.graph.readers[edge.reader]
-        found = measured.get(name)
-        candidates.append(
-            CircuitEdge(
-                source=model.graph.writers[edge.writer].name,
-                target=reader.node,
-                slot=reader.kind if reader.kind in SLOTS else None,
-                score=score,
-                effect=found and found.effect,
-                standard_error=found and found.standard_error,
-                n_pairs=found and len(found.effects),
+    for ends, score in zip(places[:n].tolist(), values[:n].tolist(), strict=True):
+        writer, reader = graph.ends(Edge(*ends))
+        edge = CircuitEdge(writer.name, reader.node, reader.slot, score)
+        if (effect := measured.get(edge.name)) is not None:
+            edge = replace(
+                edge,
+                effect=effect.effect,
+                standard_error=effect.standard_error,
+                n_pairs=len(effect.effects),
             )
-        )
+        candidates.append(edge)
     return candidates

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ..circuits.result.circuit import Circuit
     from ..edges.model.transformer import Model
     from ..edges.question.prompts import PromptPairs
+    from ..edges.scores.edge_scores import EdgeScores
 
 _SHOWN = 10
 _SECTIONS = ("curve", "completeness", "minimality", "stability", "tests")
@@ -189,13 +190,15 @@ def _curve(
     from ..circuits.record.scores_file import SCORES_FILE, read_scores
 
     ranked_by = "the circuit's edges, by verified effect, or score where there is none"
-    scores = [(edge.name, edge.worth or 0.0) for edge in found.edges]
+    scores: EdgeScores | list[tuple[str, float]] = [
+        (edge.name, edge.worth or 0.0) for edge in found.edges
+    ]
     if run is not None and (run / SCORES_FILE).is_file():
         _, table, _ = read_scores(run / SCORES_FILE)
         if table is not None:
             if table.graph != found.shape:
                 raise InputError(f"{run / SCORES_FILE}: expected scores of the circuit's model")
-            ranked_by, scores = "scores of all edges", table.top()
+            ranked_by, scores = "scores of all edges", table
     result = localize(model, pairs, scores, metric, batch_size=batch_size, progress=told)
     return {"ranked_by": ranked_by, **result.as_document()}
 

@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ...edges.effects.reduced_runs import ReducedRuns
-from ...edges.names.graph import Edge, using
+from ...edges.names.graph import Edge
 from ...edges.runs.masks import full_mask
 from ..result.circuit import CircuitEdge
 from .pruning import BELOW_TAU, ON_NO_PATH, Pruned, check_rules, removing
@@ -53,16 +53,16 @@ def prune_by_acdc(
     value = runs.full.mean().item()
     removed: dict[str, str] = {}
     for index, reader in reversed([*enumerate(graph.readers)]):
-        leads_on = reader.kind == "logits" or bool(kept[:, using(graph, reader)].any())
+        leads_on = reader.kind == "logits" or bool(kept[list(graph.fed_by(index))].any())
         for writer in reversed(range(reader.n_writers)):
             rule = BELOW_TAU if leads_on else ON_NO_PATH
-            kept[index, writer] = False
+            kept[writer, index] = False
             if leads_on:
                 without = runs.values(kept).mean().item()
                 if value - without < tau:
                     value = without
                 else:
-                    kept[index, writer], rule = True, ""
+                    kept[writer, index], rule = True, ""
             if rule:
                 removed[graph.edge_name(Edge(writer, index))] = rule
             if progress is not None:

@@ -10,15 +10,14 @@ from __future__ import annotations
 import heapq
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
-import networkx
 from scipy.special import stdtr
 
 from ...edges.errors import InputError
-from ...edges.names.graph import ModelGraph
-from ..result.circuit import CircuitEdge, all_nodes
+from ...edges.names.graph import ROOT, Edge, ModelGraph
+from ..result.circuit import CircuitEdge
 
 NOT_VERIFIED = "not verified"
 
@@ -57,14 +56,18 @@ class Pruned:
     Attributes:
         kept: in the order they were given.
         removed: the name of every other edge, with the rule it was removed by.
+        beyond: how many more of the model's edges a rule removed, which were not given.
     """
 
     kept: tuple[CircuitEdge, ...]
     removed: Mapping[str, str]
+    beyond: Mapping[str, int] = field(default_factory=dict[str, int])
 
     def counts(self) -> dict[str, int]:
         """How many edges each rule removed."""
-        return dict(Counter(self.removed.values()))
+        counts = Counter(self.removed.values())
+        counts.update(self.beyond)
+        return {rule: count for rule, count in counts.items() if count}
 
 
 def reaches(faithfulness: float, target: float) -> bool:
@@ -194,32 +197,28 @@ def prune_to_size(
 
 def _backwards(shape: ModelGraph, ranked: Sequence[CircuitEdge]) -> Iterator[CircuitEdge]:
     """The edges in the order greedy search adds them; of those it may add, the first in rank."""
-    into: dict[str, list[tuple[int, CircuitEdge]]] = {}
-    for rank, edge in enumerate(ranked):
-        into.setdefault(edge.target, []).append((rank, edge))
-    waiting = into.pop("logits", [])  # sorted, which makes it a heap
-    while waiting:
-        _, edge = heapq.heappop(waiting)
-        yield edge
-        for node in _nodes_read_by(shape, edge.source):
-            for item in into.pop(node, []):
-                heapq.heappush(waiting, item)
-
-
-def _nodes_read_by(shape: ModelGraph, writer: str) -> list[str]:
-    """The nodes whose inputs a writer depends on: itself and, of a head, the keys it shares."""
-    nodes = [writer]
-    if ".h" in writer and shape.n_kv_heads != shape.n_heads:
-        layer, _, head = writer[1:].partition(".h")
-        nodes.append(f"a{layer}.kv{int(head) * shape.n_kv_heads // shape.n_heads}")
-    return nodes
+    places = [shape.edge(edge.name) for edge in ranked]
+    into: dict[int, list[int]] = {}  # of each reader the ranks of the edges into it
+    for rank, place in enumerate(places):
+        into.setdefault(place.reader, []).append(rank)
+    waiting: list[int] = []
+    node = ROOT
+    while True:
+        for reader in shape.read_by(node):
+            for rank in into.pop(reader, []):
+                heapq.heappush(waiting, rank)
+        if not waiting:
+            return
+        rank = heapq.heappop(waiting)
+        yield ranked[rank]
+        node = places[rank].writer
 
 
 def prune_to_target(
     shape: ModelGraph,
     edges: Sequence[CircuitEdge],
     target: float,
-    faithfulness: Callable[[Collection[str]], float],
+    faithfulness: Callable[[Sequence[Edge]], float],
 ) -> Pruned:
     """Keeps few verified edges that together reach a faithfulness of ``target``.
 
@@ -238,7 +237,7 @@ def prune_to_target(
     verified edges fall short of the target, all are kept.
 
     Args:
-        faithfulness: of a set of edges, by name.
+        faithfulness: of a set of edges, by their places.
 
     Raises:
         InputError: a target that is not above 0 and at most 1.
@@ -246,26 +245,29 @@ def prune_to_target(
     check_rules(target=target)
     removed = {edge.name: NOT_VERIFIED for edge in edges if not edge.verified}
     verified = [edge for edge in edges if edge.verified]
-    largest_first = sorted(verified, key=lambda edge: -abs(edge.effect or 0.0))
+    verified.sort(key=lambda edge: -abs(edge.effect or 0.0))
+    by_place = {shape.edge(edge.name): edge for edge in verified}
+    largest_first = list(by_place)
 
-    def alone(some: Sequence[CircuitEdge]) -> float:
-        return faithfulness([edge.name for edge in connected(shape, some)])
+    def alone(places: Sequence[Edge]) -> float:
+        return faithfulness(shape.live(places))
+
+    def effect(place: Edge) -> float:
+        return abs(by_place[place].effect or 0.0)
 
     for aim in ((1 + target) / 2, target):
         first = fewest(largest_first, aim, alone)
         if reaches(alone(first), aim):
-            removed |= {edge.name: NOT_NEEDED for edge in largest_first[len(first) :]}
-            spared = _spared(shape, first, target, alone)
-            removed |= {edge.name: NOT_NEEDED for edge in spared}
+            spared = _spared(shape, first, target, effect, alone)
+            for place in (*largest_first[len(first) :], *spared):
+                removed[by_place[place].name] = NOT_NEEDED
             break
     return removing(shape, edges, removed)
 
 
 def fewest(
-    ranked: Sequence[CircuitEdge],
-    target: float,
-    faithfulness: Callable[[Sequence[CircuitEdge]], float],
-) -> Sequence[CircuitEdge]:
+    ranked: Sequence[Edge], target: float, faithfulness: Callable[[Sequence[Edge]], float]
+) -> Sequence[Edge]:
     """The fewest of the ranked edges, from the first, that reach the target; all if none do.
 
     See ``reaches``. Found by bisection, as if faithfulness grew with every edge; it mostly does.
@@ -282,19 +284,20 @@ def fewest(
 
 def _spared(
     shape: ModelGraph,
-    edges: Sequence[CircuitEdge],
+    edges: Sequence[Edge],
     target: float,
-    faithfulness: Callable[[Sequence[CircuitEdge]], float],
-) -> list[CircuitEdge]:
-    """What of ``edges`` (largest first) can be left out while the rest reaches the target."""
+    effect: Callable[[Edge], float],
+    faithfulness: Callable[[Sequence[Edge]], float],
+) -> list[Edge]:
+    """What of ``edges`` (largest ``effect`` first) can be left out while the rest reaches the target."""
 
-    def without(edge: CircuitEdge) -> list[CircuitEdge]:
-        return connected(shape, [other for other in kept if other is not edge])
+    def without(edge: Edge) -> list[Edge]:
+        return shape.live([other for other in kept if other != edge])
 
-    kept = connected(shape, edges)
-    left = {edge.name: round(faithfulness(without(edge)) / TOLERANCE) for edge in kept}
-    most_left_first = sorted(kept, key=lambda edge: (-left[edge.name], abs(edge.effect or 0.0)))
-    spared: list[CircuitEdge] = []
+    kept = shape.live(edges)
+    left = {edge: round(faithfulness(without(edge)) / TOLERANCE) for edge in kept}
+    most_left_first = sorted(kept, key=lambda edge: (-left[edge], effect(edge)))
+    spared: list[Edge] = []
     n_spared = -1
     while n_spared < len(spared):
         n_spared = len(spared)
@@ -307,18 +310,7 @@ def _spared(
 
 
 def connected(shape: ModelGraph, edges: Sequence[CircuitEdge]) -> list[CircuitEdge]:
-    """The edges that lie on a path from ``input`` to ``logits`` through these edges.
-
-    A head passes on what its query, key or value reads; a key-value head that a group shares
-    passes on to every query head of the group.
-    """
-    graph = networkx.DiGraph((edge.source, edge.target) for edge in edges)
-    for node in all_nodes(shape):
-        if node.kind == "kv" and node.head is not None and node.name in graph:
-            heads = (f"a{node.layer}.h{head}" for head in shape.query_heads(node.head))
-            graph.add_edges_from((node.name, head) for head in heads)
-    if "input" not in graph or "logits" not in graph:
-        return []
-    from_input = networkx.descendants(graph, "input") | {"input"}
-    to_logits = networkx.ancestors(graph, "logits") | {"logits"}
-    return [edge for edge in edges if edge.source in from_input and edge.target in to_logits]
+    """The edges that lie on a path from ``input`` to ``logits`` through these; see ``live_rows``."""
+    places = [shape.edge(edge.name) for edge in edges]
+    live = set(shape.live(places))
+    return [edge for edge, place in zip(edges, places, strict=True) if place in live]

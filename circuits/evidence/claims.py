@@ -29,10 +29,10 @@ from torch import Tensor
 from ...edges.effects.reduced import run_edge_sets
 from ...edges.errors import InputError
 from ...edges.model.transformer import Model
-from ...edges.names.graph import Edge, ModelGraph
+from ...edges.names.graph import ModelGraph
 from ...edges.question.metrics import Metric
 from ...edges.question.prompts import PromptPairs
-from ...edges.runs.masks import edge_mask, full_mask, live_mask
+from ...edges.runs.masks import edge_places, full_mask, live_mask, places_mask
 from .faithfulness import check_gap
 from .random_circuits import random_circuit, random_paths
 
@@ -103,7 +103,8 @@ def run_tests(
     """
     graph = model.graph
     names = graph.in_order(edges)
-    circuit = edge_mask(graph, names)
+    places = edge_places(graph, names)
+    circuit = places_mask(graph, places)
     n_live = int(live_mask(graph, circuit).sum())
     if n_live == 0:
         raise InputError(
@@ -114,9 +115,9 @@ def run_tests(
     if n_random < 1:
         raise InputError(f"expected at least 1 random circuit to compare with, got {n_random}")
     rng = random.Random(f"hypothesis tests {seed}")
-    without = [circuit & ~edge_mask(graph, [name]) for name in names]
+    without = [circuit & ~places_mask(graph, place) for place in places]
     inflated = _inflated(graph, circuit, n_random, rng)
-    drawn = [edge_mask(graph, random_circuit(graph, n_live, rng)) for _ in range(n_random)]
+    drawn = [places_mask(graph, random_circuit(graph, n_live, rng)) for _ in range(n_random)]
     sets = [
         circuit,
         full_mask(graph) & ~circuit,
@@ -325,13 +326,13 @@ def against_random(
 
 
 def _inflated(
-    graph: ModelGraph, circuit: Bool[Tensor, "reader writer"], n_draws: int, rng: random.Random
-) -> list[tuple[Bool[Tensor, "reader writer"], Bool[Tensor, "reader writer"]]]:
+    graph: ModelGraph, circuit: Bool[Tensor, "writer reader"], n_draws: int, rng: random.Random
+) -> list[tuple[Bool[Tensor, "writer reader"], Bool[Tensor, "writer reader"]]]:
     """The circuit with a random path added, and that less one of the edges added; each time anew."""
     found: list[tuple[Tensor, Tensor]] = []
     fruitless = 0
     for path in random_paths(graph, rng):
-        added = [edge for edge in path if not circuit[edge.reader, edge.writer]]
+        added = [edge for edge in path if not circuit[edge]]
         fruitless = 0 if added else fruitless + 1
         if fruitless == _FRUITLESS:
             raise InputError(
@@ -339,19 +340,11 @@ def _inflated(
                 "added to it; this one has all, or nearly; keep fewer"
             )
         if added:
-            larger, less = circuit.clone(), rng.choice(added)
-            for edge in added:
-                larger[edge.reader, edge.writer] = True
-            found.append((larger, _less(larger, less)))
+            larger, less = circuit | places_mask(graph, added), rng.choice(added)
+            found.append((larger, larger & ~places_mask(graph, [less])))
         if len(found) == n_draws:
             break
     return found
-
-
-def _less(mask: Bool[Tensor, "reader writer"], edge: Edge) -> Bool[Tensor, "reader writer"]:
-    less = mask.clone()
-    less[edge.reader, edge.writer] = False
-    return less
 
 
 def _kernel(values: Float64[Tensor, "pair"]) -> Float64[Tensor, "pair pair"]:

@@ -10,22 +10,31 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Float64
+from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from ...edges.effects.reduced import run_edge_sets, run_edges
 from ...edges.errors import InputError, WiremapWarning
 from ...edges.model.transformer import Model
-from ...edges.names.graph import ModelGraph
+from ...edges.names.graph import Edge, ModelGraph
 from ...edges.question.metrics import Metric
 from ...edges.question.prompts import PromptPairs
-from ...edges.runs.masks import EdgeSet, full_mask, live_mask
+from ...edges.runs.masks import (
+    EdgeList,
+    EdgeSet,
+    as_mask,
+    edge_places,
+    full_mask,
+    live_mask,
+    places_mask,
+)
+from ...edges.scores.edge_scores import EdgeScores
 from ..result.circuit import Faithfulness
 
 MIB_SIZES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -39,7 +48,7 @@ BESIDE = ("kl", "accuracy")
 def evaluate(
     model: Model,
     pairs: PromptPairs,
-    edges: Sequence[str],
+    edges: EdgeSet,
     metric: str | Metric = "logit_diff",
     batch_size: int | None = None,
     progress: Callable[[int], Any] | None = None,
@@ -55,7 +64,8 @@ def evaluate(
     Raises:
         InputError: the metric is the same with and without all edges, so there is no ratio.
     """
-    if not edges:
+    edges = as_mask(model.graph, edges)
+    if not bool(edges.any()):
         warnings.warn(
             "the circuit has no edges: what it carries is the corrupted run, a faithfulness of 0; "
             "keep more edges",
@@ -235,7 +245,7 @@ class Localization:
 def curve(
     model: Model,
     pairs: PromptPairs,
-    ranking: Sequence[str],
+    ranking: EdgeList,
     metric: str | Metric = "logit_diff",
     sizes: Sequence[float] = MIB_SIZES,
     batch_size: int | None = None,
@@ -253,7 +263,7 @@ def curve(
     ``kv="per-query"``; and how equally ranked edges follow one another is the ranking's.
 
     Args:
-        ranking: names of edges, best first. A ranking of fewer edges than are asked for is taken
+        ranking: names of edges, or their places (``EdgeScores.ranking``), best first. A ranking of fewer edges than are asked for is taken
             whole.
         sizes: fractions above 0 and up to 1, growing.
 
@@ -268,7 +278,7 @@ def curve(
 def curves(
     model: Model,
     pairs: PromptPairs,
-    rankings: Sequence[Sequence[str]],
+    rankings: Sequence[EdgeList],
     metric: str | Metric = "logit_diff",
     sizes: Sequence[float] = MIB_SIZES,
     batch_size: int | None = None,
@@ -277,7 +287,7 @@ def curves(
     """The curve of each ranking, as ``curve``; all share the clean and the corrupted runs."""
     sizes = _check_sizes(sizes)
     graph = model.graph
-    cuts = [cut for ranking in rankings for cut in _cuts(graph, ranking, sizes)]
+    cuts = [cut for one in rankings for cut in _cuts(graph, edge_places(graph, one), sizes)]
     masks = [live_mask(graph, mask) for _, mask in cuts]
     (values,) = run_edge_sets(model, pairs, masks, [metric], batch_size, progress)
     full, empty = mean(values.full), mean(values.empty)
@@ -299,7 +309,7 @@ def curves(
 def localize(
     model: Model,
     pairs: PromptPairs,
-    scores: Mapping[str, float] | Iterable[tuple[str, float]],
+    scores: EdgeScores | Mapping[str, float] | Iterable[tuple[str, float]],
     metric: str | Metric = "logit_diff",
     sizes: Sequence[float] = MIB_SIZES,
     batch_size: int | None = None,
@@ -310,18 +320,24 @@ def localize(
     Scores that are unsigned rankings (GradDrop's) give the same ranking twice.
 
     Args:
-        scores: of edges, such as ``EdgeScores.top()``: positive carries the behaviour.
+        scores: a table of all edges, or some by name: positive carries the behaviour.
 
     Raises:
         InputError: a score that is not finite. Else as ``curve``.
     """
-    scored = dict(scores)
-    for name, score in scored.items():
-        if not math.isfinite(score):
-            raise InputError(f"expected finite scores to rank by, got {score} for {name}")
+    if isinstance(scores, EdgeScores):
+        places, values = scores.ranking()
+    else:
+        scores = dict(scores)
+        places = edge_places(model.graph, list(scores))
+        values = torch.tensor(list(scores.values()), dtype=torch.float64)
+    strange = (~values.isfinite()).nonzero().flatten().tolist()
+    if strange:
+        score = values[strange[0]].item()
+        name = model.graph.edge_name(Edge(*places[strange[0]].tolist()))
+        raise InputError(f"expected finite scores to rank by, got {score} for {name}")
     rankings = [
-        sorted(scored, key=lambda name: -scored[name]),
-        sorted(scored, key=lambda name: -abs(scored[name])),
+        places[worth.argsort(descending=True, stable=True)] for worth in (values, values.abs())
     ]
     signed, absolute = curves(model, pairs, rankings, metric, sizes, batch_size, progress)
     return Localization(signed, absolute)
@@ -337,21 +353,17 @@ def _check_sizes(sizes: Sequence[float]) -> list[float]:
 
 
 def _cuts(
-    graph: ModelGraph, ranking: Collection[str], sizes: Sequence[float]
-) -> list[tuple[int, Bool[Tensor, "reader writer"]]]:
+    graph: ModelGraph, ranking: Int64[Tensor, "edge end"], sizes: Sequence[float]
+) -> list[tuple[int, Bool[Tensor, "writer reader"]]]:
     """Of each size, how many edges of the ranking are taken, and which."""
-    if not ranking:
+    if not len(ranking):
         raise InputError("expected a ranking of edges, got none; score the edges first")
-    places = torch.tensor([graph.edge(name) for name in ranking])
-    if len(places.unique(dim=0)) < len(places):
+    if int(places_mask(graph, ranking).sum()) < len(ranking):
         raise InputError("expected each edge once in a ranking; some are named twice")
-    cuts: list[tuple[int, Bool[Tensor, "reader writer"]]] = []
+    cuts: list[tuple[int, Bool[Tensor, "writer reader"]]] = []
     for size in sizes:
         n_edges = graph.n_edges if size == 1 else int(size * graph.n_edges)
-        taken = places[:n_edges]
-        mask = torch.zeros(len(graph.readers), len(graph.writers), dtype=torch.bool)
-        mask[taken[:, 1], taken[:, 0]] = True
-        if size == 1 and len(taken) < graph.n_edges:
-            mask = full_mask(graph)  # whatever the ranking leaves out
+        # All edges are all of them, whatever the ranking leaves out.
+        mask = full_mask(graph) if size == 1 else places_mask(graph, ranking[:n_edges])
         cuts.append((int(mask.sum()), mask))
     return cuts

@@ -11,6 +11,8 @@ from ...edges.effects.bounds import Bound, bound_unverified, enough_samples
 from ...edges.errors import InputError
 from ...edges.model.transformer import Model
 from ...edges.question.prompts import PromptPairs
+from ...edges.runs.masks import EdgeList
+from ...edges.scores.edge_scores import EdgeScores
 from ..record.effects_file import Verified
 from .claims import run_tests
 from .faithfulness import localize, read_metrics
@@ -32,7 +34,7 @@ Report = Callable[[str, int, int], Any]
 def bound_rest(
     model: Model,
     pairs: PromptPairs,
-    rest: Sequence[str],
+    rest: EdgeList,
     metric: str,
     direction: str,
     batch_size: int | None,
@@ -42,7 +44,7 @@ def bound_rest(
 
     Over the first ``BOUND_PAIRS`` pairs; None where all edges were verified. See ``bound_unverified``.
     """
-    if not rest:
+    if not len(rest):
         return None
     some = pairs.take(range(min(BOUND_PAIRS, len(pairs))))
     n_samples = enough_samples(len(rest), BOUND_PROBABILITY)
@@ -105,8 +107,8 @@ def resample(
 def gather(
     model: Model,
     pairs: PromptPairs,
-    kept: Collection[str],
-    scores: Sequence[tuple[str, float]],
+    kept: Sequence[str],
+    scores: EdgeScores,
     method: Mapping[str, Any],
     report: Report,
 ) -> dict[str, Any]:
@@ -125,11 +127,11 @@ def gather(
         },
         "metrics": {
             one.metric: {"full": one.full, "empty": one.empty, "circuit": one.circuit}
-            for one in read_metrics(model, pairs, list(kept), batch_size=batch_size)
+            for one in read_metrics(model, pairs, kept, batch_size=batch_size)
         },
     }
     if method["tests"]:
-        of = (model, pairs, list(kept), metric)
+        of = (model, pairs, kept, metric)
         sections: dict[str, Callable[[], Any]] = {
             "completeness": lambda: completeness(
                 *of, batch_size=batch_size, progress=told("completeness")

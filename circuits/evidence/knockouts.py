@@ -12,7 +12,7 @@ what a search over all K would find.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from ...edges.errors import InputError
 from ...edges.model.transformer import Model
 from ...edges.question.metrics import Metric
 from ...edges.question.prompts import PromptPairs
-from ...edges.runs.masks import edge_mask, full_mask
+from ...edges.runs.masks import edge_places, full_mask, places_mask
 from .faithfulness import mean
 
 
@@ -154,16 +154,18 @@ def completeness(
         InputError: a negative number of subsets. Else as ``run_edge_sets``.
     """
     graph, names = model.graph, model.graph.in_order(edges)
-    subsets: list[tuple[str, ...]] = [(), *((name,) for name in names)]
+    places = edge_places(graph, names)
+    subsets: list[tuple[int, ...]] = [(), *((edge,) for edge in range(len(names)))]
     if names:
-        subsets += _random_subsets(names, n_subsets, 0.5, f"completeness {seed}")
-    circuit, whole = edge_mask(graph, names), full_mask(graph)
-    removed = [edge_mask(graph, subset) for subset in subsets]
-    sets = [kept & ~gone for kept in (circuit, whole) for gone in removed]
+        subsets += _random_subsets(len(names), n_subsets, 0.5, f"completeness {seed}")
+    circuit, whole = places_mask(graph, places), full_mask(graph)
+    removed = [places_mask(graph, places[list(subset)]) for subset in subsets]
+    sets = [kept & ~less for kept in (circuit, whole) for less in removed]
     (values,) = run_edge_sets(model, pairs, sets, [metric], batch_size, progress)
     means = values.circuit.cpu().double().mean(1).tolist()
     n_sets = len(subsets)
-    knockouts = tuple(map(Knockout, subsets, means[:n_sets], means[n_sets:]))
+    gone = [tuple(names[edge] for edge in subset) for subset in subsets]
+    knockouts = tuple(map(Knockout, gone, means[:n_sets], means[n_sets:]))
     return Completeness(knockouts, mean(values.full), mean(values.empty), len(pairs))
 
 
@@ -202,33 +204,37 @@ def minimality(
         raise InputError("expected the edges of a circuit, got none, of which none can be too many")
     if not 0 < probability < 1:
         raise InputError(f"expected a probability between 0 and 1, got {probability}")
-    drawn = [(), *_random_subsets(names, n_subsets, probability, f"minimality {seed}")]
-    kept_sets: dict[frozenset[str], None] = {}
-    ends: list[list[tuple[frozenset[str], frozenset[str]]]] = []
-    for name in names:
+    drawn = [(), *_random_subsets(len(names), n_subsets, probability, f"minimality {seed}")]
+    every = frozenset(range(len(names)))
+    kept_sets: dict[frozenset[int], None] = {}
+    ends: list[list[tuple[frozenset[int], frozenset[int]]]] = []
+    for edge in range(len(names)):
         of_edge = [
-            (frozenset(names) - set(removed) | {name}, frozenset(names) - set(removed) - {name})
-            for removed in drawn
+            (every - set(removed) | {edge}, every - set(removed) - {edge}) for removed in drawn
         ]
         ends.append(of_edge)
         kept_sets |= dict.fromkeys(one for both in of_edge for one in both)
-    masks = [edge_mask(model.graph, kept) for kept in kept_sets]
+    places = edge_places(model.graph, names)
+    masks = [places_mask(model.graph, places[list(kept)]) for kept in kept_sets]
     (values,) = run_edge_sets(model, pairs, masks, [metric], batch_size, progress)
     means = dict(zip(kept_sets, values.circuit.cpu().double().mean(1).tolist(), strict=True))
     needs: list[EdgeNeed] = []
-    for name, of_edge in zip(names, ends, strict=True):
+    for edge, of_edge in enumerate(ends):
         scores = [abs(means[with_it] - means[without]) for with_it, without in of_edge]
         best = max(range(len(scores)), key=scores.__getitem__)
-        removed = tuple(other for other in drawn[best] if other != name)
-        needs.append(EdgeNeed(name, scores[0], scores[best], removed))
+        removed = tuple(names[other] for other in drawn[best] if other != edge)
+        needs.append(EdgeNeed(names[edge], scores[0], scores[best], removed))
     needs.sort(key=lambda one: one.score)
     return Minimality(tuple(needs), mean(values.full), mean(values.empty), len(pairs))
 
 
 def _random_subsets(
-    names: Sequence[str], n_subsets: int, probability: float, seed: str
-) -> list[tuple[str, ...]]:
+    n_edges: int, n_subsets: int, probability: float, seed: str
+) -> list[tuple[int, ...]]:
     if n_subsets < 0:
         raise InputError(f"expected a number of random subsets, 0 or more, got {n_subsets}")
     rng = random.Random(seed)
-    return [tuple(name for name in names if rng.random() < probability) for _ in range(n_subsets)]
+    return [
+        tuple(edge for edge in range(n_edges) if rng.random() < probability)
+        for _ in range(n_subsets)
+    ]

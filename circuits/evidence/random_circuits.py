@@ -5,12 +5,12 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
-from ...edges.names.graph import ROOT, Edge, ModelGraph, using
+from ...edges.names.graph import ROOT, Edge, ModelGraph
 
 _FRUITLESS = 100
 
 
-def random_circuit(graph: ModelGraph, n_edges: int, rng: random.Random) -> list[str]:
+def random_circuit(graph: ModelGraph, n_edges: int, rng: random.Random) -> list[Edge]:
     """Edges of random paths, exactly ``n_edges`` of them.
 
     The last path is cut off where there are enough edges, so a few may be dead; when walks find no
@@ -27,7 +27,7 @@ def random_circuit(graph: ModelGraph, n_edges: int, rng: random.Random) -> list[
     if len(found) < n_edges:
         rest = [edge for edge in graph.edges() if edge not in found]
         found |= dict.fromkeys(rng.sample(rest, n_edges - len(found)))
-    return [graph.edge_name(edge) for edge in found][:n_edges]
+    return list(found)[:n_edges]
 
 
 def random_paths(graph: ModelGraph, rng: random.Random) -> Iterator[list[Edge]]:
@@ -35,15 +35,11 @@ def random_paths(graph: ModelGraph, rng: random.Random) -> Iterator[list[Edge]]:
 
     Each is a random walk: a uniform choice of what a node reads, then of the slot it reads by.
     """
-    slots: dict[int, list[int]] = {}
-    for index, reader in enumerate(graph.readers):
-        for node in using(graph, reader):
-            slots.setdefault(node, []).append(index)
     while True:
         path: list[Edge] = []
         node = ROOT
         while node != 0:
-            reader = rng.choice(slots[node])
+            reader = rng.choice(graph.read_by(node))
             node = rng.randrange(graph.readers[reader].n_writers)
             path.append(Edge(node, reader))
         yield path

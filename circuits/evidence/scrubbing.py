@@ -31,12 +31,10 @@ from ...edges.model.transformer import Model
 from ...edges.names.graph import ROOT, ModelGraph
 from ...edges.question.metrics import Metric, Targets, resolve_metric
 from ...edges.question.prompts import PairBatch, PromptPairs
-from ...edges.runs.masks import edge_mask
+from ...edges.runs.masks import edge_places, live_mask, places_mask
 from ...edges.runs.memory import BatchSize
 from ...edges.runs.sweep import check_finite, pairs_at_once
 from ...edges.runs.trace import run
-from ..choice.pruning import connected
-from ..result.circuit import CircuitEdge
 from ..result.hypothesis import check_settings, random_baseline
 from .other_prompts import OtherPrompts, groups_of, rows_alone, without_rows
 from .random_circuits import random_circuit
@@ -183,13 +181,19 @@ def scrub(
         refuse_trees(model)
     graph = model.graph
     asked = graph.in_order(edges)
-    live = live_edges(graph, asked)
+    places = edge_places(graph, asked)
+    live = live_mask(graph, places_mask(graph, places))
     repeats = 1 if other == "paired" else repeats
     rng = random.Random(f"random circuits {seed}")
-    drawn = [random_circuit(graph, len(live), rng) for _ in range(random_circuits)]
-    dropped = {name: live_edges(graph, [e for e in live if e != name]) for name in live if drop_one}
-    sets = [live, *(live_edges(graph, names) for names in drawn), *dropped.values()]
-    kept = [edge_mask(graph, names) for names in sets]
+    n_live = int(live.sum())
+    drawn = [places_mask(graph, random_circuit(graph, n_live, rng)) for _ in range(random_circuits)]
+    is_live = live[places[:, 0], places[:, 1]].tolist()
+    dropped = {
+        name: live & ~places_mask(graph, place)
+        for name, place, of_circuit in zip(asked, places, is_live, strict=True)
+        if of_circuit and drop_one
+    }
+    kept = [live, *(live_mask(graph, mask) for mask in (*drawn, *dropped.values()))]
     trees = [Tree.of(graph, mask) for mask in kept]
     if scheme == "per-path":
         _refuse_large([tree.size for tree in trees], random_circuits, max_tree)
@@ -211,7 +215,7 @@ def scrub(
         random=random_values.mean(0),
         circuit=found[0],
         n_edges=len(asked),
-        dead=tuple(name for name in asked if name not in set(live)),
+        dead=tuple(name for name, of_circuit in zip(asked, is_live, strict=True) if not of_circuit),
         left_out=tuple(left_out),
         random_circuits=tuple(found[1 : 1 + random_circuits]),
         without=dict(zip(dropped, found[1 + random_circuits :], strict=True)),
@@ -228,12 +232,9 @@ def scrub(
 
 def live_edges(graph: ModelGraph, names: Collection[str]) -> list[str]:
     """Of these edges, those on a path of them from ``input`` to ``logits``, in the same order."""
-    edges: list[CircuitEdge] = []
-    for name in names:
-        reader = graph.readers[graph.edge(name).reader]
-        slot: Any = reader.kind if reader.kind in ("q", "k", "v") else None
-        edges.append(CircuitEdge(name.partition("->")[0], reader.node, slot))
-    return [edge.name for edge in connected(graph, edges)]
+    places = {name: graph.edge(name) for name in names}
+    live = set(graph.live(list(places.values())))
+    return [name for name in names if places[name] in live]
 
 
 def _refuse_large(sizes: Sequence[int], random_circuits: int, max_tree: int) -> None:
@@ -262,7 +263,7 @@ class _Experiment:
     others: OtherPrompts
     unrelated: OtherPrompts
     repeats: int
-    kept: Sequence[Bool[Tensor, "reader writer"]]
+    kept: Sequence[Bool[Tensor, "writer reader"]]
     trees: Sequence[Tree]
 
     @torch.no_grad()

@@ -15,7 +15,7 @@ from ...edges.errors import InputError
 from ...edges.files import write_atomically
 from ...edges.names.graph import ModelGraph
 from ...edges.names.nodes import NodeSet
-from ...edges.runs.masks import existing_edges
+from ...edges.runs.masks import full_mask
 from ...edges.scores.crossing import Crossings
 from ...edges.scores.edge_scores import EdgeScores
 from ...edges.scores.node_scores import NodeScores
@@ -130,7 +130,7 @@ def read_scores(path: Path) -> tuple[NodeScores | None, EdgeScores | None, dict[
 def _read_edges(
     graph: ModelGraph, described: dict[str, Any], tensors: Mapping[str, torch.Tensor]
 ) -> EdgeScores:
-    exists = existing_edges(graph)
+    exists = full_mask(graph)
     told = field(described, "edges", dict)
     positions = tuple(map(str, field(told, "positions", list, "edges")))
     by_position = None

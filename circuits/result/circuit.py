@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
 from ...edges.errors import InputError
-from ...edges.names.graph import ModelGraph, Slot
+from ...edges.names.graph import ModelGraph, Slot, head_name, kv_name, mlp_name
 
 if TYPE_CHECKING:
     import networkx
@@ -221,11 +221,11 @@ class Circuit:
         """Each shared key-value head of the circuit with each of its query heads in the circuit."""
         names = {node.name for node in self.nodes}
         return tuple(
-            (node.name, f"a{node.layer}.h{head}")
+            (node.name, head)
             for node in self.nodes
-            if node.kind == "kv" and node.head is not None
-            for head in self.shape.query_heads(node.head)
-            if f"a{node.layer}.h{head}" in names
+            if node.kind == "kv" and node.layer is not None and node.head is not None
+            for head in (head_name(node.layer, head) for head in self.shape.query_heads(node.head))
+            if head in names
         )
 
 
@@ -242,13 +242,14 @@ def all_nodes(shape: ModelGraph) -> list[CircuitNode]:
     """Every node a circuit of this model may have, in the order of computation."""
     nodes = [CircuitNode("input", "input")]
     for layer in range(shape.n_layers):
-        if shape.n_kv_heads != shape.n_heads:
+        if shape.grouped:
             nodes += [
-                CircuitNode(f"a{layer}.kv{head}", "kv", layer, head)
+                CircuitNode(kv_name(layer, head), "kv", layer, head)
                 for head in range(shape.n_kv_heads)
             ]
         nodes += [
-            CircuitNode(f"a{layer}.h{head}", "head", layer, head) for head in range(shape.n_heads)
+            CircuitNode(head_name(layer, head), "head", layer, head)
+            for head in range(shape.n_heads)
         ]
-        nodes.append(CircuitNode(f"m{layer}", "mlp", layer))
+        nodes.append(CircuitNode(mlp_name(layer), "mlp", layer))
     return [*nodes, CircuitNode("logits", "logits")]

@@ -33,10 +33,11 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..model.transformer import Model
+from ..names.graph import Edge
 from ..question.metrics import Metric
 from ..question.prompts import PromptPairs
 from ..question.question import check_direction
-from ..runs.masks import EdgeSet, full_mask
+from ..runs.masks import EdgeList, edge_places, places_mask
 from .node_effects import NodeEdits, patch_edits
 from .reduced import patch_together
 
@@ -105,7 +106,7 @@ class Bound:
 def bound_unverified(
     model: Model,
     pairs: PromptPairs,
-    names: Sequence[str],
+    names: EdgeList,
     metric: str | Metric = "logit_diff",
     direction: str = "noising",
     items: str = "nodes",
@@ -121,7 +122,7 @@ def bound_unverified(
     Costs ``n_samples`` edited runs of each pair.
 
     Args:
-        names: all that was not verified, nodes or edges as ``items`` says.
+        names: all that was not verified, nodes or edges as ``items`` says; edges also by places.
         metric: a name in ``METRICS`` or a function ``(logits, targets) -> [row]``.
         direction: ``noising`` or ``denoising``.
         n_samples: how many random subsets are patched.
@@ -136,10 +137,16 @@ def bound_unverified(
             or probability outside (0, 1), too few samples (the number needed is named).
         WiremapError: an effect that is not finite.
     """
-    measures = {"nodes": node_effects, "edges": edge_effects}
-    if items not in measures:
-        raise InputError(f"unknown items {items!r}; there are {', '.join(measures)}")
-    measure = measures[items](model, pairs, names, metric, direction, batch_size, progress)
+    if items not in ("nodes", "edges"):
+        raise InputError(f"unknown items {items!r}; there are nodes, edges")
+    options = (metric, direction, batch_size, progress)
+    edges = names
+    if isinstance(names, Tensor):
+        names = [model.graph.edge_name(Edge(*ends)) for ends in names.tolist()]
+    if items == "nodes":
+        measure = node_effects(model, pairs, names, *options)
+    else:
+        measure = edge_effects(model, pairs, edges, *options)
     unit = _UNITS.get(metric, "") if isinstance(metric, str) else ""
     return bound_effects(
         measure,
@@ -177,7 +184,7 @@ def node_effects(
 def edge_effects(
     model: Model,
     pairs: PromptPairs,
-    names: Sequence[str],
+    names: EdgeList,
     metric: str | Metric = "logit_diff",
     direction: str = "noising",
     batch_size: int | None = None,
@@ -185,19 +192,13 @@ def edge_effects(
 ) -> Measure:
     """What measures subsets of these edges: see ``patch_together``. Raises InputError likewise."""
     check_direction(direction)
-    nothing = torch.zeros_like(full_mask(model.graph))
-    places = torch.tensor([model.graph.edge(name) for name in names]).view(-1, 2)
+    places = edge_places(model.graph, names)
     told = progress and (lambda done, total: progress(done))
 
     def measure(members: Bool[Tensor, "sample item"]) -> Float[Tensor, "sample"]:
         effects: list[Tensor] = []
         for some in members.split(_SUBSETS_AT_ONCE):
-            sets: list[EdgeSet] = []
-            for row in some:
-                writers, readers = places[row].T
-                subset = nothing.clone()
-                subset[readers, writers] = True
-                sets.append(subset)
+            sets = [places_mask(model.graph, places[row]) for row in some]
             found = patch_together(model, pairs, sets, metric, direction, batch_size, told)
             effects.append(found.cpu().double().mean(1))
         return torch.cat(effects)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..model.transformer import Model
 from ..names.graph import SLOTS, Reader, Slot
+from ..runs.writes import before_output, through_output
 from .engine import Runs
 
 _KINDS: tuple[Literal["mlp"] | Slot, ...] = ("mlp", *SLOTS)
@@ -37,14 +38,10 @@ def path_change(
 
 def _difference(model: Model, runs: Runs, writer: int) -> Float[Tensor, "pair pos d_model"]:
     """What a writer adds to the residual stream in the other run, less what it adds in the base."""
-    node = model.graph.writers[writer]
-    base, other, at = runs.base.kept, runs.other, slice(runs.start, None)
-    if node.kind == "input":
-        return (other.input[0] - runs.base.input)[:, at]
-    if node.kind == "mlp":
-        return (other.mlp_out[node.layer] - base.mlp_out[node.layer])[:, at]
-    change = (other.written[node.layer] - base.written[node.layer])[:, at, node.head]
-    return change @ model.output_weight(node.layer)[node.head]
+    node, base, other = model.graph.writers[writer], runs.base, runs.other
+    there = before_output(other.input[0], other, node)
+    change = there - before_output(base.input, base.kept, node)
+    return through_output(model, node, change[:, runs.start :])
 
 
 @dataclass(frozen=True)

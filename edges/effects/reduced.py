@@ -7,7 +7,7 @@ run, with none the corrupted run. In place of the corrupted run, any other may b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..model.transformer import Model
-from ..names.graph import SLOTS
+from ..names.graph import SLOTS, Slot
 from ..question.metrics import Metric, Targets, resolve_metric
 from ..question.prompts import PairBatch, PromptPairs
 from ..question.question import check_direction
@@ -27,6 +27,7 @@ from ..runs.masks import EdgeSet, as_mask, full_mask, live_mask
 from ..runs.memory import BatchSize
 from ..runs.sweep import check_finite, pairs_at_once
 from ..runs.trace import Run, answer_logits, run
+from ..runs.writes import head_writes
 
 _SETS_AT_ONCE = 64
 
@@ -64,7 +65,7 @@ class EdgeSetValues:
 def run_edges(
     model: Model,
     pairs: PromptPairs,
-    edges: Collection[str],
+    edges: EdgeSet,
     metric: str | Metric = "logit_diff",
     batch_size: int | None = None,
     progress: Callable[[int], Any] | None = None,
@@ -145,7 +146,7 @@ def patch_together(
 def _run_masks(
     model: Model,
     pairs: PromptPairs,
-    kept: Iterable[Bool[Tensor, "reader writer"]],
+    kept: Iterable[Bool[Tensor, "writer reader"]],
     n_sets: int,
     metrics: Sequence[str | Metric],
     batch_size: int | None,
@@ -174,7 +175,7 @@ def _run_masks(
 
         found = [measured(clean.logits), measured(corrupted.logits)]
 
-        def of_sets(some: Bool[Tensor, "set reader writer"]) -> list[Tensor]:
+        def of_sets(some: Bool[Tensor, "set writer reader"]) -> list[Tensor]:
             return [measured(logits) for logits in set_logits(model, some, now.input, base)]
 
         tried = max(1, min(_SETS_AT_ONCE, size.rows // len(batch)))
@@ -198,7 +199,7 @@ def _run_masks(
 
 def masked_logits(
     model: Model,
-    kept: Bool[Tensor, "reader writer"],
+    kept: Bool[Tensor, "writer reader"],
     resid: Float[Tensor, "pair pos d_model"],
     base: Run,
     additions: Additions | None = None,
@@ -215,7 +216,7 @@ def masked_logits(
 
 def set_logits(
     model: Model,
-    kept: Bool[Tensor, "set reader writer"],
+    kept: Bool[Tensor, "set writer reader"],
     resid: Float[Tensor, "pair pos d_model"],
     base: Run,
     additions: Additions | None = None,
@@ -223,77 +224,135 @@ def set_logits(
     """``masked_logits`` of several sets of edges at once.
 
     Of each set only those readers are computed that read something else than base's; those of all
-    sets are one batch. ``changes`` are writes now less writes of the base run.
+    sets are one batch.
     """
-    graph, of_base = model.graph, base.kept
-    changes = base.input.new_zeros(len(kept), len(graph.writers), *base.input.shape)
-    changes[:, 0] = resid - base.input
-    mask = kept.to(changes)
-    added = torch.zeros(len(graph.readers), dtype=torch.bool)
-    if additions is not None:
-        added = additions.readers
-    reads_change = kept.any(2) | added
+    reduction = _Reduction.of(model, kept, resid, base, additions)
+    for layer in range(model.graph.n_layers):
+        reduction.run_attention(layer)
+        reduction.run_mlp(layer)
+    return reduction.logits()
 
-    def change_of_input(
-        items: Sequence[tuple[int, int]], n_writers: int, last: int | None = None
-    ) -> Float[Tensor, "item pair pos d_model"]:
-        """What readers, each of a set, read besides base's, at the ``last`` positions (None: all)."""
-        where = slice(None) if last is None else slice(-last, None)
-        totals: list[Tensor] = []
-        for one, members in groupby(items, key=lambda item: item[0]):
-            readers = torch.tensor([reader for _, reader in members])
-            of_writers = changes[one, :n_writers, :, where]
-            total = mask[one, readers, :n_writers] @ of_writers.flatten(1)
-            totals.append(total.view(-1, *of_writers.shape[1:]))
-        change = torch.cat(totals)
+
+Item = tuple[int, int]
+"""A set, and a reader of it that is computed."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Reduction:
+    """Sets of edges that are run at once, layer by layer.
+
+    Attributes:
+        changes: of each set what writers write now less what they write in the base run; 0 until
+            their layer was run.
+        weights: 1 for each kept edge, else 0.
+        reads_change: which readers read something else than base's, and are computed.
+        additions: what readers read besides.
+    """
+
+    model: Model
+    base: Run
+    changes: Float[Tensor, "set writer pair pos d_model"]
+    weights: Float[Tensor, "set reader writer"]
+    reads_change: Bool[Tensor, "set reader"]
+    additions: Additions | None
+
+    @classmethod
+    def of(
+        cls,
+        model: Model,
+        kept: Bool[Tensor, "set writer reader"],
+        resid: Float[Tensor, "pair pos d_model"],
+        base: Run,
+        additions: Additions | None,
+    ) -> _Reduction:
+        """Before the first layer: the input alone has been written."""
+        changes = base.input.new_zeros(len(kept), len(model.graph.writers), *base.input.shape)
+        changes[:, 0] = resid - base.input
+        # By reader, whose row is then in one piece to multiply what it reads by.
+        weights = kept.mT.contiguous().to(changes)
+        reads_change = kept.any(1)
         if additions is not None:
+            reads_change = reads_change | additions.readers
+        return cls(model, base, changes, weights, reads_change, additions)
+
+    def items(self, readers: slice) -> list[Item]:
+        """The sets, and of each the readers among these, that read something else."""
+        places = self.reads_change[:, readers].nonzero().tolist()
+        return [(set_, readers.start + place) for set_, place in places]
+
+    def read_change(
+        self, items: Sequence[Item], last: int | None = None
+    ) -> Float[Tensor, "item pair pos d_model"]:
+        """What items read besides base's, at the ``last`` positions (None: all).
+
+        All items read the same writers: they are readers of a layer before its own, or one reader.
+        """
+        where = slice(None) if last is None else slice(-last, None)
+        n_writers = self.model.graph.readers[items[0][1]].n_writers
+        totals: list[Tensor] = []
+        for set_, members in groupby(items, key=lambda item: item[0]):
+            readers = torch.tensor([reader for _, reader in members])
+            writes = self.changes[set_, :n_writers, :, where]  # [writer pair pos d_model]
+            total = self.weights[set_, readers, :n_writers] @ writes.flatten(1)
+            totals.append(total.view(-1, *writes.shape[1:]))  # [reader pair pos d_model]
+        change = torch.cat(totals)
+        if self.additions is not None:
             for place, (_, reader) in enumerate(items):
-                if bool(added[reader]):
-                    change[place] += additions.of(reader)[:, where]
+                if bool(self.additions.readers[reader]):
+                    change[place] += self.additions.of(reader)[:, where]
         return change
 
-    def items_of(readers: slice) -> list[tuple[int, int]]:
-        """The sets, and of each the readers among these, that read something else."""
-        found = reads_change[:, readers].nonzero().tolist()
-        return [(one, readers.start + place) for one, place in found]
+    def run_attention(self, layer: int) -> None:
+        """Computes what the heads of a layer write, in the sets where any reads something else."""
+        model, graph = self.model, self.model.graph
+        items = self.items(graph.attention_readers(layer))
+        if not items:
+            return
+        sets = sorted({set_ for set_, _ in items})
+        q, k, v = (self._projected(layer, slot, sets, items) for slot in SLOTS)
+        z = model.attend(layer, q, k, v)  # [set*pair pos head d_head]
+        written = model.written(layer, z).unflatten(0, (len(sets), -1))
+        change = written - self.base.kept.written[layer]  # [set pair pos head d_head]
+        writes = head_writes(change, model.output_weight(layer))  # [head set pair pos d_model]
+        self.changes[sets, graph.head_writers(layer)] = writes.transpose(0, 1)
 
-    for layer in range(graph.n_layers):
-        heads, mlp = graph.head_writers(layer), graph.mlp_writer(layer)
-        items = items_of(graph.attention_readers(layer))
+    def _projected(
+        self, layer: int, slot: Slot, sets: Sequence[int], items: Sequence[Item]
+    ) -> Float[Tensor, "row pos head d_head"]:
+        """The queries, keys or values of a layer, set by set: base's but where an item reads else."""
+        model, kept, readers = self.model, self.base.kept, self.model.graph.readers
+        base: Tensor = getattr(kept, slot)[layer]
+        values = base.repeat(len(sets), 1, 1, 1, 1)  # [set pair pos head d_head]
+        items = [item for item in items if readers[item[1]].kind == slot]
         if items:
-            sets = sorted({one for one, _ in items})
-            place = {one: index for index, one in enumerate(sets)}
-            read: list[Tensor] = []
-            for slot in SLOTS:
-                values = getattr(of_base, slot)[layer].repeat(len(sets), 1, 1, 1, 1)
-                of_slot = [item for item in items if graph.readers[item[1]].kind == slot]
-                if of_slot:
-                    change = change_of_input(of_slot, heads.start)
-                    normed = model.attention_norm(layer, of_base.resid_pre[layer] + change)
-                    chosen = [graph.readers[reader].head for _, reader in of_slot]
-                    places = [place[one] for one, _ in of_slot]
-                    projected = model.project_heads(layer, slot, chosen, normed)
-                    values[places, :, :, chosen] = projected
-                read.append(values.flatten(0, 1))
-            q, k, v = read
-            z = model.attend(layer, q, k, v)
-            written = model.written(layer, z).unflatten(0, (len(sets), -1))
-            change = written - of_base.written[layer]
-            changes[sets, heads] = torch.einsum(
-                "spthe,hem->shptm", change, model.output_weight(layer)
-            )
-        reader = graph.mlp_reader(layer)
-        items = items_of(slice(reader, reader + 1))
-        if items:
-            # What the last MLP writes is read at the last position alone.
-            last = 1 if layer == graph.n_layers - 1 else None
-            change = change_of_input(items, graph.readers[reader].n_writers, last)
-            where = slice(-change.shape[2], None)
-            mlp_in = (of_base.mlp_in[layer][:, where] + change).flatten(0, 1)
-            written = model.mlp(layer, model.mlp_norm(layer, mlp_in)).view_as(change)
-            sets = [one for one, _ in items]
-            changes[sets, mlp, :, where] = written - of_base.mlp_out[layer][:, where]
-    logits = len(graph.readers) - 1
-    change = change_of_input([(one, logits) for one in range(len(kept))], len(graph.writers), 1)
-    # Set by set, so that one without edges gives base's logits to the last bit.
-    return torch.stack([answer_logits(model, base.final[:, -1:] + one) for one in change])
+            normed = model.attention_norm(layer, kept.resid_pre[layer] + self.read_change(items))
+            heads = [readers[reader].head for _, reader in items]
+            row_of = {set_: row for row, set_ in enumerate(sets)}
+            rows = [row_of[set_] for set_, _ in items]
+            # Two lists of indices with dimensions between them: the items come first.
+            values[rows, :, :, heads] = model.project_heads(layer, slot, heads, normed)
+        return values.flatten(0, 1)
+
+    def run_mlp(self, layer: int) -> None:
+        """Computes what the MLP of a layer writes, in the sets where it reads something else."""
+        model, kept, reader = self.model, self.base.kept, self.model.graph.mlp_reader(layer)
+        items = self.items(slice(reader, reader + 1))
+        if not items:
+            return
+        # What the last MLP writes is read at the last position alone.
+        last = 1 if layer == model.graph.n_layers - 1 else None
+        change = self.read_change(items, last)  # [item pair pos d_model]
+        where = slice(-change.shape[2], None)
+        mlp_in = (kept.mlp_in[layer][:, where] + change).flatten(0, 1)
+        written = model.mlp(layer, model.mlp_norm(layer, mlp_in)).view_as(change)
+        sets = [set_ for set_, _ in items]
+        mlp = model.graph.mlp_writer(layer)
+        self.changes[sets, mlp, :, where] = written - kept.mlp_out[layer][:, where]
+
+    def logits(self) -> Float[Tensor, "set pair d_vocab"]:
+        """The logits at the last position, when all layers have been run."""
+        last = len(self.model.graph.readers) - 1
+        change = self.read_change([(set_, last) for set_ in range(len(self.changes))], 1)
+        final = self.base.final[:, -1:]
+        # Set by set, so that one without edges gives base's logits to the last bit.
+        return torch.stack([answer_logits(self.model, final + of_set) for of_set in change])

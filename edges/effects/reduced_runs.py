@@ -121,7 +121,7 @@ class ReducedRuns:
         self._borrowed.close()
 
     def values(
-        self, edges: Iterable[str] | Bool[Tensor, "reader writer"]
+        self, edges: Iterable[str] | Bool[Tensor, "writer reader"]
     ) -> Float64[Tensor, "pair"]:
         """The metric of the model reduced to ``edges``, on each pair.
 

@@ -17,13 +17,11 @@ from torch import Tensor
 from ..errors import InputError
 from ..model.activations import Activations
 from ..model.transformer import Model
-from ..names.graph import ROOT, SLOTS, ModelGraph, using
+from ..names.graph import ROOT, SLOTS, ModelGraph
 from ..runs.memory import BatchSize
 from ..runs.trace import Run, answer_logits, run
+from ..runs.writes import WRITES, before_output, through_output
 from .reduced import Additions, masked_logits
-
-_WRITES = ("written", "mlp_out")
-
 
 _STREAMS = ("resid_pre", "mlp_in")
 
@@ -48,7 +46,7 @@ class Pool:
         cls, model: Model, tokens: Int64[Tensor, "prompt pos"], size: BatchSize, streams: bool
     ) -> Pool:
         """Runs the prompts, as many at once as ``size`` says; ``streams``: keeps what is read."""
-        names = (*_WRITES, *(_STREAMS if streams else ()))
+        names = (*WRITES, *(_STREAMS if streams else ()))
         runs = [one for _, one in size.map(tokens, lambda some: run(model, some, names))]
         kept = Activations()
         for name in names:
@@ -65,18 +63,13 @@ class Pool:
         self, model: Model, writer: int, rows: Int64[Tensor, "*row"]
     ) -> Float[Tensor, "*row pos d_model"]:
         """What a writer wrote on these prompts."""
-        told = model.graph.writers[writer]
-        if told.kind == "input":
-            return self.input[rows]
-        if told.head is None:
-            return self.kept.mlp_out[told.layer][rows]
-        written = self.kept.written[told.layer][:, :, told.head]
-        return written[rows] @ model.output_weight(told.layer)[told.head]
+        node = model.graph.writers[writer]
+        return through_output(model, node, before_output(self.input, self.kept, node)[rows])
 
 
 def edge_logits(
     model: Model,
-    kept: Bool[Tensor, "reader writer"],
+    kept: Bool[Tensor, "writer reader"],
     clean: Run,
     pool: Pool,
     own: Int64[Tensor, "pair"],
@@ -98,7 +91,7 @@ def edge_logits(
 
     def of(reader: int) -> Float[Tensor, "pair pos d_model"]:
         n_writers = graph.readers[reader].n_writers
-        lost, rows = ~kept[reader], others(reader).to(own.device)
+        lost, rows = ~kept[:, reader], others(reader).to(own.device)
         change = torch.zeros_like(clean.input)
         if lost[0]:
             change += pool.input[rows[0]] - pool.input[own]
@@ -116,15 +109,15 @@ def edge_logits(
                 change += pool.kept.mlp_out[layer][rows[mlp]] - pool.kept.mlp_out[layer][own]
         return change
 
-    sources = set(kept.any(0).nonzero().flatten().tolist())
+    sources = set(kept.any(1).nonzero().flatten().tolist())
     if model.heads_share_scale:  # what a head writes is scaled by what its layer's others do
         for writer in [graph.writers[source] for source in sources]:
             heads = graph.head_writers(writer.layer)
             sources.update(range(heads.start, heads.stop) if writer.kind == "head" else ())
-    reads = [bool(sources.intersection(using(graph, reader))) for reader in graph.readers]
+    reads = [not sources.isdisjoint(graph.fed_by(reader)) for reader in range(len(graph.readers))]
     reads[-1] = True
     every = torch.tensor([reader.n_writers for reader in graph.readers])
-    readers = torch.tensor(reads) & (kept.sum(1) < every)
+    readers = torch.tensor(reads) & (kept.sum(0) < every)
     return masked_logits(model, kept, clean.input, clean, Additions(readers, of))
 
 
@@ -143,12 +136,12 @@ class Tree:
     children: Mapping[tuple[int, int], Sequence[tuple[int, int]]] = field(repr=False)
 
     @classmethod
-    def of(cls, graph: ModelGraph, kept: Bool[Tensor, "reader writer"]) -> Tree:
+    def of(cls, graph: ModelGraph, kept: Bool[Tensor, "writer reader"]) -> Tree:
         """Counts are exact, whatever their size; nothing is written out."""
         copies, children = {ROOT: 1}, dict[tuple[int, int], list[tuple[int, int]]]()
         for index in reversed(range(len(graph.readers))):  # nodes after all that reads them
-            for node in using(graph, graph.readers[index]):
-                for writer in kept[index].nonzero().flatten().tolist():
+            for node in graph.fed_by(index):
+                for writer in kept[:, index].nonzero().flatten().tolist():
                     if node in copies:
                         start = copies.get(writer, 0)
                         children.setdefault((node, index), []).append((writer, start))
@@ -162,11 +155,8 @@ class Tree:
 
     def readers(self, node: int) -> dict[str, int]:
         """The readers a node is computed from, by kind."""
-        return {
-            reader.kind: index
-            for index, reader in enumerate(self.graph.readers)
-            if node in using(self.graph, reader)
-        }
+        readers = self.graph.readers
+        return {readers[index].kind: index for index in self.graph.read_by(node)}
 
 
 def refuse_trees(model: Model) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple
@@ -31,6 +31,25 @@ _LONGEST_NAME = 40
 
 
 _MOST_NAMES = 20_000
+
+
+ROOT = -1
+"""The logits, where other nodes are positions of writers."""
+
+
+def head_name(layer: int, head: int) -> str:
+    """Such as ``a2.h3``: what a head writes, and whose query (or key and value) it reads."""
+    return f"a{layer}.h{head}"
+
+
+def kv_name(layer: int, kv_head: int) -> str:
+    """Such as ``a2.kv1``: a key-value head that several query heads share."""
+    return f"a{layer}.kv{kv_head}"
+
+
+def mlp_name(layer: int) -> str:
+    """Such as ``m2``."""
+    return f"m{layer}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +78,11 @@ class Reader:
     head: int
     node: str
     n_writers: int
+
+    @property
+    def slot(self) -> Slot | None:
+        """Query, key or value; None for an MLP and the logits."""
+        return None if self.kind in ("mlp", "logits") else self.kind
 
 
 class Edge(NamedTuple):
@@ -98,9 +122,9 @@ class ModelGraph:
         writers = [Writer("input", "input", -1)]
         for layer in range(self.n_layers):
             writers += [
-                Writer(f"a{layer}.h{head}", "head", layer, head) for head in range(self.n_heads)
+                Writer(head_name(layer, head), "head", layer, head) for head in range(self.n_heads)
             ]
-            writers.append(Writer(f"m{layer}", "mlp", layer))
+            writers.append(Writer(mlp_name(layer), "mlp", layer))
         return tuple(writers)
 
     @cached_property
@@ -111,19 +135,25 @@ class ModelGraph:
             before_attention = self.head_writers(layer).start
             for slot in SLOTS:
                 for head in range(self.n_heads if slot == "q" else self.n_kv_heads):
-                    node = self._reader_node(layer, slot, head)
+                    node = self.attention_node(layer, slot, head)
                     readers.append(
                         Reader(f"{node}<{slot}>", slot, layer, head, node, before_attention)
                     )
             before_mlp = before_attention if self.parallel else self.mlp_writer(layer)
-            readers.append(Reader(f"m{layer}", "mlp", layer, 0, f"m{layer}", before_mlp))
+            node = mlp_name(layer)
+            readers.append(Reader(node, "mlp", layer, 0, node, before_mlp))
         n_writers = 1 + self.n_layers * (self.n_heads + 1)
         readers.append(Reader("logits", "logits", self.n_layers, 0, "logits", n_writers))
         return tuple(readers)
 
-    def _reader_node(self, layer: int, slot: Slot, head: int) -> str:
-        grouped = slot != "q" and self.n_kv_heads != self.n_heads
-        return f"a{layer}.kv{head}" if grouped else f"a{layer}.h{head}"
+    def attention_node(self, layer: int, slot: Slot, head: int) -> str:
+        """The node whose query, key or value this is: a key-value head where a group shares it."""
+        return (kv_name if slot != "q" and self.grouped else head_name)(layer, head)
+
+    @property
+    def grouped(self) -> bool:
+        """Whether several query heads share a key-value head."""
+        return self.n_kv_heads != self.n_heads
 
     def head_writers(self, layer: int) -> slice:
         """Where the heads of ``layer`` stand among the writers."""
@@ -149,6 +179,73 @@ class ModelGraph:
         group = self.n_heads // self.n_kv_heads
         return range(kv_head * group, (kv_head + 1) * group)
 
+    def fed_by(self, reader: int) -> range:
+        """The nodes that are computed from what ``reader`` reads: writers; ``ROOT`` for the logits.
+
+        A key or value that a group shares feeds every query head of the group.
+        """
+        what = self.readers[reader]
+        if what.kind == "logits":
+            return range(ROOT, ROOT + 1)
+        if what.kind == "mlp":
+            start = self.mlp_writer(what.layer)
+            return range(start, start + 1)
+        first = self.head_writers(what.layer).start
+        heads = range(what.head, what.head + 1)
+        if what.kind != "q":
+            heads = self.query_heads(what.head)
+        return range(first + heads.start, first + heads.stop)
+
+    @cached_property
+    def _reads(self) -> dict[int, tuple[int, ...]]:
+        reads: dict[int, tuple[int, ...]] = {}
+        for reader in range(len(self.readers)):
+            for node in self.fed_by(reader):
+                reads[node] = (*reads.get(node, ()), reader)
+        return reads
+
+    def read_by(self, node: int) -> tuple[int, ...]:
+        """The readers a node is computed from: a writer, or ``ROOT``; of the input there are none.
+
+        Of a head its query, its key and its value, in this order.
+        """
+        return self._reads.get(node, ())
+
+    def live_rows(self, kept: Sequence[int]) -> list[int]:
+        """Of kept edges, those on a path of them from ``input`` to ``logits``.
+
+        A head passes on what its query, key or value reads.
+
+        Args:
+            kept: of each reader the writers it reads by kept edges, as a number: bit w for writer w.
+
+        Returns:
+            The same of the live edges.
+        """
+        reached, needed = 1, 0  # writers that the input reaches; those that lead to the logits
+        for row, fed in zip(kept, self._fed_bits, strict=True):
+            if row & reached:
+                reached |= fed
+        live = [0] * len(kept)
+        for reader in reversed(range(len(kept))):
+            if self._fed_bits[reader] & needed or reader == len(kept) - 1:
+                needed |= kept[reader]
+                live[reader] = kept[reader] & reached
+        return live
+
+    @cached_property
+    def _fed_bits(self) -> list[int]:
+        fed = [self.fed_by(reader) for reader in range(len(self.readers) - 1)]
+        return [*((1 << nodes.stop) - (1 << nodes.start) for nodes in fed), 0]
+
+    def live(self, edges: Sequence[Edge]) -> list[Edge]:
+        """Of these edges, those on a path of them from ``input`` to ``logits``, in their order."""
+        kept = [0] * len(self.readers)
+        for edge in edges:
+            kept[edge.reader] |= 1 << edge.writer
+        live = self.live_rows(kept)
+        return [edge for edge in edges if live[edge.reader] >> edge.writer & 1]
+
     @cached_property
     def n_edges(self) -> int:
         """How many edges the model has."""
@@ -159,6 +256,10 @@ class ModelGraph:
         for index, reader in enumerate(self.readers):
             for writer in range(reader.n_writers):
                 yield Edge(writer, index)
+
+    def ends(self, edge: Edge) -> tuple[Writer, Reader]:
+        """What writes and what reads."""
+        return self.writers[edge.writer], self.readers[edge.reader]
 
     def edge_name(self, edge: Edge) -> str:
         """Such as ``a0.h1->a2.h3<q>``."""
@@ -215,39 +316,23 @@ class ModelGraph:
         Raises:
             InputError: as ``edge``, for each of its edges.
         """
-        writer, *readers = name.split("->")
-        found: list[int] = []
-        for reader in readers or [""]:
-            found.append(self.edge(f"{writer}->{reader}" if readers else name).reader)
-            writer = self._writes_as(self.readers[found[-1]])
-        return self.writer(name.partition("->")[0]), tuple(found)
-
-    def _writes_as(self, reader: Reader) -> str:
-        """The first writer that a reader's node writes as."""
-        grouped = self.n_kv_heads != self.n_heads and reader.kind in ("k", "v")
-        return f"a{reader.layer}.h{self.query_heads(reader.head)[0]}" if grouped else reader.node
+        first, *names = name.split("->")
+        if not names:
+            self.edge(name)  # says what is expected
+        writer, edges = first, list[Edge]()
+        for reader in names:
+            edges.append(self.edge(f"{writer}->{reader}"))
+            node = self.fed_by(edges[-1].reader)[0]
+            writer = "logits" if node == ROOT else self.writers[node].name
+        return edges[0].writer, tuple(edge.reader for edge in edges)
 
     def _unknown(self, what: str, name: str, known: Iterable[str]) -> str:
         names = list(known)
         look = len(name) <= _LONGEST_NAME and len(names) <= _MOST_NAMES
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.5) if look else []
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        grouped = "" if self.n_kv_heads == self.n_heads else f" and {self.n_kv_heads} kv heads"
+        grouped = f" and {self.n_kv_heads} kv heads" if self.grouped else ""
         return (
             f"unknown {what} {name!r:.80} in a model of {self.n_layers} layers with "
             f"{self.n_heads} heads{grouped} each{hint}"
         )
-
-
-ROOT = -1
-"""The tree's root, the logits, where other nodes are positions of writers."""
-
-
-def using(graph: ModelGraph, reader: Reader) -> list[int]:
-    """The writers that are computed from what ``reader`` reads; ``ROOT`` for the logits."""
-    if reader.kind == "logits":
-        return [ROOT]
-    if reader.kind == "mlp":
-        return [graph.mlp_writer(reader.layer)]
-    heads = [reader.head] if reader.kind == "q" else graph.query_heads(reader.head)
-    return [graph.head_writers(reader.layer).start + head for head in heads]

@@ -21,7 +21,7 @@ from functools import cached_property
 from typing import Literal, NamedTuple
 
 from ..errors import InputError
-from .graph import SLOTS, ModelGraph
+from .graph import SLOTS, ModelGraph, head_name, mlp_name
 
 Kind = Literal["input", "resid", "q", "k", "v", "head", "write", "neuron", "mlp"]
 
@@ -162,16 +162,15 @@ def node_name(graph: ModelGraph, node: Node) -> str:
     """Such as ``a0.h1<q>@5``."""
     kind, layer, entry, position = node
     if kind in SLOTS:
-        shared = kind != "q" and graph.n_kv_heads != graph.n_heads
-        name = f"a{layer}.{'kv' if shared else 'h'}{entry}<{kind}>"
+        name = f"{graph.attention_node(layer, kind, entry)}<{kind}>"
     else:
         name = {
             "input": "input",
             "resid": f"r{layer}",
-            "head": f"a{layer}.h{entry}",
-            "write": f"a{layer}.h{entry}",
-            "neuron": f"m{layer}.n{entry}",
-            "mlp": f"m{layer}",
+            "head": head_name(layer, entry),
+            "write": head_name(layer, entry),
+            "neuron": f"{mlp_name(layer)}.n{entry}",
+            "mlp": mlp_name(layer),
         }[kind]
     return name if position is None else f"{name}@{position}"
 

@@ -20,7 +20,7 @@ from ..model.transformer import Model
 from ..question.metrics import Metric, resolve_metric
 from ..question.prompts import PairBatch, PromptPairs
 from ..question.spans import one_length
-from ..runs.masks import existing_edges
+from ..runs.masks import full_mask
 from ..runs.memory import BatchSize, available_bytes
 from ..runs.sweep import trace_size
 from ..runs.trace import BothRuns
@@ -96,7 +96,7 @@ def score_crossings(
     n_pos = one_length(pairs)
     chosen_metric = resolve_metric(metric, pairs.wrong.shape[1] > 0)
     model.check_pairs(pairs)
-    wanted = torch.zeros_like(existing_edges(graph))
+    wanted = torch.zeros_like(full_mask(graph))
     wanted[tuple(torch.tensor(found).T)] = True
     place: dict[tuple[int, int], int] = {edge: index for index, edge in enumerate(found)}
     total = torch.zeros(len(edges), n_pos, n_pos, device=model.device)

@@ -25,16 +25,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float32
+from jaxtyping import Bool, Float32, Int64
 from torch import Tensor
 
 from ..errors import InputError, WiremapError, name_rows
 from ..model.transformer import Model
-from ..names.graph import ModelGraph
+from ..names.graph import Edge, ModelGraph
 from ..question.metrics import Metric, Targets, resolve_metric
 from ..question.prompts import PairBatch, PromptPairs
 from ..question.spans import Labels, position_labels
-from ..runs.masks import existing_edges
+from ..runs.masks import every_edge, full_mask, places_mask
 from ..runs.memory import BatchSize, available_bytes
 from ..runs.sweep import trace_size
 from ..runs.trace import BothRuns, first_nonfinite
@@ -88,11 +88,21 @@ class EdgeScores:
         Args:
             aggregate: a name in ``AGGREGATES``; ``sum-of-abs`` needs scores by position.
         """
-        edges = list(self.graph.edges())
-        rows, columns = torch.tensor(edges).T
-        scores = self.aggregated(aggregate).cpu()[rows, columns]
-        order = scores.abs().argsort(descending=True, stable=True)[:n].tolist()
-        return [(self.graph.edge_name(edges[index]), scores[index].item()) for index in order]
+        places, scores = self.ranking(aggregate)
+        names = [self.graph.edge_name(Edge(*ends)) for ends in places[:n].tolist()]
+        return list(zip(names, scores[:n].tolist(), strict=True))
+
+    def ranking(
+        self, aggregate: str = "sum"
+    ) -> tuple[Int64[Tensor, "edge end"], Float32[Tensor, "edge"]]:
+        """All edges, largest by magnitude first: where writer and reader stand, and the scores.
+
+        Edges of equal magnitude stand in the order of computation. Args as for ``top``.
+        """
+        places = every_edge(self.graph)
+        scores = self.aggregated(aggregate).cpu()[places[:, 0], places[:, 1]]
+        order = scores.abs().argsort(descending=True, stable=True)
+        return places[order], scores[order]
 
     def aggregated(self, aggregate: str) -> Float32[Tensor, "writer reader"]:
         """One number for each edge; see ``AGGREGATES``."""
@@ -110,15 +120,13 @@ class EdgeScores:
         """The ``n`` largest by magnitude, as (edge name @ position, score)."""
         if self.by_position is None:
             raise InputError("expected scores by position; ask for positions each or spans")
-        edges = list(self.graph.edges())
-        rows, columns = torch.tensor(edges).T
-        scores = self.by_position.cpu()[:, rows, columns].flatten()
-        order = scores.abs().argsort(descending=True, stable=True)[:n].tolist()
-        names = [self.graph.edge_name(edge) for edge in edges]
-        return [
-            (f"{names[i % len(edges)]} @{self.positions[i // len(edges)]}", scores[i].item())
-            for i in order
-        ]
+        places = every_edge(self.graph)
+        scores = self.by_position.cpu()[:, places[:, 0], places[:, 1]].flatten()
+        order = scores.abs().argsort(descending=True, stable=True)[:n]
+        edges = [self.graph.edge_name(Edge(*ends)) for ends in places[order % len(places)].tolist()]
+        positions = [self.positions[place] for place in (order // len(places)).tolist()]
+        names = [f"{edge} @{position}" for edge, position in zip(edges, positions, strict=True)]
+        return list(zip(names, scores[order].tolist(), strict=True))
 
 
 def score_edges(
@@ -183,10 +191,8 @@ def score_edges(
     if candidates is None:
         return score(reader, None)
     linear = score("linear", None)
-    best = [model.graph.edge(name) for name, _ in linear.top(candidates)]
-    wanted = torch.zeros_like(linear.scores, dtype=torch.bool)
-    rows, columns = torch.tensor(best, device=wanted.device).T
-    wanted[rows, columns] = True
+    best = linear.ranking()[0][:candidates]
+    wanted = places_mask(model.graph, best).to(linear.scores.device)
     return _overlaid(linear, score(reader, wanted), wanted)
 
 
@@ -241,7 +247,7 @@ class _Scorer:
         self.model, self.pairs, self.metric, self.rule = model, pairs, metric, rule
         self.direction, self.reader, self.labels = direction, reader, labels
         self.per_pair, self.memory_limit = per_pair, memory_limit
-        self.exists = existing_edges(model.graph).to(model.device)
+        self.exists = full_mask(model.graph).to(model.device)
         self.wanted = self.exists if wanted is None else wanted
         self.chunk_bytes = available_bytes(model.device, memory_limit) // 64
         n_layers = model.graph.n_layers

@@ -21,7 +21,7 @@ from torch import Tensor
 from ..model.parts import NormDerivative
 from ..model.transformer import Model
 from ..names.graph import SLOTS, Slot
-from ..runs.writes import Writes
+from ..runs.writes import Writes, head_writes
 from .rules import Gradients
 
 INPUTS = (*SLOTS, "mlp_in")
@@ -72,9 +72,8 @@ def linear_scores(
             heads, mlp_reader = graph.head_writers(layer), graph.mlp_reader(layer)
             into = graph.attention_readers(layer)
             scores[: heads.start, into] += at.attention(made[: heads.start])
-            made[heads] = torch.einsum(
-                "the,hem->htm", cut(writes.written[layer]), model.output_weight(layer).float()
-            )
+            weight = model.output_weight(layer).float()
+            made[heads] = head_writes(cut(writes.written[layer]), weight)
             n_read = graph.readers[mlp_reader].n_writers
             scores[:n_read, mlp_reader] += at.mlp(made[:n_read])
             made[graph.mlp_writer(layer)] = cut(writes.mlp_out[layer])

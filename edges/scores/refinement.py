@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..model.transformer import Model
-from ..names.graph import ModelGraph
+from ..names.graph import ModelGraph, mlp_name
 from ..question.metrics import Metric, resolve_metric
 from ..question.prompts import PairBatch, PromptPairs
 from ..runs.memory import BatchSize, available_bytes
@@ -151,7 +151,7 @@ def score_split(
     outgoing[splitter.n_writing :] = torch.nan
     incoming[n_read:] = torch.nan
     return SplitScores(
-        graph, f"m{layer}", splitter.parts, outgoing / divisor, incoming / divisor, rule.name
+        graph, mlp_name(layer), splitter.parts, outgoing / divisor, incoming / divisor, rule.name
     )
 
 
@@ -198,7 +198,7 @@ class _Neurons:
         self.model, self.layer = model, layer
         self.weights = model.mlp_weights(layer)
         self.n_writing = len(self.weights.out)
-        self.parts = tuple(f"m{layer}.n{neuron}" for neuron in range(self.n_writing))
+        self.parts = tuple(f"{mlp_name(layer)}.n{neuron}" for neuron in range(self.n_writing))
 
     def made(
         self, runs: BothRuns, tokens: Int64[Tensor, "token"]
@@ -250,7 +250,7 @@ class _Experts:
         self.model, self.layer = model, layer
         self.experts = model.experts(layer)
         self.n_writing = len(self.experts)
-        self.parts = tuple(f"m{layer}.{name}" for name in (*self.experts, "router"))
+        self.parts = tuple(f"{mlp_name(layer)}.{name}" for name in (*self.experts, "router"))
 
     def made(
         self, runs: BothRuns, tokens: Int64[Tensor, "token"]

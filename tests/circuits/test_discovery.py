@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,13 @@ import tiny
 import torch
 from safetensors.torch import save_file
 
-from wiremap.circuits import Circuit, discover, evaluate
+from wiremap.circuits import Circuit, discover, evaluate, load_task
 from wiremap.circuits.evidence.gap import measure_gap
 from wiremap.circuits.record.effects_file import read_effects
 from wiremap.circuits.record.run_directory import read_run
 from wiremap.circuits.record.scores_file import read_scores, write_scores
 from wiremap.circuits.result.document import from_document, loads
-from wiremap.edges import InputError, Model, PromptPairs, patch_edges, score_edges
+from wiremap.edges import InputError, Model, ModelGraph, PromptPairs, patch_edges, score_edges
 from wiremap.edges.scores.crossing import score_crossings
 from wiremap.edges.scores.refinement import score_split
 
@@ -77,6 +78,27 @@ def test_the_circuit_is_what_its_parts_say(
     found = evaluate(model, task, names)
     assert circuit.faithfulness is not None
     assert found.faithfulness == pytest.approx(circuit.faithfulness.faithfulness, rel=1e-5)
+
+
+def test_names_of_edges_are_parsed_where_they_come_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    bundled = Model.load("ioi-mini")
+    pairs = load_task("ioi", bundled, 16)
+    n_parsed = 0
+
+    def counting(parse: Callable[[ModelGraph, str], Any]) -> Callable[[ModelGraph, str], Any]:
+        def parsed(graph: ModelGraph, name: str) -> Any:
+            nonlocal n_parsed
+            n_parsed += 1
+            return parse(graph, name)
+
+        return parsed
+
+    for parser in ("edge", "path"):
+        monkeypatch.setattr(ModelGraph, parser, counting(getattr(ModelGraph, parser)))
+    discover(bundled, pairs)
+    assert bundled.graph.n_edges == 479
+    # The 200 verified, twice as paths, and as candidates; the circuit's own.
+    assert n_parsed < 1000
 
 
 def test_the_best_scores_are_verified_in_their_order(

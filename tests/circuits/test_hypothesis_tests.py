@@ -181,7 +181,8 @@ def test_wrong_circuits_fall(known: tuple[Model, PromptPairs]) -> None:
 
 def test_a_random_circuit_is_as_random_ones() -> None:
     model, pairs = tiny.model("llama-gqa"), tiny.pairs(24)
-    edges = random_circuit(model.graph, 30, random.Random(3))
+    graph = model.graph
+    edges = [graph.edge_name(edge) for edge in random_circuit(graph, 30, random.Random(3))]
     found = {one.name: one for one in run_tests(model, pairs, edges, n_random=60)}
     assert found["against random circuits"].p_value > 0.05
     assert found["independence"].p_value < 0.05  # the rest still does it

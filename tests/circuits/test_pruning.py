@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
@@ -33,9 +33,10 @@ from wiremap.circuits.choice.pruning import (
     prune_to_size,
     prune_to_target,
 )
-from wiremap.edges import InputError, Model, ModelGraph, PromptPairs
+from wiremap.edges import Edge, InputError, Model, ModelGraph, PromptPairs
 from wiremap.edges.effects.reduced import run_edges
 from wiremap.edges.effects.reduced_runs import ReducedRuns
+from wiremap.edges.runs.masks import places_mask
 
 
 def edge(name: str, effect: float | None = None, score: float | None = None) -> CircuitEdge:
@@ -230,12 +231,13 @@ def test_a_target_takes_few_of_the_largest_verified_edges() -> None:
     unverified = edge("input->m0", score=5.0)
     asked: list[int] = []
 
-    def share(kept: Collection[str]) -> float:
+    def share(places: Sequence[Edge]) -> float:
+        kept = {shape.edge_name(place) for place in places}
         asked.append(len(kept))
         return sum(
             abs(worth)
             for head, worth in enumerate(worths)
-            if {f"input->a0.h{head}<v>", f"a0.h{head}->logits"} <= set(kept)
+            if {f"input->a0.h{head}<v>", f"a0.h{head}->logits"} <= kept
         ) / sum(map(abs, worths))
 
     pruned = prune_to_target(shape, [*edges, unverified], 0.8, share)
@@ -372,8 +374,8 @@ def test_the_target_search_is_that_written_again(question: Question, target: flo
     with ReducedRuns(question.model, question.pairs) as runs:
         full, empty = runs.full.mean().item(), runs.empty.mean().item()
 
-        def faithfulness(kept: Collection[str]) -> float:
-            return (runs.values(kept).mean().item() - empty) / (full - empty)
+        def faithfulness(kept: Sequence[Edge]) -> float:
+            return (runs.values(places_mask(graph, kept)).mean().item() - empty) / (full - empty)
 
         pruned = prune_to_target(graph, question.edges, target, faithfulness)
     check_complete(question.edges, pruned)

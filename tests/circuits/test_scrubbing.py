@@ -16,7 +16,7 @@ from torch import Tensor
 from wiremap.circuits import evaluate
 from wiremap.circuits.evidence.other_prompts import OtherPrompts
 from wiremap.circuits.evidence.random_circuits import random_circuit
-from wiremap.circuits.evidence.scrubbing import Scrubbing, live_edges, scrub
+from wiremap.circuits.evidence.scrubbing import Scrubbing, scrub
 from wiremap.circuits.result.hypothesis import SCHEMES
 from wiremap.edges import InputError, Model, ModelGraph, PromptPairs, WiremapError
 from wiremap.edges.question.metrics import Targets, logit_diff
@@ -219,11 +219,11 @@ def test_dead_edges_do_nothing_and_are_named(known: tuple[Model, PromptPairs], s
 def test_random_circuits_have_the_size_asked_for_and_hang_together() -> None:
     graph = ModelGraph(4, 4, 2)
     for n_edges in (0, 1, 7, 60, graph.n_edges - 1, graph.n_edges):
-        names = random_circuit(graph, n_edges, random.Random(0))
-        assert len(set(names)) == len(names) == n_edges
-    names = random_circuit(graph, 60, random.Random(0))
-    assert len(live_edges(graph, names)) > 50
-    assert names != random_circuit(graph, 60, random.Random(1))
+        edges = random_circuit(graph, n_edges, random.Random(0))
+        assert len(set(edges)) == len(edges) == n_edges
+    edges = random_circuit(graph, 60, random.Random(0))
+    assert len(graph.live(edges)) > 50
+    assert edges != random_circuit(graph, 60, random.Random(1))
 
 
 # ---- refusals

@@ -7,6 +7,7 @@ import time
 import pytest
 
 from wiremap.edges import Edge, InputError, ModelGraph
+from wiremap.edges.names.graph import ROOT
 
 
 @pytest.mark.parametrize(
@@ -58,6 +59,37 @@ def test_every_edge_has_one_name_and_comes_back_from_it() -> None:
     edges = list(graph.edges())
     assert len(set(edges)) == len(edges) == graph.n_edges
     assert [graph.edge(graph.edge_name(edge)) for edge in edges] == edges
+
+
+@pytest.mark.parametrize("graph", [ModelGraph(2, 4, 4), ModelGraph(2, 4, 2, parallel=True)])
+def test_what_a_reader_feeds_is_what_reads_by_it(graph: ModelGraph) -> None:
+    for index, reader in enumerate(graph.readers):
+        fed = [graph.writers[node].name for node in graph.fed_by(index) if node != ROOT]
+        if reader.kind in ("k", "v"):
+            group = graph.n_heads // graph.n_kv_heads
+            heads = range(reader.head * group, (reader.head + 1) * group)
+            assert fed == [f"a{reader.layer}.h{head}" for head in heads]
+        else:
+            assert fed == ([] if reader.kind == "logits" else [reader.node])
+        assert all(index in graph.read_by(node) for node in graph.fed_by(index))
+    assert graph.read_by(0) == ()
+    assert graph.read_by(ROOT) == (len(graph.readers) - 1,)
+    kinds = [graph.readers[reader].slot for reader in graph.read_by(graph.head_writers(1).start)]
+    assert kinds == ["q", "k", "v"]
+    assert [graph.readers[reader].slot for reader in graph.read_by(graph.mlp_writer(1))] == [None]
+
+
+def test_a_path_goes_on_with_what_its_reader_feeds() -> None:
+    graph = ModelGraph(2, 4, 2)
+    writer, readers = graph.path("input->a0.kv1<v>->a1.h0<q>->m1->logits")
+    assert graph.writers[writer].name == "input"
+    assert [graph.readers[reader].name for reader in readers] == [
+        "a0.kv1<v>", "a1.h0<q>", "m1", "logits",
+    ]  # fmt: skip
+    with pytest.raises(InputError, match="unknown writer 'logits'"):
+        graph.path("m0->logits->m1")
+    with pytest.raises(InputError, match="expected an edge 'writer->reader', got 'm0'"):
+        graph.path("m0")
 
 
 def test_a_parallel_block_has_no_edges_from_its_heads_to_its_mlp() -> None:

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 import pytest
 import tiny
 import torch
 from slow import SlowModel
 
-from wiremap.circuits.evidence.scrubbing import live_edges
-from wiremap.edges import InputError, Model, ModelGraph
+from wiremap.edges import Edge, InputError, Model, ModelGraph
 from wiremap.edges.effects.reduced import BASE, masked_logits, run_edge_sets, run_edges
-from wiremap.edges.runs.masks import edge_mask, full_mask, live_mask
+from wiremap.edges.runs.masks import (
+    edge_mask,
+    edge_places,
+    every_edge,
+    full_mask,
+    live_mask,
+    places_mask,
+)
 from wiremap.edges.runs.trace import run
 
 
@@ -61,6 +68,30 @@ def test_masks_are_the_same_as_names() -> None:
     torch.testing.assert_close(found.circuit[0], found.circuit[1], rtol=1e-5, atol=1e-5)
 
 
+def on_a_path(graph: ModelGraph, edges: Sequence[Edge]) -> set[Edge]:
+    """Of these edges, those on a path from input to logits: every path is walked, by names."""
+    into: dict[str, list[tuple[str, Edge]]] = {}
+    for edge in edges:
+        writer, _, reader = graph.edge_name(edge).partition("->")
+        nodes = [reader.partition("<")[0]]
+        layer, _, kv_head = nodes[0].partition(".kv")
+        if kv_head:
+            group = graph.n_heads // graph.n_kv_heads
+            nodes = [f"{layer}.h{int(kv_head) * group + head}" for head in range(group)]
+        for node in nodes:
+            into.setdefault(node, []).append((writer, edge))
+    live: set[Edge] = set()
+
+    def walk(node: str, path: tuple[Edge, ...]) -> None:
+        if node == "input":
+            live.update(path)
+        for writer, edge in into.get(node, []):
+            walk(writer, (*path, edge))
+
+    walk("logits", ())
+    return live
+
+
 @pytest.mark.parametrize(
     "graph",
     [ModelGraph(3, 4, 4), ModelGraph(3, 4, 2), ModelGraph(3, 4, 1, parallel=True)],
@@ -71,12 +102,26 @@ def test_live_edges_are_those_on_a_path(graph: ModelGraph) -> None:
     for seed in range(60):
         names = some_edges(graph, (seed + 1) / 240, seed)
         live = live_mask(graph, edge_mask(graph, names))
-        assert torch.equal(live, edge_mask(graph, live_edges(graph, names)))
+        places = [graph.edge(name) for name in names]
+        expected = on_a_path(graph, places)
+        assert graph.live(places) == [edge for edge in places if edge in expected]
+        assert torch.equal(live, places_mask(graph, list(expected)))
         n_live.append(int(live.sum()))
     assert min(n_live) == 0
     assert max(n_live) > 10
     assert torch.equal(live_mask(graph, full_mask(graph)), full_mask(graph))
     assert int(full_mask(graph).sum()) == graph.n_edges
+
+
+def test_places_names_and_masks_say_the_same() -> None:
+    graph = ModelGraph(2, 4, 2)
+    names = some_edges(graph, 0.4)
+    places = edge_places(graph, names)
+    assert [graph.edge_name(Edge(*ends)) for ends in places.tolist()] == names
+    assert edge_places(graph, places) is places
+    assert torch.equal(places_mask(graph, places), edge_mask(graph, names))
+    assert [Edge(*ends) for ends in every_edge(graph).tolist()] == list(graph.edges())
+    assert not places_mask(graph, edge_places(graph, [])).any()
 
 
 def test_progress_counts_sets_times_pairs() -> None:

@@ -12,7 +12,7 @@ from wiremap.edges import InputError, Model, ModelGraph
 from wiremap.edges.effects.reduced import BASE, masked_logits
 from wiremap.edges.effects.resampling import Pool, Tree, edge_logits, refuse_trees, tree_logits
 from wiremap.edges.names.graph import ROOT
-from wiremap.edges.runs.masks import edge_mask
+from wiremap.edges.runs.masks import edge_mask, full_mask
 from wiremap.edges.runs.memory import BatchSize
 from wiremap.edges.runs.trace import run
 
@@ -186,9 +186,7 @@ def test_with_one_prompt_for_everything_all_are_one(
 def test_trees_are_counted_without_being_written_out() -> None:
     """All edges of a model of 24 layers: more paths than atoms to write them with."""
     graph = ModelGraph(24, 16, 16)
-    every = torch.zeros(len(graph.readers), len(graph.writers), dtype=torch.bool)
-    for edge in graph.edges():
-        every[edge.reader, edge.writer] = True
+    every = full_mask(graph)
     size = Tree.of(graph, every).size
     # Before each block, copies of what reads there: attention 3 times a head, then an MLP once.
     paths, expected = 1, 1
