@@ -260,27 +260,28 @@ def set_logits(
     for layer in range(graph.n_layers):
         heads, mlp = graph.head_writers(layer), graph.mlp_writer(layer)
         items = items_of(graph.attention_readers(layer))
+        attention = model.blocks[layer].attention
         if items:
             sets = sorted({one for one, _ in items})
             place = {one: index for index, one in enumerate(sets)}
             read: list[Tensor] = []
             for slot in SLOTS:
-                values = getattr(of_base, slot)[layer].repeat(len(sets), 1, 1, 1, 1)
+                values = of_base[slot][layer].repeat(len(sets), 1, 1, 1, 1)
                 of_slot = [item for item in items if graph.readers[item[1]].kind == slot]
                 if of_slot:
                     change = change_of_input(of_slot, heads.start)
-                    normed = model.attention_norm(layer, of_base.resid_pre[layer] + change)
+                    normed = attention.norm(of_base.resid_pre[layer] + change)
                     chosen = [graph.readers[reader].head for _, reader in of_slot]
                     places = [place[one] for one, _ in of_slot]
-                    projected = model.project_heads(layer, slot, chosen, normed)
+                    projected = attention.project_heads(slot, chosen, normed)
                     values[places, :, :, chosen] = projected
                 read.append(values.flatten(0, 1))
             q, k, v = read
-            z = model.attend(layer, q, k, v)
-            written = model.written(layer, z).unflatten(0, (len(sets), -1))
+            z = attention.attend(q, k, v)
+            written = attention.written(z).unflatten(0, (len(sets), -1))
             change = written - of_base.written[layer]
             changes[sets, heads] = torch.einsum(
-                "spthe,hem->shptm", change, model.output_weight(layer)
+                "spthe,hem->shptm", change, attention.output_weight()
             )
         reader = graph.mlp_reader(layer)
         items = items_of(slice(reader, reader + 1))
@@ -290,7 +291,7 @@ def set_logits(
             change = change_of_input(items, graph.readers[reader].n_writers, last)
             where = slice(-change.shape[2], None)
             mlp_in = (of_base.mlp_in[layer][:, where] + change).flatten(0, 1)
-            written = model.mlp(layer, model.mlp_norm(layer, mlp_in)).view_as(change)
+            written = model.blocks[layer].mlp(mlp_in).view_as(change)
             sets = [one for one, _ in items]
             changes[sets, mlp, :, where] = written - of_base.mlp_out[layer][:, where]
     logits = len(graph.readers) - 1

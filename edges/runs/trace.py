@@ -87,7 +87,7 @@ class Tape:
         self.kept = Activations()
         self.input = resid.detach()
         if "input" in keep:
-            self.kept.input.append(self.input)
+            self.kept.add("input", self.input)
         self._by = tuple(by)
         self._leaves: list[Tensor] = []
         self._sites: list[dict[str, Tensor]] = []
@@ -98,14 +98,14 @@ class Tape:
                 value = value if through is None else value.view_as(value)
                 self._sites[layer][name] = value
             if name in keep:
-                getattr(self.kept, name).append(value.detach())
+                self.kept.add(name, value.detach())
             return value if through is None else through(name, layer, value)
 
         with torch.enable_grad():
             for layer in range(model.graph.n_layers):
                 self._leaves.append(resid.detach().requires_grad_())
                 self._sites.append({})
-                resid = model.block(layer, self._leaves[layer], see)
+                resid = model.blocks[layer](self._leaves[layer], see)
                 self._outputs.append(resid)
             final = resid.detach().requires_grad_()
             logits = answer_logits(model, final, through)

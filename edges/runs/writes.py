@@ -50,6 +50,6 @@ class Writes:
             heads = [model.graph.writers[writers[place]].head for place in places]
             written = self.written[layer][:, :, heads]
             found[places] = torch.einsum(
-                "bphe,hem->hbpm", written, model.output_weight(layer)[heads]
+                "bphe,hem->hbpm", written, model.blocks[layer].attention.output_weight()[heads]
             )
         return found
