@@ -46,6 +46,8 @@ class NormDerivative:
 
     def pull_back(self, gradient: Float[Tensor, "*token n"]) -> Float[Tensor, "*token n"]:
         """The transposed derivative times a gradient by the norm's output."""
+        # ``normalized`` has no mean where the norm centers, so the two projections commute, and
+        # the transpose is the same factors in the opposite order; no matrix is ever formed.
         gradient = gradient * self.weight * self.scale
         if not self.frozen:
             along = (gradient * self.normalized).mean(-1, keepdim=True)

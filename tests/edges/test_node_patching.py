@@ -14,6 +14,7 @@ from torch import Tensor
 from wiremap.edges import InputError, Model, PromptPairs, WiremapError, patch_nodes
 from wiremap.edges.effects.node_effects import NodeEdits, patch_edits
 from wiremap.edges.effects.sources import KINDS, Source
+from wiremap.edges.model.borrowing import hooks_on
 from wiremap.edges.names.nodes import FAMILIES, NodeSet
 from wiremap.edges.question.metrics import Targets
 
