@@ -90,7 +90,7 @@ def models(as_json: bool, quiet: bool) -> None:
         )
         click.echo(
             "\nAny other --model is a Hugging Face directory or a model of the hub; architectures: "
-            f"{', '.join(SUPPORTED.values())}."
+            f"{', '.join(known.name for known in SUPPORTED.values())}."
         )
 
 

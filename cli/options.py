@@ -188,7 +188,7 @@ def load_model(
 
     from ..edges.model.transformer import Model
 
-    return Model.load(model, device, getattr(torch, dtype), bos, kv, tf32)
+    return Model.load(model, device, getattr(torch, dtype), bos=bos, kv=kv, tf32=tf32)
 
 
 def float32_error(

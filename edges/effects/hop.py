@@ -122,8 +122,8 @@ class Hop:
     def _mlp(
         self, mlp_in: Float[Tensor, "item pair query d_model"]
     ) -> Float[Tensor, "item pair query d_model"]:
-        rows = self.model.mlp_norm(self.layer, mlp_in.flatten(0, 1))
-        return self.model.mlp(self.layer, rows).view_as(mlp_in)
+        # [item pair pos d_model] -> [(item pair) pos d_model], and back
+        return self.model.blocks[self.layer].mlp(mlp_in.flatten(0, 1)).view_as(mlp_in)
 
     def _z_change(
         self, slot: Slot, items: Sequence[int]
@@ -154,8 +154,9 @@ class Hop:
             if len(used) == len(self.changes)
             else self.changes[torch.tensor(used, device=device)]
         )
-        normed = model.attention_norm(layer, self.runs.resid_before(layer) + changes)
-        new = model.project(layer, slot, self._cut(normed) if slot == "q" else normed)
+        attention = model.blocks[layer].attention
+        normed = attention.norm(self.runs.resid_before(layer) + changes)
+        new = attention.project(slot, self._cut(normed) if slot == "q" else normed)
         new = new[of, :, :, heads].flatten(0, 1)[:, :, None]
         if slot == "q":
             q, k, v = (
@@ -165,28 +166,26 @@ class Hop:
             )
         else:
             q = rows(kept.q[layer][:, self._written_at], query_heads)
-            both = {
-                name: rows(getattr(kept, name)[layer], kv_heads[:, None]) for name in ("k", "v")
-            }
+            both = {name: rows(kept[name][layer], kv_heads[:, None]) for name in ("k", "v")}
             both[slot] = torch.cat([both[slot][:, :start], new], 1)
             k, v = both["k"], both["v"]
-        z = model.attend(layer, q, k, v) - rows(kept.z[layer][:, self._written_at], query_heads)
+        z = attention.attend(q, k, v) - rows(kept.z[layer][:, self._written_at], query_heads)
         return z.unflatten(0, (len(items), n_pairs)), query_heads
 
     def _raw_change(
         self, z: Float[Tensor, "item pair query n d_head"], of: Int64[Tensor, "item n"]
     ) -> Float[Tensor, "item pair query d_model"]:
         """How the sum of a layer's heads changes, before any norm behind them."""
-        return torch.einsum("ebpnd,endm->ebpm", z, self.model.raw_output_weight(self.layer)[of])
+        weight = self.model.blocks[self.layer].attention.raw_output_weight()
+        return torch.einsum("ebpnd,endm->ebpm", z, weight[of])
 
     def _attention_change(
         self, raw: Float[Tensor, "item pair query d_model"]
     ) -> Float[Tensor, "item pair query d_model"]:
         """How what attention writes changes when the sum of its heads changes by ``raw``."""
-        model, layer = self.model, self.layer
-        z = self.runs.base.kept.z[layer][:, self._written_at]
-        base = model.raw_attention_output(layer, z)
-        return model.finish_attention(layer, base + raw) - model.finish_attention(layer, base)
+        attention = self.model.blocks[self.layer].attention
+        base = attention.raw_output(self.runs.base.kept.z[self.layer][:, self._written_at])
+        return attention.finish(base + raw) - attention.finish(base)
 
     def _after_attention(
         self, change: Float[Tensor, "item pair query d_model"]
@@ -202,15 +201,16 @@ class Hop:
     ) -> Float[Tensor, "item pair query d_model"]:
         """How what these heads write changes, each scaled as the norm behind attention now scales."""
         model, layer = self.model, self.layer
+        attention = model.blocks[layer].attention
         if not model.heads_share_scale:
             return self._attention_change(self._raw_change(z, of))
         kept = self.runs.base.kept
         every = kept.z[layer][:, self._written_at].repeat(len(z), 1, 1, 1, 1)
         item = torch.arange(len(z), device=z.device)[:, None]
         every[item, :, :, of] += z.permute(0, 3, 1, 2, 4)
-        change = model.written(layer, every) - kept.written[layer][:, self._written_at]
+        change = attention.written(every) - kept.written[layer][:, self._written_at]
         own = change[item, :, :, of]
-        return torch.einsum("enbpd,endm->ebpm", own, model.output_weight(layer)[of])
+        return torch.einsum("enbpd,endm->ebpm", own, attention.output_weight()[of])
 
 
 def through_mlps(
@@ -230,7 +230,7 @@ def through_mlps(
             device=change.device,
         )
         mlp_in = kept.mlp_in[layer][:, -1:] + change
-        mlp_out = model.mlp(layer, model.mlp_norm(layer, mlp_in.flatten(0, 1))).view_as(mlp_in)
+        mlp_out = model.blocks[layer].mlp(mlp_in.flatten(0, 1)).view_as(mlp_in)
         reaction = mlp_out - kept.mlp_out[layer][:, -1:]
         change = change + reaction * reacts[:, None, None, None]
     return change

@@ -18,27 +18,27 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..model.activations import Activations
-from ..model.parts import See
 from ..model.transformer import Model
 from ..names.nodes import ACTIVATION, NodeSet, parse_node
 from ..question.metrics import Metric
 from ..question.prompts import PairBatch, PromptPairs
 from ..runs.trace import Run, run
+from .edits import ALL, Edit, applying
 from .engine import Effects, Runs, patch_items
 from .sources import Source
 
 
 @dataclass(frozen=True)
 class NodeEdits:
-    """Which entries of which activations each item (a set of nodes) replaces.
+    """Where each item (a set of nodes) replaces values.
 
     Attributes:
-        by_site: for (activation, layer), rows of (item, entry, position); position -1 is all.
+        by_site: for (activation, layer), rows of (item, position, entry), as in ``Edit.where``.
         first_layers: where each item's edited run begins; ``n_layers`` for an item of no nodes.
     """
 
     n_layers: int
-    by_site: dict[tuple[str, int], Int64[Tensor, "edit 3"]]
+    by_site: dict[tuple[str, int], Int64[Tensor, "place 3"]]
     first_layers: list[int]
 
     @classmethod
@@ -48,12 +48,12 @@ class NodeEdits:
         for item, names in enumerate(items):
             for name in names:
                 node = parse_node(model.graph, model.d_mlp, name)
-                position = -1 if node.position is None else node.position
+                position = ALL if node.position is None else node.position
                 site = (ACTIVATION[node.kind], node.layer)
-                rows.setdefault(site, []).append((item, node.entry, position))
+                rows.setdefault(site, []).append((item, position, node.entry))
         return cls._of(
             model.graph.n_layers,
-            {site: torch.tensor(found) for site, found in rows.items()},
+            {site: torch.tensor(where) for site, where in rows.items()},
             len(items),
         )
 
@@ -63,22 +63,23 @@ class NodeEdits:
         by_site: dict[tuple[str, int], Tensor] = {}
         for site, part in zip(nodes.sites, nodes.slices, strict=True):
             item, place = members[:, part].nonzero().T
-            position = torch.full_like(place, -1) if nodes.n_pos is None else place % nodes.n_pos
-            edits = torch.stack([item, place // (nodes.n_pos or 1), position], dim=1)
-            if len(edits):
-                by_site[site.activation, site.layer] = edits
+            # The nodes of a site stand in the order [entry pos].
+            position = torch.full_like(place, ALL) if nodes.n_pos is None else place % nodes.n_pos
+            where = torch.stack([item, position, place // (nodes.n_pos or 1)], dim=1)
+            if len(where):
+                by_site[site.activation, site.layer] = where
         return cls._of(nodes.graph.n_layers, by_site, len(members))
 
     @classmethod
     def _of(cls, n_layers: int, by_site: dict[tuple[str, int], Tensor], n_items: int) -> NodeEdits:
         first = torch.full((n_items,), n_layers)
-        for (_, layer), edits in by_site.items():
-            first[edits[:, 0]] = first[edits[:, 0]].clamp(max=layer)
+        for (_, layer), where in by_site.items():
+            first[where[:, 0]] = first[where[:, 0]].clamp(max=layer)
         return cls(n_layers, by_site, first.tolist())
 
     def check_positions(self, pairs: PromptPairs) -> None:
         """Raises InputError if a position lies outside a prompt."""
-        last = max((int(edits[:, 2].max()) for edits in self.by_site.values()), default=-1)
+        last = max((int(where[:, 1].max()) for where in self.by_site.values()), default=ALL)
         shortest = int(pairs.lengths.min())
         if last >= shortest:
             raise InputError(
@@ -86,40 +87,21 @@ class NodeEdits:
                 f"position {last}; give prompts of one length, or patch all positions (no @)"
             )
 
-    def see(self, items: Sequence[int], other: Activations, n_pairs: int) -> See:
-        """What makes a run of these items (times pairs) read the other values."""
+    def edits(self, items: Sequence[int], other: Activations) -> list[Edit]:
+        """What makes a run of these items, in this order, read the other values."""
         place = torch.full((len(self.first_layers),), -1)
         place[torch.tensor(items)] = torch.arange(len(items))
-
-        def see(name: str, layer: int, value: Tensor) -> Tensor:
-            edits = self.by_site.get((name, layer))
-            if edits is None:
-                return value
-            item, entry, position = place[edits[:, 0]], edits[:, 1], edits[:, 2]
+        start = min(self.first_layers[item] for item in items)
+        edits: list[Edit] = []
+        for (name, layer), where in self.by_site.items():
+            if layer < start:
+                continue  # none of these items has a node there
+            item = place[where[:, 0]]  # of all items, where among these; -1: not among them
             here = item >= 0
-            item, entry, position = item[here], entry[here], position[here]
-            if not len(item):
-                return value
-            new = getattr(other, name)[layer]
-            n_pos = value.shape[1]  # those that may change, or count: the last ones
-            before = new.shape[1] - n_pos
-            new = new[:, before:]
-            counts = (position < 0) | (position >= before)
-            item, entry, position = item[counts], entry[counts], position[counts] - before
-            has_entries = name not in ("input", "resid_pre", "mlp_out")
-            mask = torch.zeros(
-                len(items), n_pos, value.shape[2] if has_entries else 1, dtype=torch.bool
-            )
-            everywhere = position < 0
-            mask.transpose(1, 2)[item[everywhere], entry[everywhere]] = True
-            mask[item[~everywhere], position[~everywhere], entry[~everywhere]] = True
-            mask = mask[:, None].to(value.device)
-            rows = value.unflatten(0, (len(items), n_pairs))
-            if value.ndim == 4:
-                mask = mask[..., None]
-            return torch.where(mask, new, rows).flatten(0, 1)
-
-        return see
+            if bool(here.any()):
+                where = torch.column_stack([item, where[:, 1:]])[here]
+                edits.append(Edit(name, layer, where, other[name][layer]))
+        return edits
 
 
 def patch_nodes(
@@ -192,7 +174,7 @@ def patch_edits(
 
     def final(runs: Runs, layer: int, part: Sequence[int]) -> Float[Tensor, "row pos d_model"]:
         base = runs.resid_before(layer)
-        see = edits.see(part, runs.other, len(base))
+        see = applying(edits.edits(part, runs.other), len(part))
         rows = base.repeat(len(part), 1, 1)
         return model.run(rows, see, start=layer, past=runs.past, last_only=True)
 

@@ -310,10 +310,12 @@ class _Reduction:
             return
         sets = sorted({set_ for set_, _ in items})
         q, k, v = (self._projected(layer, slot, sets, items) for slot in SLOTS)
-        z = model.attend(layer, q, k, v)  # [set*pair pos head d_head]
-        written = model.written(layer, z).unflatten(0, (len(sets), -1))
+        z = model.blocks[layer].attention.attend(q, k, v)  # [set*pair pos head d_head]
+        written = model.blocks[layer].attention.written(z).unflatten(0, (len(sets), -1))
         change = written - self.base.kept.written[layer]  # [set pair pos head d_head]
-        writes = head_writes(change, model.output_weight(layer))  # [head set pair pos d_model]
+        writes = head_writes(
+            change, model.blocks[layer].attention.output_weight()
+        )  # [head set pair pos d_model]
         self.changes[sets, graph.head_writers(layer)] = writes.transpose(0, 1)
 
     def _projected(
@@ -325,12 +327,16 @@ class _Reduction:
         values = base.repeat(len(sets), 1, 1, 1, 1)  # [set pair pos head d_head]
         items = [item for item in items if readers[item[1]].kind == slot]
         if items:
-            normed = model.attention_norm(layer, kept.resid_pre[layer] + self.read_change(items))
+            normed = model.blocks[layer].attention.norm(
+                kept.resid_pre[layer] + self.read_change(items)
+            )
             heads = [readers[reader].head for _, reader in items]
             row_of = {set_: row for row, set_ in enumerate(sets)}
             rows = [row_of[set_] for set_, _ in items]
             # Two lists of indices with dimensions between them: the items come first.
-            values[rows, :, :, heads] = model.project_heads(layer, slot, heads, normed)
+            values[rows, :, :, heads] = model.blocks[layer].attention.project_heads(
+                slot, heads, normed
+            )
         return values.flatten(0, 1)
 
     def run_mlp(self, layer: int) -> None:
@@ -344,7 +350,7 @@ class _Reduction:
         change = self.read_change(items, last)  # [item pair pos d_model]
         where = slice(-change.shape[2], None)
         mlp_in = (kept.mlp_in[layer][:, where] + change).flatten(0, 1)
-        written = model.mlp(layer, model.mlp_norm(layer, mlp_in)).view_as(change)
+        written = model.blocks[layer].mlp(mlp_in).view_as(change)
         sets = [set_ for set_, _ in items]
         mlp = model.graph.mlp_writer(layer)
         self.changes[sets, mlp, :, where] = written - kept.mlp_out[layer][:, where]

@@ -13,7 +13,6 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
-from ..model.activations import Activations
 from ..model.transformer import Model
 from ..question.metrics import Metric, Targets, resolve_metric
 from ..question.prompts import PairBatch, PromptPairs
@@ -40,11 +39,11 @@ class _Shared:
         if range(len(self))[part] == range(len(self)):
             return self  # as ever, but where memory ran out
         base, targets = self.corrupted, self.targets
-        kept = {name: [layer[part] for layer in getattr(base.kept, name)] for name in BASE}
+        kept = base.kept.map(lambda value: value[part])
         return _Shared(
             self.rows[part],
             self.clean_input[part],
-            Run(base.input[part], Activations(**kept), base.final[part], base.logits[part]),
+            Run(base.input[part], kept, base.final[part], base.logits[part]),
             Targets(targets.answers[part], targets.wrong_answers[part], targets.clean_logits[part]),
         )
 

@@ -50,8 +50,8 @@ class Pool:
         runs = [one for _, one in size.map(tokens, lambda some: run(model, some, names))]
         kept = Activations()
         for name in names:
-            layers = zip(*(getattr(one.kept, name) for one in runs), strict=True)
-            getattr(kept, name).extend(torch.cat(parts) for parts in layers)
+            for parts in zip(*(one.kept[name] for one in runs), strict=True):
+                kept.add(name, torch.cat(parts))
         return cls(
             tokens,
             torch.cat([one.input for one in runs]),
@@ -103,7 +103,7 @@ def edge_logits(
                 of_heads = chosen.to(own.device)[None]
                 there = written[rows[heads][chosen].T, :, of_heads]
                 here = written[own[:, None], :, of_heads]
-                weight = model.output_weight(layer)[of_heads[0]]
+                weight = model.blocks[layer].attention.output_weight()[of_heads[0]]
                 change += torch.einsum("phte,hem->ptm", there - here, weight)
             if mlp < n_writers and lost[mlp]:
                 change += pool.kept.mlp_out[layer][rows[mlp]] - pool.kept.mlp_out[layer][own]
@@ -206,19 +206,20 @@ def tree_logits(
         rows, readers = others(node).to(own.device), tree.readers(node)
         if writer.kind == "mlp":
             read = pool.kept.mlp_in[writer.layer][rows] + change(node, readers["mlp"], rows)
-            values[node] = model.mlp(writer.layer, model.mlp_norm(writer.layer, read))
+            values[node] = model.blocks[writer.layer].mlp(read)
             continue
+        attention = model.blocks[writer.layer].attention
         before = pool.kept.resid_pre[writer.layer][rows]
         slots: list[Tensor] = []
         for slot in SLOTS:
             read = (before + change(node, readers[slot], rows)).flatten(0, 1)
-            normed = model.attention_norm(writer.layer, read)
+            normed = attention.norm(read)
             head = graph.readers[readers[slot]].head
-            (found,) = model.project_heads(writer.layer, slot, [head], normed[None])
+            (found,) = attention.project_heads(slot, [head], normed[None])
             slots.append(found[:, :, None])
         q, k, v = slots
-        z = model.attend(writer.layer, q, k, v)[:, :, 0].unflatten(0, rows.shape)
-        values[node] = z @ model.output_weight(writer.layer)[writer.head]
+        z = attention.attend(q, k, v)[:, :, 0].unflatten(0, rows.shape)
+        values[node] = z @ attention.output_weight()[writer.head]
     rows = others(ROOT).to(own.device)
     read = pool.final[rows] + change(ROOT, len(graph.readers) - 1, rows)
     return answer_logits(model, read[0])

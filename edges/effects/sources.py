@@ -143,14 +143,11 @@ class Source:
         like = run(model, batch.clean[:1], keep).kept
         found = Activations()
         for name in keep:
-            for layer, tensor in enumerate(getattr(like, name)):
+            for layer, tensor in enumerate(like[name]):
                 shape = (len(batch), *tensor.shape[1:])
-                value = (
-                    tensor.new_zeros(())
-                    if self.kind == "zero"
-                    else getattr(means(), name)[layer].to(tensor)
-                )
-                getattr(found, name).append(value.expand(shape))
+                zero = self.kind == "zero"
+                value = tensor.new_zeros(()) if zero else means()[name][layer].to(tensor)
+                found.add(name, value.expand(shape))
         return found
 
     def means(self, model: Model, pairs: PromptPairs, keep: Collection[str]) -> Activations:
@@ -165,7 +162,7 @@ class Source:
             return {
                 (name, layer): tensor.cpu().double().sum(over, keepdim=True)
                 for name in keep
-                for layer, tensor in enumerate(getattr(kept, name))
+                for layer, tensor in enumerate(kept[name])
             }
 
         for bucket in data.batches():
@@ -177,5 +174,5 @@ class Source:
                 count += len(part) * (1 if self.kind == "mean-by-position" else n_pos)
         means = Activations()
         for (name, _), total in sums.items():  # layers of a name come in order
-            getattr(means, name).append((total / count).float())
+            means.add(name, (total / count).float())
         return means

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, fields
 
 import torch
 from jaxtyping import Float
@@ -15,6 +15,8 @@ from .parts import See
 @dataclass
 class Activations:
     """What a run leaves behind: one tensor per layer in each list, those only that were asked for.
+
+    ``kept[name][layer]`` for a name that is data, ``kept.z[layer]`` for one that is known.
 
     Attributes:
         input: what the input writes, the residual stream before the first block.
@@ -42,15 +44,41 @@ class Activations:
     pattern: list[Tensor] = field(default_factory=list[Tensor])
     neurons: list[Tensor] = field(default_factory=list[Tensor])
 
+    def __getitem__(self, name: str) -> list[Tensor]:
+        """The activation of this name, layer by layer. Raises KeyError for a name there is not."""
+        if name not in NAMES:
+            raise KeyError(f"no activation {name!r}; there are {', '.join(NAMES)}")
+        return getattr(self, name)
+
+    def add(self, name: str, value: Tensor) -> None:
+        """Takes the activation of the next layer."""
+        self[name].append(value)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Those of which there is any."""
+        return tuple(name for name in NAMES if self[name])
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Activations:
+        """The same activations, ``function`` applied to each."""
+        changed = Activations()
+        for name in self.names:
+            changed[name].extend(map(function, self[name]))
+        return changed
+
     def noting(self, names: Collection[str]) -> See:
         """What makes a run note here the activations of these names, and change none."""
 
         def see(name: str, layer: int, value: Tensor) -> Tensor:
             if name in names:
-                getattr(self, name).append(value)
+                self.add(name, value)
             return value
 
         return see
+
+
+NAMES = tuple(field.name for field in fields(Activations))
+"""What can be kept of a run."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +95,7 @@ class Past:
     def before(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """These keys and values, and those of ``layer`` before them; rows are items times pairs."""
 
+        # What was kept is the same for every item: [pair past head d_head] -> [(item pair) ...]
         def joined(
             past: Float[Tensor, "pair past head d_head"], new: Float[Tensor, "row pos head d_head"]
         ) -> Tensor:

@@ -1,8 +1,10 @@
-"""Loading models: bundled, from a local Hugging Face directory, or from the hub."""
+"""Loading models: bundled, from a local Hugging Face directory, or from the hub; their identity."""
 
 from __future__ import annotations
 
 import difflib
+import hashlib
+import json
 import logging
 import os
 import warnings
@@ -18,6 +20,9 @@ from .architectures import refuse_unsupported
 
 # Data files of the floor above; nothing of it is imported.
 _ZOO = Path(__file__).parents[2] / "circuits" / "zoo"
+
+# Entries of a config that say where it came from and how it is run, not what the model computes.
+_NOT_THE_MODEL = ("_name_or_path", "architectures", "dtype", "transformers_version", "use_cache")
 
 
 def bundled_models() -> list[str]:
@@ -157,6 +162,30 @@ def _architecture(config: Any) -> str:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CLASSES
 
     return str(CLASSES.get(config.model_type) or (config.architectures or [config.model_type])[0])
+
+
+def fingerprint(bridge: Any) -> str:
+    """SHA-256 of the config and of all weights, by name, dtype, shape and value."""
+    config = bridge.original_model.config.to_dict()
+    computing = {key: value for key, value in config.items() if key not in _NOT_THE_MODEL}
+    digest = hashlib.sha256(json.dumps(computing, sort_keys=True, default=str).encode())
+    for name, weight in bridge.named_parameters():
+        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+        raw = weight.detach().contiguous().view(-1).view(torch.uint8)
+        digest.update(raw.cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def refuse_nonfinite_weights(bridge: Any, name: str) -> None:
+    """Raises InputError, with the tensor's name, for weights that are NaN or infinite."""
+    for weight_name, weight in bridge.named_parameters():
+        if not bool(torch.isfinite(weight).all()):
+            n_bad = int((~torch.isfinite(weight)).sum())
+            raise InputError(
+                f"expected finite weights, got {n_bad} NaN or infinite values in "
+                f"{weight_name.replace('._original_component', '')} of model {name}; "
+                "the file may be damaged: load it again"
+            )
 
 
 @contextmanager

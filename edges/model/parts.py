@@ -1,7 +1,7 @@
 """The parts of a block that architectures differ in: norms, and what attention does with q and k.
 
-Everything is read off the modules and the config that ran in training, never off a table of
-architectures: which norms there are, the scale, soft-cap and window of the scores, the rotation.
+Which norms there are, the scale, soft-cap and window of the scores, and the rotation are read off
+the modules and the config that ran in training. What these do not tell stands in ``architectures``.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+
+from .architectures import SUPPORTED
 
 See = Callable[[str, int, Tensor], Tensor]
 """Shown (name, layer, value) of every activation of a run as it comes; what it returns goes on."""
@@ -44,6 +46,8 @@ class NormDerivative:
 
     def pull_back(self, gradient: Float[Tensor, "*token n"]) -> Float[Tensor, "*token n"]:
         """The transposed derivative times a gradient by the norm's output."""
+        # ``normalized`` has no mean where the norm centers, so the two projections commute, and
+        # the transpose is the same factors in the opposite order; no matrix is ever formed.
         gradient = gradient * self.weight * self.scale
         if not self.frozen:
             along = (gradient * self.normalized).mean(-1, keepdim=True)
@@ -72,6 +76,7 @@ class Norm:
     def weight(self) -> Float[Tensor, "n"]:
         """What the normalized values are multiplied with."""
         weight = self._bridge.weight
+        # Gemma's weights are distances from 1, and are added to it in float32.
         return 1.0 + weight.to(at_least_float32(weight.dtype)) if self._offset else weight
 
     @property
@@ -129,7 +134,7 @@ class Scores:
         self.soft_cap: float | None = getattr(attention, "attn_logit_softcapping", None)
         layer_types = getattr(config, "layer_types", None)
         self._layer_type: str | None = layer_types[layer] if layer_types else None
-        self.window = _window(attention, config, self._layer_type)
+        self.window = self._window(attention, config, str(bridge.cfg.architecture))
         self._interleaved: Tensor | None = getattr(attention, "embed_positions", None)
 
     def __call__(
@@ -145,10 +150,17 @@ class Scores:
         n_query, n_key = scores.shape[-2:]
         return scores.masked_fill(self._hidden(n_query, n_key, scores.device), -torch.inf)
 
+    def _window(self, attention: Any, config: Any, architecture: str) -> int | None:
+        """How many keys, itself included, a query sees; None for all before it."""
+        if self._layer_type is not None:
+            return int(config.sliding_window) if self._layer_type == "sliding_attention" else None
+        holder = config if SUPPORTED[architecture].window_in_config else attention
+        return getattr(holder, "sliding_window", None)
+
     def _hidden(self, n_query: int, n_key: int, device: torch.device) -> Bool[Tensor, "query key"]:
         """Which keys a query may not look at: those after it, and those before its window."""
         every = torch.ones(n_query, n_key, dtype=torch.bool, device=device)
-        itself = n_key - n_query
+        itself = n_key - n_query  # the key of query 0; query i stands i further right
         hidden = every.triu(1 + itself)
         return hidden if self.window is None else hidden | every.tril(itself - self.window)
 
@@ -162,12 +174,14 @@ class Scores:
         """
         stop = start + heads.shape[1]
         if self._interleaved is not None:
+            # GPT-J turns neighbours (0, 1), (2, 3), ...: [pos sines+cosines] -> [pos n_rotated]
             table = self._interleaved[start:stop].to(heads)
             sin, cos = (half.repeat_interleave(2, -1) for half in table.chunk(2, dim=-1))
             even_odd = heads[..., : cos.shape[-1]].unflatten(-1, (-1, 2))
             turned = torch.stack([-even_odd[..., 1], even_odd[..., 0]], -1).flatten(-2)
             cos, sin = cos[:, None], sin[:, None]
         elif hasattr(self._bridge, "rotary_emb"):
+            # All others turn entry i of the first half with entry i of the second.
             positions = torch.arange(start, stop, device=heads.device)[None]
             rotary = self._bridge.rotary_emb.original_component
             by_type = (self._layer_type,) if hasattr(rotary, "layer_types") else ()
@@ -177,14 +191,17 @@ class Scores:
             turned = torch.cat([-high, low], -1)
         else:
             return heads
+        # Some models rotate the first entries of a head only.
         rotated, rest = heads[..., : cos.shape[-1]], heads[..., cos.shape[-1] :]
         return torch.cat([rotated * cos + turned * sin, rest], -1)
 
 
-def _window(attention: Any, config: Any, layer_type: str | None) -> int | None:
-    """How many keys, itself included, a query sees; None for all before it."""
-    if layer_type is not None:
-        return int(config.sliding_window) if layer_type == "sliding_attention" else None
-    if type(attention).__name__ in ("MistralAttention", "MixtralAttention", "Qwen3MoeAttention"):
-        return getattr(config, "sliding_window", None)
-    return getattr(attention, "sliding_window", None)
+def norm_of(module: Any, name: str) -> Norm | None:
+    """The norm of this name in a part of the bridge; None where there is none."""
+    return Norm(module.submodules[name]) if name in module.submodules else None
+
+
+def in_out_weight(linear: Any) -> Float[Tensor, "n_in n_out"]:
+    """The weight of a linear map; GPT-2 keeps its matrices as [in, out], others as [out, in]."""
+    module = linear.original_component
+    return module.weight if type(module).__name__ == "Conv1D" else module.weight.T

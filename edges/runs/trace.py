@@ -15,12 +15,11 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from ..errors import InputError
-from ..question.metrics import Metric, Targets
 from ..model.activations import Activations
-from ..model.transformer import Model
 from ..model.parts import See
+from ..model.transformer import Model
+from ..question.metrics import Metric, Targets
 from ..question.prompts import PairBatch
-
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ class Tape:
         self.kept = Activations()
         self.input = resid.detach()
         if "input" in keep:
-            self.kept.input.append(self.input)
+            self.kept.add("input", self.input)
         self._by = tuple(by)
         self._leaves: list[Tensor] = []
         self._sites: list[dict[str, Tensor]] = []
@@ -98,14 +97,14 @@ class Tape:
                 value = value if through is None else value.view_as(value)
                 self._sites[layer][name] = value
             if name in keep:
-                getattr(self.kept, name).append(value.detach())
+                self.kept.add(name, value.detach())
             return value if through is None else through(name, layer, value)
 
         with torch.enable_grad():
             for layer in range(model.graph.n_layers):
                 self._leaves.append(resid.detach().requires_grad_())
                 self._sites.append({})
-                resid = model.block(layer, self._leaves[layer], see)
+                resid = model.blocks[layer](self._leaves[layer], see)
                 self._outputs.append(resid)
             final = resid.detach().requires_grad_()
             logits = answer_logits(model, final, through)

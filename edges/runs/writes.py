@@ -44,7 +44,7 @@ def through_output(
     """A write of ``before_output``, a part of it, or a difference of two."""
     if writer.head is None:
         return value
-    return value @ model.output_weight(writer.layer)[writer.head]
+    return value @ model.blocks[writer.layer].attention.output_weight()[writer.head]
 
 
 def head_writes(
@@ -88,5 +88,7 @@ class Writes:
         for layer, places in by_layer.items():
             heads = [model.graph.writers[writers[place]].head for place in places]
             written = self.written[layer][:, :, heads]
-            writes[places] = head_writes(written, model.output_weight(layer)[heads])
+            writes[places] = head_writes(
+                written, model.blocks[layer].attention.output_weight()[heads]
+            )
         return writes

@@ -121,7 +121,7 @@ class ExactReader:
             ]
             for writers in self._chunks(self.wanted[:, readers].any(1)):
                 resid = self.base.kept.resid_pre[layer] + self.change.of(self.model, writers)
-                normed = self.model.attention_norm(layer, resid)
+                normed = self.model.blocks[layer].attention.norm(resid)
                 for reader in readers:
                     yield from self._of_head(layer, reader, writers, normed)
             if not attention_only:
@@ -138,7 +138,7 @@ class ExactReader:
             if gradient is None:
                 gradient = self.gradients.at(layer, "mlp_out").float()
             mlp_in = self.base.kept.mlp_in[layer] + self.change.of(self.model, writers)
-            mlp_out = self.model.mlp(layer, self.model.mlp_norm(layer, mlp_in).flatten(0, 1))
+            mlp_out = self.model.blocks[layer].mlp(mlp_in.flatten(0, 1))
             moved = mlp_out.view_as(mlp_in) - self.base.kept.mlp_out[layer]
             yield (
                 writers,
@@ -161,11 +161,12 @@ class ExactReader:
         slot = cast("Slot", model.graph.readers[reader].kind)
         head = model.graph.readers[reader].head
         some = normed if len(places) == len(writers) else normed[places.to(normed.device)]
-        new = model.project_heads(layer, slot, [head] * len(places), some)
+        attention = model.blocks[layer].attention
+        new = attention.project_heads(slot, [head] * len(places), some)
         kv_head, queries = _heads(model, slot, head)
         gradient = self.gradients.at(layer, "z")[..., queries, :].float()
         q, k = kept.q[layer][:, :, queries], kept.k[layer][:, :, kv_head : kv_head + 1]
-        before = model.attention_scores(layer, q, k).float()
+        before = attention.scores(q, k).float()
         if slot == "v":
             change = new - kept.v[layer][:, :, head]
             found = _value_reaction(before.softmax(-1), change, gradient, self.crossing)
@@ -176,7 +177,7 @@ class ExactReader:
                 return heads.repeat(len(places), 1, 1, 1)
 
             of_rows = (rows, repeated(k)) if slot == "q" else (repeated(q), rows)
-            after = model.attention_scores(layer, *of_rows).float()
+            after = attention.scores(*of_rows).float()
             value = kept.v[layer][:, :, kv_head].float()
             found = _pattern_reaction(
                 before,

@@ -72,7 +72,7 @@ def linear_scores(
             heads, mlp_reader = graph.head_writers(layer), graph.mlp_reader(layer)
             into = graph.attention_readers(layer)
             scores[: heads.start, into] += at.attention(made[: heads.start])
-            weight = model.output_weight(layer).float()
+            weight = model.blocks[layer].attention.output_weight().float()
             made[heads] = head_writes(cut(writes.written[layer]), weight)
             n_read = graph.readers[mlp_reader].n_writers
             scores[:n_read, mlp_reader] += at.mlp(made[:n_read])
@@ -166,7 +166,7 @@ def _into_attention(
     scores = 0.0
     towards = 0.0
     for run in range(len(resid)):
-        norm = model.attention_norm_derivative(layer, resid[run])
+        norm = model.blocks[layer].attention.norm_derivative(resid[run])
         reads = torch.cat(
             [
                 _reads(model, layer, slot, norm, resid[run], gradient[run], frozen)
@@ -191,7 +191,7 @@ def _reads(
     frozen: bool,
 ) -> Float32[Tensor, "reader token d_model"]:
     """P(weight * scale * n) of each reader of a slot; see ``_into_attention``."""
-    weight = model.projection(layer, slot)[0].float()
+    weight = model.blocks[layer].attention.projection(slot)[0].float()
     gradient, others = _through_head_norm(model, layer, slot, resid, gradient, frozen)
     if norm is not None:
         gradient = gradient * norm.scale[..., None]
@@ -225,13 +225,14 @@ def _through_head_norm(
     A norm over all heads together also sends a part of each reader's gradient to the other heads,
     always in one direction: that direction, and the part of it for each reader, come second.
     """
-    head_norm = model.head_norm(layer, slot)
+    attention = model.blocks[layer].attention
+    head_norm = attention.head_norm(slot)
     if head_norm is None:
         return gradient, None
-    raw = model.project_raw(layer, slot, model.attention_norm(layer, resid.to(model.dtype)))
-    if not model.norm_spans_heads(layer, slot):
+    raw = attention.project_raw(slot, attention.norm(resid.to(model.dtype)))
+    if not attention.norm_spans_heads(slot):
         if slot != "q":
-            raw = model.for_readers(raw)
+            raw = attention.for_readers(raw)
         return head_norm.derivative(raw.float(), frozen).pull_back(gradient).float(), None
     found = head_norm.derivative(raw.flatten(1).float())
     n_heads = raw.shape[1]

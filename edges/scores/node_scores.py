@@ -304,7 +304,7 @@ class _Scorer:
         else:
             name = site.activation
             clean, corrupted = (
-                getattr(self.runs.at(run).kept, name)[site.layer] for run in ("clean", "corrupted")
+                self.runs.at(run).kept[name][site.layer] for run in ("clean", "corrupted")
             )
             gradient = gradients["resid_pre" if name == "input" else name]
             product = (clean - corrupted).float() * gradient.float()
@@ -323,11 +323,12 @@ class _Scorer:
     def _reaction(self, site: Site) -> Callable[[Tensor], Float32[Tensor, "pair head pos"]]:
         """How the pattern reacts to the other run's queries or keys, as a function of its gradient."""
         layer = site.layer
-        q, k = (getattr(self.runs.at(self.edited).kept, slot)[layer] for slot in ("q", "k"))
-        other = getattr(self.runs.at(self.other).kept, site.kind)[layer]
-        of = self.model.attention_scores
-        scores = of(layer, q, k).float()
-        patched = (of(layer, other, k) if site.kind == "q" else of(layer, q, other)).float()
+        q, k = (self.runs.at(self.edited).kept[slot][layer] for slot in ("q", "k"))
+        other = self.runs.at(self.other).kept[site.kind][layer]
+        attention = self.model.blocks[layer].attention
+        scores = attention.scores(q, k).float()
+        changed = (other, k) if site.kind == "q" else (q, other)
+        patched = attention.scores(*changed).float()
         if site.kind == "k" and self.nodes.n_pos is not None:
             return KeyFix(scores, patched).contract
         difference = pattern_difference(scores, patched)

@@ -165,7 +165,7 @@ def parse_split(model: Model, split: str) -> tuple[int, str]:
             f"{mlps[0]}:neurons"
         )
     layer = mlps.index(node)
-    has = "experts" if model.experts(layer) else "neurons"
+    has = "experts" if model.blocks[layer].mlp.experts() else "neurons"
     if has == "neurons" and not model.has_neurons:
         raise InputError(
             f"{node} of model {model.name} has no experts, and TransformerLens does not show its "
@@ -196,7 +196,8 @@ class _Neurons:
     @torch.no_grad()
     def __init__(self, model: Model, layer: int) -> None:
         self.model, self.layer = model, layer
-        self.weights = model.mlp_weights(layer)
+        self.mlp = model.blocks[layer].mlp
+        self.weights = self.mlp.weights()
         self.n_writing = len(self.weights.out)
         self.parts = tuple(f"{mlp_name(layer)}.n{neuron}" for neuron in range(self.n_writing))
 
@@ -205,10 +206,7 @@ class _Neurons:
     ) -> Float32[Tensor, "part token d_model"]:
         """What each neuron writes in the clean run less what it writes in the corrupted one."""
         amounts = [
-            (
-                one.kept.neurons[self.layer]
-                * self.model.mlp_scale(self.layer, one.kept.neurons[self.layer])
-            )
+            (one.kept.neurons[self.layer] * self.mlp.scale(one.kept.neurons[self.layer]))
             .flatten(0, 1)[tokens]
             .float()
             for one in (runs.at("clean"), runs.at("corrupted"))
@@ -233,7 +231,7 @@ class _Neurons:
             (write,) = difference.of(model, [writer])
             change = write.flatten(0, 1)[tokens].float()
             for run in range(one.n_runs):
-                norm = model.mlp_norm_derivative(layer, mlp_in[run], one.frozen)
+                norm = self.mlp.norm_derivative(mlp_in[run], one.frozen)
                 moved = change if norm is None else norm.push_forward(change)
                 for name, weight in sides:
                     if weight is not None:
@@ -248,7 +246,8 @@ class _Experts:
 
     def __init__(self, model: Model, layer: int) -> None:
         self.model, self.layer = model, layer
-        self.experts = model.experts(layer)
+        self.mlp = model.blocks[layer].mlp
+        self.experts = self.mlp.experts()
         self.n_writing = len(self.experts)
         self.parts = tuple(f"{mlp_name(layer)}.{name}" for name in (*self.experts, "router"))
 
@@ -269,8 +268,8 @@ class _Experts:
     def _written(
         self, mlp_in: Float[Tensor, "pair pos d_model"], tokens: Int64[Tensor, "token"], name: str
     ) -> Float[Tensor, "token d_model"]:
-        normed = self.model.mlp_norm(self.layer, mlp_in.flatten(0, 1)[tokens])
-        return self.model.expert(self.layer, name, normed, normed)
+        normed = self.mlp.norm(mlp_in.flatten(0, 1)[tokens])
+        return self.mlp.expert(name, normed, normed)
 
     def incoming(
         self, difference: Writes, one: Pass, gradients: Gradients, tokens: Int64[Tensor, "token"]
@@ -286,7 +285,7 @@ class _Experts:
             (write,) = difference.of(model, [writer])
             change = write.flatten(0, 1)[tokens].float()
             for run in range(one.n_runs):
-                norm = model.mlp_norm_derivative(layer, mlp_in[run].float(), one.frozen)
+                norm = self.mlp.norm_derivative(mlp_in[run].float(), one.frozen)
                 moved = change if norm is None else norm.push_forward(change)
                 for part, by_input in enumerate(towards):
                     found[writer, part] += (moved * by_input[run]).sum()
@@ -299,16 +298,16 @@ class _Experts:
         gradient: Float[Tensor, "run token d_model"],
     ) -> Float32[Tensor, "run token d_model"]:
         """The gradient by the normalized input as one part alone reads it."""
-        normed = self.model.mlp_norm(self.layer, mlp_in).flatten(0, 1).detach()
+        normed = self.mlp.norm(mlp_in).flatten(0, 1).detach()
         with torch.enable_grad():
             copy = normed.clone().requires_grad_()
             if name == "router":
                 written = sum(
-                    self.model.expert(self.layer, expert, normed, copy)
+                    self.mlp.expert(expert, normed, copy)
                     for expert in self.experts
                     if expert != "shared"
                 )
             else:
-                written = self.model.expert(self.layer, name, copy, normed)
+                written = self.mlp.expert(name, copy, normed)
             (found,) = torch.autograd.grad(torch.as_tensor(written), copy, gradient.flatten(0, 1))
         return found.view_as(mlp_in).float()

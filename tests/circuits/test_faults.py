@@ -28,6 +28,7 @@ from wiremap.edges import (
 from wiremap.edges.effects.bounds import bound_unverified
 from wiremap.edges.effects.reduced import patch_together, run_edge_sets
 from wiremap.edges.effects.reduced_runs import ReducedRuns
+from wiremap.edges.model.mlp import Mlp
 
 OUT_OF_MEMORY = "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"
 N_PAIRS = 6
@@ -141,13 +142,13 @@ def enough(model: Model, task: PromptPairs) -> dict[Stage, tuple[Tensor, int, in
 
 def allow(patch: pytest.MonkeyPatch, check: Callable[[int], None]) -> None:
     """``check`` is told the rows of every batch that an MLP runs on, and may raise."""
-    mlp = Model.mlp
+    mlp = Mlp.__call__
 
-    def checked(self: Model, layer: int, normed: Tensor, see: Any = None) -> Tensor:
-        check(len(normed))
-        return mlp(self, layer, normed, see)
+    def checked(self: Mlp, resid: Tensor, see: Any = None) -> Tensor:
+        check(len(resid))
+        return mlp(self, resid, see)
 
-    patch.setattr(Model, "mlp", checked)
+    patch.setattr(Mlp, "__call__", checked)
 
 
 @pytest.mark.parametrize("stage", STAGES)

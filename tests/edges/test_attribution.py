@@ -94,7 +94,7 @@ def test_outgoing_relevance_sums_to_the_relevance_of_the_node(
     model, _ = every_twins
     for direction in DIRECTIONS:
         rule = recommended_gradient("logit_diff", model)
-        assert rule == ("gim" if model.experts(0) else "relevance")
+        assert rule == ("gim" if model.blocks[0].mlp.experts() else "relevance")
         edges = score_edges(model, pairs, direction=direction)
         nodes = score_nodes(model, pairs, "writers", gradient=rule, direction=direction)
         assert edges.gradient == nodes.gradient == rule

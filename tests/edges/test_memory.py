@@ -8,7 +8,8 @@ import pytest
 import tiny
 import torch
 
-from wiremap.edges import Model, WiremapError, patch_edges, score_edges
+from wiremap.edges import WiremapError, patch_edges, score_edges
+from wiremap.edges.model.mlp import Mlp
 from wiremap.edges.runs.memory import BatchSize, RowTooLargeError
 
 OUT_OF_MEMORY = "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"
@@ -66,16 +67,14 @@ def test_scores_and_effects_survive_a_failing_allocator(monkeypatch: pytest.Monk
     model, pairs = tiny.model("gpt2"), tiny.pairs(6)
     names = [model.graph.edge_name(edge) for edge in model.graph.edges()][::5]
     scores, effects = score_edges(model, pairs).scores, patch_edges(model, pairs, names).effects
-    mlp = Model.mlp
+    mlp = Mlp.__call__
 
-    def small_memory(
-        self: Model, layer: int, normed: torch.Tensor, see: Any = None
-    ) -> torch.Tensor:
-        if normed.numel() > 4 * 7 * self.d_model:
+    def small_memory(self: Mlp, resid: torch.Tensor, see: Any = None) -> torch.Tensor:
+        if resid.numel() > 4 * 7 * model.d_model:
             raise RuntimeError(OUT_OF_MEMORY)
-        return mlp(self, layer, normed, see)
+        return mlp(self, resid, see)
 
-    monkeypatch.setattr(Model, "mlp", small_memory)
+    monkeypatch.setattr(Mlp, "__call__", small_memory)
     torch.testing.assert_close(
         score_edges(model, pairs).scores, scores, rtol=1e-4, atol=1e-5, equal_nan=True
     )
@@ -88,9 +87,9 @@ def test_memory_that_holds_no_pair_is_reported(monkeypatch: pytest.MonkeyPatch) 
     model, pairs = tiny.model("gpt2"), tiny.pairs(2)
     model.check_pairs(pairs)
 
-    def none(self: Model, layer: int, normed: torch.Tensor, see: Any = None) -> torch.Tensor:
+    def none(self: Mlp, resid: torch.Tensor, see: Any = None) -> torch.Tensor:
         raise RuntimeError(OUT_OF_MEMORY)
 
-    monkeypatch.setattr(Model, "mlp", none)
+    monkeypatch.setattr(Mlp, "__call__", none)
     with pytest.raises(WiremapError, match="use shorter prompts, a smaller dtype"):
         patch_edges(model, pairs, ["m0->logits"])

@@ -15,6 +15,7 @@ import transformers
 from tokens_for_tests import letters_core
 
 from wiremap.edges import InputError, Model, PromptPairs, WiremapError, patch_edges, score_edges
+from wiremap.edges.model.checks import check_parts
 from wiremap.edges.model.loading import bundled_models, choose_device
 from wiremap.edges.model.parts import Norm, Scores
 
@@ -123,10 +124,10 @@ def test_hooks_on_attention_are_seen_although_the_first_prompt_is_a_single_token
 
 def test_a_longer_prompt_is_checked_again(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny.model("gpt2")
-    model.check_parts(torch.tensor([[1]]))
+    check_parts(model, torch.tensor([[1]]))
     monkeypatch.setattr(Scores, "__call__", lambda self, products: products.cumsum(-1))
     with pytest.raises(WiremapError, match="computed from its parts differ"):
-        model.check_parts(torch.tensor([[1, 2, 3, 4]]))
+        check_parts(model, torch.tensor([[1, 2, 3, 4]]))
 
 
 def test_attention_without_scaling_is_refused() -> None:
@@ -184,7 +185,10 @@ def test_readers_of_keys_by_query_head_leave_the_weights_grouped() -> None:
     grouped = tiny.model("llama-gqa")
     split = Model(grouped.bridge, kv="per-query")
     assert split.graph.n_kv_heads == split.graph.n_heads == 2 * grouped.graph.n_kv_heads
-    assert split.projection(0, "k")[0].data_ptr() == grouped.projection(0, "k")[0].data_ptr()
+    assert (
+        split.blocks[0].attention.projection("k")[0].data_ptr()
+        == grouped.blocks[0].attention.projection("k")[0].data_ptr()
+    )
     pairs = tiny.pairs()
     by_head, by_group = (score_edges(model, pairs).scores for model in (split, grouped))
     for slot in ("k", "v"):

@@ -14,6 +14,7 @@ from torch import Tensor
 from wiremap.edges import InputError, Model, PromptPairs, WiremapError, patch_nodes
 from wiremap.edges.effects.node_effects import NodeEdits, patch_edits
 from wiremap.edges.effects.sources import KINDS, Source
+from wiremap.edges.model.borrowing import hooks_on
 from wiremap.edges.names.nodes import FAMILIES, NodeSet
 from wiremap.edges.question.metrics import Targets
 
@@ -327,12 +328,12 @@ def test_patching_leaves_the_model_as_it_was() -> None:
     model, pairs = tiny.model("gpt2"), some_pairs()
     weight = next(model.bridge.parameters()).requires_grad_(True)
     model.check_pairs(pairs)  # the bridge puts hooks of its own where its first run needs them
-    before = model._hooks()  # pyright: ignore[reportPrivateUsage]
+    before = hooks_on(model.bridge)
     for patch_with in KINDS:
         effects = patch_nodes(model, pairs, ["m0.n3", "a1.h1<k>"], patch_with=patch_with).effects
         assert not effects.requires_grad
     assert weight.requires_grad
-    assert model._hooks() == before  # pyright: ignore[reportPrivateUsage]
+    assert hooks_on(model.bridge) == before
 
 
 # ---- refusals
