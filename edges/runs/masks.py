@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from jaxtyping import Bool
-from torch import Tensor
-from ..names.graph import ModelGraph
-
 from collections.abc import Collection, Iterable, Sequence
+
 import torch
 from jaxtyping import Bool
 from torch import Tensor
+
 from ..errors import InputError
 from ..names.graph import ModelGraph
 

@@ -10,8 +10,6 @@ import torch
 
 from ..errors import InputError, WiremapError
 
-
-
 _CPU_BYTES = 1 << 30
 """What one batch may take on a CPU. Larger batches are no faster there."""
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from .memory import BatchSize
-from ..model.transformer import Model
-from ..question.prompts import PairBatch
 import torch
 from jaxtyping import Float32
 from torch import Tensor
-from ..errors import WiremapError
-from .memory import BatchSize
+
+from ..errors import WiremapError, name_rows
 from ..model.transformer import Model
 from ..question.prompts import PairBatch
-from ..errors import name_rows
+from .memory import BatchSize
 
 
 def trace_size(

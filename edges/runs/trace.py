@@ -15,12 +15,11 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from ..errors import InputError
-from ..question.metrics import Metric, Targets
 from ..model.activations import Activations
-from ..model.transformer import Model
 from ..model.parts import See
+from ..model.transformer import Model
+from ..question.metrics import Metric, Targets
 from ..question.prompts import PairBatch
-
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
 from ..model.transformer import Model
 from .trace import Run, Tape
-
 
 WRITES = ("written", "mlp_out")
 """What a run keeps so that writes can be made of it."""
