@@ -32,7 +32,7 @@ from .choice.pruning import (
 from .describe import describe_question
 from .evidence.faithfulness import evaluate
 from .evidence.gap import measure_gap
-from .evidence.gather import bound_document, bound_rest, gather, resample
+from .evidence.gather import bound_evidence, bound_rest, gather, resample, stability_evidence
 from .evidence.stability import Stability
 from .evidence.verification import check_bound, verify, verify_until
 from .record.effects_file import EFFECTS_FILE, Verified
@@ -40,6 +40,8 @@ from .record.run_directory import RunDirectory
 from .record.scores_file import SCORES_FILE, read_scores, write_scores
 from .result.circuit import Circuit, CircuitEdge, Faithfulness
 from .result.document import dumps, to_document
+from .result.evidence import BoundEvidence
+from .result.upward import exporters
 from .tasks.task import usual_metric
 
 DEFAULT_BUDGET = {"cpu": 200, "cuda": 50_000}
@@ -86,7 +88,8 @@ def discover(
     by itself.
 
     Args:
-        out: a run directory: every result is written there as it comes.
+        out: a run directory: every result is written there as it comes, and at the end report,
+            viewer and pictures; what could not be drawn is a ``WiremapWarning``.
         metric: a name in ``METRICS``; None takes the one usual for the pairs' task.
         direction: ``noising`` or ``denoising``; see ``patch_edges``.
         gradient, steps, schedule, reader: how edges are scored; see ``score_edges``. Nodes are scored by the
@@ -158,19 +161,12 @@ def discover(
         faithfulness = evaluate(model, pairs, names, metric, batch_size)
     with _stage(run, "evidence"):
         evidence = gather(model, pairs, names, edges, question["method"], report)
-        if bound is not None:
-            evidence["bound"] = bound
+        evidence = replace(evidence, bound=bound, removed=pruned.counts())
         resampled = resample(verified, names, threshold)
         kept = pruned.kept
         if resampled is not None:
-            told, rule = resampled
-            evidence["stability"] = {
-                "rule": rule,
-                "resamples": told.n_resamples,
-                "jaccard": told.jaccard,
-            }
-            kept = _with_intervals(kept, told)
-        evidence["removed"] = pruned.counts()
+            evidence = replace(evidence, stability=stability_evidence(*resampled))
+            kept = _with_intervals(kept, resampled[0])
     report("prune and evaluate", 1, 1)
     circuit = Circuit.build(
         model.graph,
@@ -189,8 +185,9 @@ def discover(
     if run is not None:
         document = to_document(circuit)
         run.write("circuit.json", dumps(document))
-        of_size = {"curve": evidence["curve"], "metrics": evidence["metrics"]}
+        of_size = {name: document["evidence"][name] for name in ("curve", "metrics")}
         run.write("faithfulness.json", dumps({**document["faithfulness"], **of_size}))
+        exporters("run_directory").write_run_directory(circuit, run.path)
     return circuit
 
 
@@ -267,7 +264,7 @@ def _verify(
     question: Mapping[str, Any],
     run: RunDirectory | None,
     report: Progress,
-) -> tuple[list[Verified], dict[str, Any] | None]:
+) -> tuple[list[Verified], BoundEvidence | None]:
     """The edges verified, best first, and a bound on the others."""
     method = question["method"]
     how = {key: method[key] for key in ("metric", "direction", "batch_size")}
@@ -284,7 +281,7 @@ def _verify(
                 effects_file=effects_file,
                 progress=lambda done: report("verify edges", done, len(edges)),
             )
-            return verified, found and bound_document(found, len(pairs), len(pairs))
+            return verified, found and bound_evidence(found, len(pairs), len(pairs))
         budget = method["budget"]
         verified = verify(
             model,

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from ..edges.errors import InputError, WiremapError
+from ..edges.errors import InputError
 from . import options
 from .console import if_stopped, progress, show_json, show_table
 
 if TYPE_CHECKING:
     from ..circuits.result.circuit import Circuit
+    from ..circuits.result.evidence import Evidence
 
 _SHOWN = 15
 
@@ -138,12 +139,10 @@ def discover(
             resume=resume,
             progress=report,
         )
-    with if_stopped(out):
-        written = _export(circuit, out)
     if as_json:
         show_json(to_document(circuit))
     elif not quiet:
-        _show(circuit, out, written)
+        _show(circuit, out)
     if not quiet:
         verified = read_effects(out / EFFECTS_FILE)
         method = circuit.method
@@ -159,62 +158,36 @@ def discover(
             click.echo(f"note: {options.precision_note(loaded, error, len(verified))}", err=True)
 
 
-def _export(circuit: Circuit, out: Path) -> list[str]:
-    """Writes the circuit in the formats of a run directory; says what could not be drawn."""
-    from ..edges.files import write_atomically
-    from ..exporters import write_circuit
-    from ..exporters.pages.measured import curve_picture
-    from ..exporters.pictures.labels import title
-
-    written: list[str] = []
-    curve = curve_picture(circuit, title(circuit))
-    if curve is not None:
-        write_atomically(out / "faithfulness.svg", curve)
-        written.append("faithfulness.svg")
-    for name in ("report.html", "circuit.html", "circuit.dot", "circuit.graphml", "circuit.svg"):
-        try:
-            write_circuit(circuit, out / name, "report" if name == "report.html" else None)
-            written.append(name)
-        except InputError:
-            raise
-        except WiremapError as error:  # Graphviz cannot draw it, or is not there
-            if name != "circuit.svg":
-                raise
-            click.echo(f"note: {error}", err=True)
-    return written
-
-
-def _evidence(evidence: Mapping[str, Any]) -> Iterator[str]:
+def _evidence(evidence: Evidence) -> Iterator[str]:
     """What else was measured, in lines."""
-    beside = evidence["metrics"]
-    yield (
-        f"KL from the model {-beside['kl']['circuit']:.3g} nats (corrupted "
-        f"{-beside['kl']['empty']:.3g}), accuracy {beside['accuracy']['circuit']:.2f} (model "
-        f"{beside['accuracy']['full']:.2f})"
-    )
-    curve = evidence["curve"]
-    yield f"all edges by score, at ten sizes: CPR {curve['cpr']:.3f}, CMD {curve['cmd']:.3f}"
-    if "stability" in evidence:
-        told = evidence["stability"]
+    if evidence.metrics is not None:
+        kl, accuracy = evidence.metrics["kl"], evidence.metrics["accuracy"]
         yield (
-            f"over {told['resamples']} resamples of the pairs, circuits of {told['rule']} agree to a "
-            f"mean Jaccard of {told['jaccard']:.2f}"
+            f"KL from the model {-kl.circuit:.3g} nats (corrupted {-kl.empty:.3g}), accuracy "
+            f"{accuracy.circuit:.2f} (model {accuracy.full:.2f})"
         )
-    if "bound" in evidence:
-        told = evidence["bound"]
+    if (curve := evidence.curve) is not None:
+        yield f"all edges by score, at ten sizes: CPR {curve.cpr:.3f}, CMD {curve.cmd:.3f}"
+    if (stability := evidence.stability) is not None:
         yield (
-            f"missed: no average marginal effect of the {told['n_edges']} unverified edges above "
-            f"{told['largest']:.3g}, with {100 * told['confidence']:g} % confidence (first "
-            f"{told['n_pairs']} pairs; circuit.json says what that is)"
+            f"over {stability.resamples} resamples of the pairs, circuits of {stability.rule} agree "
+            f"to a mean Jaccard of {stability.jaccard:.2f}"
         )
-    for name, why in evidence.get("not_done", {}).items():
+    if (bound := evidence.bound) is not None:
+        yield (
+            f"missed: no average marginal effect of the {bound.n_edges} unverified edges above "
+            f"{bound.largest:.3g}, with {100 * (bound.confidence or 0):g} % confidence (first "
+            f"{bound.n_pairs} pairs; circuit.json says what that is)"
+        )
+    for name, why in (evidence.not_done or {}).items():
         yield f"no {name}: {why}"
-    for test in evidence.get("tests", ()):
-        yield f"{test['name']}: p = {test['p_value']:.3g} ({test['small_p']})"
+    for test in evidence.tests or ():
+        yield f"{test.name}: p = {test.p_value:.3g} ({test.small_p})"
 
 
-def _show(circuit: Circuit, out: Path, written: list[str]) -> None:
+def _show(circuit: Circuit, out: Path) -> None:
     from ..circuits.choice.pruning import reaches
+    from ..exporters.run_directory import files_written
 
     edges = sorted(circuit.edges, key=lambda edge: -abs(edge.worth or 0.0))
     rows = [
@@ -229,7 +202,7 @@ def _show(circuit: Circuit, out: Path, written: list[str]) -> None:
     ]
     columns = ["edge", "effect", "95 % interval", "in resamples", "score"]
     show_table(f"the {len(rows)} largest of {len(edges)} edges", columns, rows)
-    why = ", ".join(f"{n} {rule}" for rule, n in circuit.evidence["removed"].items())
+    why = ", ".join(f"{n} {rule}" for rule, n in (circuit.evidence.removed or {}).items())
     click.echo(f"removed: {why or 'none'}")
     if circuit.faithfulness is not None:
         click.echo("\n" + options.summary(circuit.method["metric"], circuit.faithfulness))
@@ -243,4 +216,6 @@ def _show(circuit: Circuit, out: Path, written: list[str]) -> None:
                 f"{target:g}; verify more (--budget)",
                 err=True,
             )
-    click.echo(f"\nwritten to {out}: circuit.json {' '.join(written)} (and the data behind them)")
+    click.echo(
+        f"\nwritten to {out}: circuit.json {' '.join(files_written(out))} (and the data behind them)"
+    )

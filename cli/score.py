@@ -244,7 +244,7 @@ def edges(
     from ..edges.scores.edge_scores import check_reader, score_edges
     from ..edges.scores.refinement import parse_split, score_split
     from ..edges.scores.rules import recommended_gradient, resolve_gradient
-    from ..exporters.formats.importances import check_names
+    from ..exporters.formats.eap_ig import check_names
 
     loaded = options.load_model(model, device, dtype, bos, kv)
     asked = options.load_pairs(loaded, task, pairs, corruption, n_pairs, seed)
@@ -253,7 +253,7 @@ def edges(
     splits = [split] if split else []
     if experts:
         n_layers = range(loaded.graph.n_layers)
-        splits += [f"m{layer}:experts" for layer in n_layers if loaded.experts(layer)]
+        splits += [f"m{layer}:experts" for layer in n_layers if loaded.blocks[layer].mlp.experts()]
         if not splits:
             raise InputError(f"model {loaded.name} has no mixture of experts; leave --experts out")
     splits = list(dict.fromkeys(splits))
@@ -393,7 +393,7 @@ def _draw(out: Path, scores: EdgeScores, aggregate: str, title: str) -> None:
 
 
 def _write_importances(out: Path, loaded: Model, scores: EdgeScores) -> None:
-    from ..exporters.formats.importances import write_importances
+    from ..exporters.formats.eap_ig import write_importances
 
     table = scores.scores.cpu().tolist()
     write_importances(

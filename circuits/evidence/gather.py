@@ -14,6 +14,7 @@ from ...edges.question.prompts import PromptPairs
 from ...edges.runs.masks import EdgeList
 from ...edges.scores.edge_scores import EdgeScores
 from ..record.effects_file import Verified
+from ..result.evidence import BoundEvidence, Evidence, StabilityEvidence
 from .claims import run_tests
 from .faithfulness import localize, read_metrics
 from .knockouts import completeness, minimality
@@ -39,7 +40,7 @@ def bound_rest(
     direction: str,
     batch_size: int | None,
     report: Report,
-) -> dict[str, Any] | None:
+) -> BoundEvidence | None:
     """A bound on the edges that were not verified, from as few subsets as allow one.
 
     Over the first ``BOUND_PAIRS`` pairs; None where all edges were verified. See ``bound_unverified``.
@@ -61,23 +62,28 @@ def bound_rest(
         batch_size=batch_size,
         progress=lambda done: report("bound the rest", done, n_samples * len(some)),
     )
-    return bound_document(found, len(some), len(pairs))
+    return bound_evidence(found, len(some), len(pairs))
 
 
-def bound_document(bound: Bound, n_pairs: int, of_pairs: int) -> dict[str, Any]:
-    """The bound as plain JSON data, found over the first ``n_pairs`` of so many pairs."""
+def bound_evidence(bound: Bound, n_pairs: int, of_pairs: int) -> BoundEvidence:
+    """The bound as evidence, found over the first ``n_pairs`` of so many pairs."""
     statement = bound.statement()
     if n_pairs < of_pairs:
         statement = statement.replace("over these pairs", f"over the first {n_pairs} pairs")
-    return {
-        "largest": bound.largest,
-        "confidence": bound.confidence,
-        "samples": bound.n_samples,
-        "probability": bound.probability,
-        "n_edges": len(bound.names),
-        "n_pairs": n_pairs,
-        "statement": statement,
-    }
+    return BoundEvidence(
+        largest=bound.largest,
+        confidence=bound.confidence,
+        samples=bound.n_samples,
+        probability=bound.probability,
+        n_edges=len(bound.names),
+        n_pairs=n_pairs,
+        statement=statement,
+    )
+
+
+def stability_evidence(stability: Stability, rule: str) -> StabilityEvidence:
+    """What a circuit says of resampling as a whole; what it tells of an edge is the edge's."""
+    return StabilityEvidence(rule=rule, resamples=stability.n_resamples, jaccard=stability.jaccard)
 
 
 def resample(
@@ -111,8 +117,8 @@ def gather(
     scores: EdgeScores,
     method: Mapping[str, Any],
     report: Report,
-) -> dict[str, Any]:
-    """Curves, other metrics and, if the method asks for ``tests``, tests: as plain JSON data."""
+) -> Evidence:
+    """Curves, other metrics and, if the method asks for ``tests``, tests."""
     metric, batch_size = method["metric"], method["batch_size"]
 
     def told(stage: str) -> Callable[[int, int], Any]:
@@ -149,4 +155,4 @@ def gather(
                 found[name] = measure()
             except InputError as error:  # such as a circuit of no edges, or of all
                 found.setdefault("not_done", {})[name] = str(error)
-    return found
+    return Evidence.from_document(found)

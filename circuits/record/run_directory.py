@@ -21,7 +21,8 @@ import torch
 
 from ...edges.errors import InputError
 from ...edges.files import read_text, write_atomically
-from ..result.document import check_version, field, loads
+from ..result.document import check_version, loads
+from ..result.values import field
 
 _RUN_FORMAT = "wiremap-run"
 

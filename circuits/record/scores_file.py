@@ -20,7 +20,8 @@ from ...edges.scores.crossing import Crossings
 from ...edges.scores.edge_scores import EdgeScores
 from ...edges.scores.node_scores import NodeScores
 from ...edges.scores.refinement import SplitScores
-from ..result.document import check_version, field, loads, shape_from
+from ..result.document import check_version, loads, shape_from
+from ..result.values import field
 from .run_directory import VERSION
 
 _SCORES_FORMAT = "wiremap-scores"

@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
 from ...edges.errors import InputError
 from ...edges.names.graph import ModelGraph, Slot, head_name, kv_name, mlp_name
+from .evidence import Evidence
+from .upward import exporters
 
 if TYPE_CHECKING:
     import networkx
@@ -77,6 +78,21 @@ class CircuitEdge:
         return self.effect is not None
 
     @property
+    def figures(self) -> dict[str, float | int | bool | None]:
+        """What is known of it, as a row of a table; the interval is effect_low and effect_high."""
+        low, high = self.interval or (None, None)
+        return {
+            "score": self.score,
+            "effect": self.effect,
+            "standard_error": self.standard_error,
+            "effect_low": low,
+            "effect_high": high,
+            "n_pairs": self.n_pairs,
+            "verified": self.verified,
+            "inclusion": self.inclusion,
+        }
+
+    @property
     def worth(self) -> float | None:
         """The verified effect, or the score where there is none."""
         return self.score if self.effect is None else self.effect
@@ -114,10 +130,7 @@ class Circuit:
         nodes: in the order of computation; edges likewise.
         model, task, method: what it was found in, on, and how: plain data, written into files.
         faithfulness: None when it was not evaluated.
-        evidence: what else was measured of it: plain data, written into files. ``discover`` knows
-            the keys bound (of what was not verified), curve (faithfulness by size), stability (over
-            resampled pairs), removed (edges, by rule), tests, random, completeness and minimality;
-            each may be missing.
+        evidence: what else was measured of it; each part may be missing.
     """
 
     shape: ModelGraph
@@ -127,7 +140,7 @@ class Circuit:
     task: Mapping[str, Any] = field(default_factory=dict[str, Any])
     method: Mapping[str, Any] = field(default_factory=dict[str, Any])
     faithfulness: Faithfulness | None = None
-    evidence: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    evidence: Evidence = field(default_factory=Evidence)
 
     @classmethod
     def build(
@@ -135,13 +148,21 @@ class Circuit:
         shape: ModelGraph,
         edges: Iterable[CircuitEdge],
         node_scores: Mapping[str, float] | None = None,
+        *,
+        evidence: Evidence | Mapping[str, Any] | None = None,
         **rest: Any,
     ) -> Circuit:
         """A circuit of these edges: they are sorted, and their nodes made.
 
+        Args:
+            evidence: plain data is read as ``Evidence.from_document`` does.
+
         Raises:
-            InputError: an edge the model does not have, or one named twice.
+            InputError: an edge the model does not have, or one named twice; a field of the
+                evidence that is not what it should be.
         """
+        if not isinstance(evidence, Evidence):
+            evidence = Evidence.from_document({} if evidence is None else dict(evidence))
         scores = node_scores or {}
         by_name: dict[str, CircuitEdge] = {}
         for edge in edges:
@@ -157,7 +178,8 @@ class Circuit:
             for node in all_nodes(shape)
             if node.name in used
         )
-        return cls(shape, nodes, tuple(by_name[name] for name in ordered), **rest)
+        kept = tuple(by_name[name] for name in ordered)
+        return cls(shape, nodes, kept, evidence=evidence, **rest)
 
     def evaluate(self, model: Model, pairs: PromptPairs, metric: str | None = None) -> Faithfulness:
         """What these edges carry by themselves on ``pairs``; see ``wiremap.circuits.evaluate``.
@@ -176,19 +198,19 @@ class Circuit:
         Args:
             height: in pixels.
         """
-        return _exporters_html().Viewer(self, height)
+        return exporters("pages.viewer").Viewer(self, height)
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
         """The drawing, as notebooks show a circuit that is the value of a cell."""
-        return _exporters_html().display(self)
+        return exporters("pages.viewer").display(self)
 
     @cached_property
     def graph(self) -> networkx.MultiDiGraph[Any]:
         """The circuit as a networkx graph; edges are keyed by their slot (``q k v`` or ``""``).
 
-        Nodes carry kind, layer, head and score; edges score, effect, standard_error, effect_low and
-        effect_high (their interval), n_pairs, verified and inclusion. A key-value head is joined to the query heads it serves by edges of the key
-        ``group``, which carry nothing else.
+        Nodes carry kind, layer, head and score; edges what ``CircuitEdge.figures`` has. A key-value
+        head is joined to the query heads it serves by edges of the key ``group``, which carry
+        nothing else.
         """
         import networkx
 
@@ -198,20 +220,7 @@ class Circuit:
                 node.name, kind=node.kind, layer=node.layer, head=node.head, score=node.score
             )
         for edge in self.edges:
-            low, high = edge.interval or (None, None)
-            graph.add_edge(
-                edge.source,
-                edge.target,
-                key=edge.slot or "",
-                score=edge.score,
-                effect=edge.effect,
-                standard_error=edge.standard_error,
-                effect_low=low,
-                effect_high=high,
-                n_pairs=edge.n_pairs,
-                verified=edge.verified,
-                inclusion=edge.inclusion,
-            )
+            graph.add_edge(edge.source, edge.target, key=edge.slot or "", **edge.figures)
         for kv_head, head in self.groups:
             graph.add_edge(kv_head, head, key="group")
         return graph
@@ -227,15 +236,6 @@ class Circuit:
             for head in (head_name(node.layer, head) for head in self.shape.query_heads(node.head))
             if head in names
         )
-
-
-def _exporters_html() -> Any:
-    """The module that shows circuits to notebooks.
-
-    It stands on the floor above this one, which never imports from there; but a circuit is to show
-    itself without anyone having imported the exporters, so it is found by name, when asked for.
-    """
-    return import_module("wiremap.exporters.pages.viewer")
 
 
 def all_nodes(shape: ModelGraph) -> list[CircuitNode]:

@@ -18,15 +18,12 @@ from typing import Any, cast, get_args
 from ...edges.errors import InputError
 from ...edges.names.graph import ModelGraph
 from .circuit import Circuit, CircuitEdge, CircuitNode, Faithfulness, NodeKind
+from .values import count, field, number, object_of, optional
 
 FORMAT = "wiremap-circuit"
 
 
 SCHEMA_VERSION = "1.1"
-
-
-LARGEST_COUNT = 2**31 - 1
-"""Of pairs: what readers of 32-bit integers still read."""
 
 
 def description(circuit: Circuit) -> dict[str, Any]:
@@ -40,7 +37,7 @@ def description(circuit: Circuit) -> dict[str, Any]:
         "task": dict(circuit.task),
         "method": dict(circuit.method),
         "faithfulness": circuit.faithfulness and faithfulness_document(circuit.faithfulness),
-        "evidence": dict(circuit.evidence),
+        "evidence": circuit.evidence.as_document(),
     }
 
 
@@ -135,25 +132,49 @@ def loads(text: str) -> Any:
         raise InputError(f"expected JSON: {error}") from None
 
 
+def checked(circuit: Circuit) -> Circuit:
+    """The circuit with plain numbers, if it is one that can be read back.
+
+    Raises:
+        InputError: it is contradictory in itself, or holds what JSON does not have.
+    """
+    back = from_document(to_document(circuit))
+    if (back.nodes, back.edges) != (circuit.nodes, circuit.edges):
+        both = zip(circuit.edges, back.edges, strict=True)
+        differing = next((edge.name for edge, read in both if edge != read), "nodes")
+        raise InputError(
+            f"{differing}: expected nodes and edges in the order of computation, and an effect "
+            "wherever there is an error, an interval (of two numbers) or a number of pairs; use "
+            "Circuit.build"
+        )
+    about = description(back)
+    for name in ("model", "task", "method", "evidence"):
+        try:
+            json.dumps(about[name], allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InputError(f"{name}: expected plain JSON data: {error}") from None
+    return back
+
+
 def from_document(document: Any) -> Circuit:
     """The circuit of a JSON document.
 
     Raises:
         InputError: anything the document lacks or contradicts; the place is named.
     """
-    top = _object(document, "the document")
+    top = object_of(document, "the document")
     if top.get("format") != FORMAT:
         raise InputError(
             f"expected a document with format {FORMAT!r}, got {top.get('format')!r:.60}"
         )
     check_version(field(top, "schema_version", str), SCHEMA_VERSION)
-    shape = shape_from(_object(field(top, "shape", dict, ""), "shape"))
+    shape = shape_from(object_of(field(top, "shape", dict, ""), "shape"))
     edges = [
-        edge_from(_object(item, f"edges[{index}]"), f"edges[{index}]")
+        edge_from(object_of(item, f"edges[{index}]"), f"edges[{index}]")
         for index, item in enumerate(field(top, "edges", list, ""))
     ]
     nodes = [
-        _node(_object(item, f"nodes[{index}]"), f"nodes[{index}]")
+        _node(object_of(item, f"nodes[{index}]"), f"nodes[{index}]")
         for index, item in enumerate(field(top, "nodes", list, ""))
     ]
     scores = {node.name: node.score for node in nodes if node.score is not None}
@@ -161,11 +182,11 @@ def from_document(document: Any) -> Circuit:
         shape,
         edges,
         scores,
-        model=_object(field(top, "model", dict, ""), "model"),
-        task=_object(field(top, "task", dict, ""), "task"),
-        method=_object(field(top, "method", dict, ""), "method"),
+        model=object_of(field(top, "model", dict, ""), "model"),
+        task=object_of(field(top, "task", dict, ""), "task"),
+        method=object_of(field(top, "method", dict, ""), "method"),
         faithfulness=_faithfulness(top.get("faithfulness")),
-        evidence=_optional(top, "evidence", dict, "") or {},
+        evidence=optional(top, "evidence", dict, ""),
     )
     _check_nodes(nodes, circuit)
     return circuit
@@ -204,18 +225,18 @@ def _node(found: Mapping[str, Any], where: str) -> CircuitNode:
     return CircuitNode(
         name=field(found, "id", str, where),
         kind=kind,
-        layer=_optional(found, "layer", int, where),
-        head=_optional(found, "head", int, where),
+        layer=optional(found, "layer", int, where),
+        head=optional(found, "head", int, where),
         score=number(found, "score", where),
     )
 
 
 def edge_from(found: Mapping[str, Any], where: str) -> CircuitEdge:
     """An edge from plain data. Raises InputError, naming the place, for what it lacks."""
-    slot = _optional(found, "slot", str, where)
+    slot = optional(found, "slot", str, where)
     if slot not in (None, "q", "k", "v"):
         raise InputError(f"{where}.slot: expected q, k, v or null, got {slot!r:.60}")
-    verified = _optional(found, "verified", dict, where)
+    verified = optional(found, "verified", dict, where)
     measured: dict[str, Any] = {}
     if verified is not None:
         inside = f"{where}.verified"
@@ -223,7 +244,7 @@ def edge_from(found: Mapping[str, Any], where: str) -> CircuitEdge:
             "effect": number(verified, "effect", inside),
             "standard_error": number(verified, "standard_error", inside),
             "interval": _interval(verified, inside),
-            "n_pairs": _count(verified, "n_pairs", inside),
+            "n_pairs": count(verified, "n_pairs", inside),
         }
         if measured["effect"] is None:
             raise InputError(f"{inside}.effect: expected a number, got null")
@@ -245,7 +266,7 @@ def edge_from(found: Mapping[str, Any], where: str) -> CircuitEdge:
 
 
 def _interval(found: Mapping[str, Any], where: str) -> tuple[float, float] | None:
-    ends = _optional(found, "interval", list, where)
+    ends = optional(found, "interval", list, where)
     if ends is None:
         return None
     if len(ends) != 2:
@@ -268,13 +289,13 @@ def _inclusion(found: Mapping[str, Any], where: str) -> float | None:
 def _faithfulness(found: Any) -> Faithfulness | None:
     if found is None:
         return None
-    values = _object(found, "faithfulness")
+    values = object_of(found, "faithfulness")
     numbers = {name: number(values, name, "faithfulness") for name in ("full", "empty", "circuit")}
     if None in numbers.values() or numbers["full"] == numbers["empty"]:
         raise InputError("faithfulness: expected numbers full, empty and circuit, full != empty")
     return Faithfulness(
         **cast("dict[str, float]", numbers),
-        n_pairs=_count(values, "n_pairs", "faithfulness"),
+        n_pairs=count(values, "n_pairs", "faithfulness"),
     )
 
 
@@ -292,49 +313,3 @@ def _check_nodes(found: list[CircuitNode], circuit: Circuit) -> None:
                 f"nodes: {node.name!r:.60} is not an end of any edge, or its kind, layer or head "
                 "do not fit its name"
             )
-
-
-def _object(value: Any, where: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise InputError(f"{where}: expected an object, got {type(value).__name__}")
-    return cast("dict[str, Any]", value)
-
-
-def field(found: Mapping[str, Any], name: str, kind: type, where: str = "") -> Any:
-    """A required field of a type; bool is no int."""
-    place = f"{where}.{name}".lstrip(".")
-    if name not in found:
-        raise InputError(f"{place}: expected, but missing")
-    value = found[name]
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise InputError(f"{place}: expected {kind.__name__}, got {value!r:.60}")
-    return value
-
-
-def _optional(found: Mapping[str, Any], name: str, kind: type, where: str) -> Any:
-    return None if found.get(name) is None else field(found, name, kind, where)
-
-
-def _count(found: Mapping[str, Any], name: str, where: str) -> int:
-    count = field(found, name, int, where)
-    if not 1 <= count <= LARGEST_COUNT:
-        raise InputError(
-            f"{where}.{name}: expected a number from 1 to {LARGEST_COUNT}, got {count!r:.60}"
-        )
-    return count
-
-
-def number(found: Mapping[str, Any], name: str, where: str) -> float | None:
-    """A finite number, or None where there is none."""
-    value = found.get(name)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise InputError(f"{where}.{name}: expected a number, got {value!r:.60}")
-    try:
-        finite = float(value)
-    except OverflowError:
-        finite = math.inf
-    if not math.isfinite(finite):
-        raise InputError(f"{where}.{name}: expected a finite number, got {value!r:.60}")
-    return finite

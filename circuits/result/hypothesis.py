@@ -23,7 +23,8 @@ from typing import Any, cast
 from ...edges.errors import InputError
 from ...edges.files import read_text
 from .circuit import Circuit, CircuitEdge
-from .document import check_version, dumps, edge_from, field, number, shape_from, to_document
+from .document import check_version, dumps, edge_from, shape_from, to_document
+from .values import field, number
 
 FORMAT = "wiremap-scrub"
 

@@ -14,8 +14,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...circuits.result.circuit import Circuit
-from ...circuits.result.document import description, dumps, field
+from ...circuits.result.document import description, dumps
+from ...circuits.result.values import field
 from ...edges.errors import InputError
+from ..format import Format
 from ..pictures.shown import View
 from .table import Row, from_rows, table
 
@@ -70,3 +72,15 @@ def _edge(row: Row, index: int) -> dict[str, Any]:
         "data": {"id": f"e{index}", **row},
         "classes": row["sign"] if row["kind"] == "edge" else row["kind"],
     }
+
+
+FORMAT = Format(
+    "cytoscape",
+    ".cyjs",
+    "Cytoscape and Cytoscape.js",
+    encode=lambda circuit, view: to_cytoscape(circuit, view).encode(),
+    decode=lambda content: from_cytoscape(content.data),
+    signs=lambda content: "elements" in content.keys,
+    loses="",
+    shows=("qkv",),
+)

@@ -4,26 +4,35 @@
      "nodes": {"a0.h1": {"in_graph": bool, "score": float}},
      "edges": {"input->a0.h1<q>": {"score": float, "in_graph": bool}}}
 
-Every edge of the model is listed, as EAP-IG lists them. ``score`` is the verified effect of an edge
-of the circuit, its score where it was not verified, and 0 for edges outside the circuit, whose
-scores a circuit does not know. Signs agree with those of MIB: positive edges carry the behaviour.
+Every edge of the model is listed, as EAP-IG lists them. Of a circuit, ``score`` is the verified
+effect of an edge, its score where it was not verified, and 0 for edges outside the circuit, whose
+scores a circuit does not know. Scores of all edges (MIB's importances.json) are written one by one,
+so that a million of them take no memory; none is in the graph yet. Signs agree with those of MIB,
+whose loss is minus the metric: positive edges carry the behaviour.
 
 Keeps: edges, what each is worth, and scores of nodes. Loses: whether an edge is verified, with what
 error and interval and on how many pairs (its effect comes back as its score), and how often it is
-included; and model (but for its sizes), task, method, faithfulness, evidence. Reads files that list every edge and files that list some; an edge
-belongs to the circuit when it is ``in_graph``. Circuits of neurons are refused, and so are models
-with shared key-value heads, whose readers these names have no word for.
+included; and model (but for its sizes), task, method, faithfulness, evidence. Reads files that list
+every edge and files that list some; an edge belongs to the circuit when it is ``in_graph``.
+Circuits of neurons are refused, and so are models with shared key-value heads, whose readers these
+names have no word for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ...circuits.result.circuit import Circuit, CircuitEdge, all_nodes
-from ...circuits.result.document import dumps, field, number, shape_from
+from ...circuits.result.document import dumps, shape_from
+from ...circuits.result.values import field, number
 from ...edges.errors import InputError
+from ...edges.files import write_parts_atomically
 from ...edges.names.graph import ModelGraph
+from ..format import Format
 
 
 def to_eap_ig(circuit: Circuit) -> str:
@@ -34,12 +43,7 @@ def to_eap_ig(circuit: Circuit) -> str:
             EAP-IG does not read the file.
     """
     shape = circuit.shape
-    if shape.n_kv_heads != shape.n_heads:
-        raise InputError(
-            f"EAP-IG has no names for {shape.n_kv_heads} key-value heads that {shape.n_heads} "
-            "query heads share; find the circuit with one reader for each query head "
-            "(--kv per-query), or write another format"
-        )
+    check_names(shape)
     d_model = circuit.model.get("d_model")
     if not isinstance(d_model, int):
         raise InputError(
@@ -50,12 +54,7 @@ def to_eap_ig(circuit: Circuit) -> str:
     edges = {edge.name: edge for edge in circuit.edges}
     return dumps(
         {
-            "cfg": {
-                "n_layers": shape.n_layers,
-                "n_heads": shape.n_heads,
-                "parallel_attn_mlp": shape.parallel,
-                "d_model": d_model,
-            },
+            "cfg": _cfg(shape, d_model),
             "nodes": {
                 node.name: {
                     "in_graph": node.name in scores,
@@ -72,6 +71,22 @@ def to_eap_ig(circuit: Circuit) -> str:
             },
         }
     )
+
+
+def write_importances(
+    path: str | Path, graph: ModelGraph, d_model: int, score: Callable[[int, int], float]
+) -> None:
+    """Writes the scores of all edges, for EAP-IG's ``Graph.from_json``.
+
+    Args:
+        score: of the edge with these places among ``graph.writers`` and ``graph.readers``.
+
+    Raises:
+        InputError: key-value heads that query heads share, which have no name there; a score that
+            is not finite; a place that cannot be written.
+    """
+    check_names(graph)
+    write_parts_atomically(Path(path), _parts(graph, d_model, score))
 
 
 def from_eap_ig(data: Mapping[str, Any]) -> Circuit:
@@ -91,6 +106,35 @@ def from_eap_ig(data: Mapping[str, Any]) -> Circuit:
         }
     )
     nodes, edges = _entries(data, "nodes"), _entries(data, "edges")
+    _check_whole(nodes, shape)
+    kept = [
+        edge for name, entry in edges.items() if (edge := _edge(name, entry, shape)) is not None
+    ]
+    if not kept and any(number(entry, "score", name) for name, entry in edges.items()):
+        raise InputError(
+            "expected edges that are in_graph, got scores only; choose a circuit in EAP-IG "
+            "(apply_topn, apply_threshold) before you write it"
+        )
+    _check_ends(nodes, kept)
+    scores = {name: number(entry, "score", f"nodes.{name}") for name, entry in nodes.items()}
+    known_scores = {name: score for name, score in scores.items() if score is not None}
+    d_model = cfg.get("d_model")
+    model = {"d_model": d_model} if isinstance(d_model, int) else {}
+    return Circuit.build(shape, kept, known_scores, model=model)
+
+
+def check_names(graph: ModelGraph) -> None:
+    """Raises InputError for key-value heads that query heads share: they have no name there."""
+    if graph.n_kv_heads != graph.n_heads:
+        raise InputError(
+            f"EAP-IG names keys and values by query head; this model's {graph.n_heads} query heads "
+            f"share {graph.n_kv_heads} of them. Score with one reader for each: --kv per-query "
+            "(and find the circuit anew), or write another format"
+        )
+
+
+def _check_whole(nodes: Mapping[str, Mapping[str, Any]], shape: ModelGraph) -> None:
+    """Raises InputError for nodes that the model does not have, or that are there in part."""
     known = {node.name for node in all_nodes(shape)}
     for name, entry in nodes.items():
         if name not in known:
@@ -101,25 +145,17 @@ def from_eap_ig(data: Mapping[str, Any]) -> Circuit:
                 f"nodes: {name} keeps some of its neurons only, which wiremap has no edges for; "
                 "read a circuit of whole nodes"
             )
-    kept = [
-        found for name, entry in edges.items() if (found := _edge(name, entry, shape)) is not None
-    ]
-    if not kept and any(number(entry, "score", name) for name, entry in edges.items()):
-        raise InputError(
-            "expected edges that are in_graph, got scores only; choose a circuit in EAP-IG "
-            "(apply_topn, apply_threshold) before you write it"
-        )
-    for name in sorted(nodes.keys() & {end for edge in kept for end in (edge.source, edge.target)}):
+
+
+def _check_ends(nodes: Mapping[str, Mapping[str, Any]], edges: Sequence[CircuitEdge]) -> None:
+    """Raises InputError for an edge of the circuit whose ends are not in it."""
+    ends = {end for edge in edges for end in (edge.source, edge.target)}
+    for name in sorted(nodes.keys() & ends):
         if not nodes[name]["in_graph"]:
             raise InputError(
                 f"nodes: {name} is not in_graph, but edges of it are; prune the graph in EAP-IG "
                 "before you write it"
             )
-    scores = {name: number(entry, "score", f"nodes.{name}") for name, entry in nodes.items()}
-    known_scores = {name: score for name, score in scores.items() if score is not None}
-    d_model = cfg.get("d_model")
-    model = {"d_model": d_model} if isinstance(d_model, int) else {}
-    return Circuit.build(shape, kept, known_scores, model=model)
 
 
 def _entries(data: Mapping[str, Any], name: str) -> dict[str, dict[str, Any]]:
@@ -142,3 +178,42 @@ def _edge(name: str, entry: Mapping[str, Any], shape: ModelGraph) -> CircuitEdge
     reader = shape.readers[edge.reader]
     slot = reader.kind if reader.kind in ("q", "k", "v") else None
     return CircuitEdge(shape.writers[edge.writer].name, reader.node, slot, score=score)
+
+
+def _cfg(graph: ModelGraph, d_model: int) -> dict[str, Any]:
+    return {
+        "n_layers": graph.n_layers,
+        "n_heads": graph.n_heads,
+        "parallel_attn_mlp": graph.parallel,
+        "d_model": d_model,
+    }
+
+
+def _parts(graph: ModelGraph, d_model: int, score: Callable[[int, int], float]) -> Iterator[str]:
+    cfg = _cfg(graph, d_model)
+    nodes = [writer.name for writer in graph.writers] + ["logits"]
+    yield f'{{"cfg": {json.dumps(cfg)},\n"nodes": {{\n'
+    yield ",\n".join(f'{json.dumps(name)}: {{"in_graph": false}}' for name in nodes)
+    yield '},\n"edges": {\n'
+    separator = ""
+    for edge in graph.edges():
+        value = float(score(*edge))  # numpy's floats have another repr
+        if not math.isfinite(value):
+            raise InputError(f"expected finite scores, got {value} for {graph.edge_name(edge)}")
+        name = json.dumps(graph.edge_name(edge))
+        yield f'{separator}{name}: {{"score": {value!r}, "in_graph": false}}'
+        separator = ",\n"
+    yield "}}\n"
+
+
+FORMAT = Format(
+    "eap-ig",
+    ".eap-ig.json",
+    "EAP-IG, the MIB circuit track",
+    encode=lambda circuit, view: to_eap_ig(circuit).encode(),
+    decode=lambda content: from_eap_ig(content.data),
+    signs=lambda content: "cfg" in content.keys,
+    loses="errors, intervals, inclusion, numbers of pairs, task, method, faithfulness, evidence "
+    "and the model but for its sizes; a verified effect comes back as the score, an unknown score "
+    "as 0",
+)

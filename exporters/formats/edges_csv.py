@@ -22,6 +22,7 @@ from ...circuits.result.circuit import Circuit, CircuitEdge
 from ...circuits.result.document import edge_from, shape_from
 from ...edges.errors import InputError
 from ...edges.names.graph import ModelGraph
+from ..format import Format
 from .table import edge_document
 
 _EDGE = ("source", "target", "slot")
@@ -45,19 +46,20 @@ COLUMNS = (*_EDGE, *_KNOWN, *_RESAMPLED, *_HOOKS, *_SHAPE)
 def to_edges_csv(circuit: Circuit) -> str:
     """The edges of the circuit as CSV text, in the order of computation."""
     text = io.StringIO()
-    writer: csv.DictWriter[str] = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer: csv.DictWriter[str] = csv.DictWriter(
+        text, COLUMNS, extrasaction="ignore", lineterminator="\n"
+    )
     writer.writeheader()
     shape = {**circuit.shape.as_dict(), "parallel": str(circuit.shape.parallel).lower()}
     n_layers = circuit.shape.n_layers
     for edge in circuit.edges:
-        low, high = edge.interval or (None, None)
-        values = {name: getattr(edge, name) for name in (*_EDGE, *_KNOWN, "inclusion")}
-        values |= {"effect_low": low, "effect_high": high}
-        hooks = {
+        row = {
+            **{name: getattr(edge, name) for name in _EDGE},
+            **edge.figures,
             "hook_source": hook_source(edge.source),
             "hook_target": hook_target(edge, n_layers),
         }
-        writer.writerow({**values, **hooks, **shape})
+        writer.writerow({**row, **shape})
     return text.getvalue()
 
 
@@ -119,7 +121,6 @@ def _shape(row: Mapping[str, str]) -> ModelGraph:
 def _edge(row: Mapping[str, Any], where: str) -> CircuitEdge:
     known = [name for name in (*_KNOWN, *_RESAMPLED) if name in row]
     values = {name: _number(row[name], f"{where}, {name}") for name in known}
-    values["effect_se"] = values["standard_error"]
     ends = row["source"], row["target"], row["slot"] or None
     return edge_from(edge_document(values, *ends), where)
 
@@ -133,3 +134,15 @@ def _number(text: str, where: str) -> int | float | None:
     if text:
         raise InputError(f"{where}: expected a number, got {text!r:.60}")
     return None
+
+
+FORMAT = Format(
+    "edges-csv",
+    ".csv",
+    "spreadsheets, data frames, scripts",
+    encode=lambda circuit, view: to_edges_csv(circuit).encode(),
+    decode=lambda content: from_edges_csv(content.text),
+    signs=lambda content: content.start.startswith(("source,", '"source",')),
+    loses="scores of nodes, task, method, faithfulness, evidence and the model but for its "
+    "sizes; a circuit without edges is not read back",
+)

@@ -19,6 +19,7 @@ from xml.etree import ElementTree
 from ...circuits.result.circuit import Circuit
 from ...circuits.result.document import description, loads
 from ...edges.errors import InputError
+from ..format import Format
 from ..pictures.shown import View
 from .markup import attributes, children, content, local, parse, values
 from .table import Row, Value, columns, from_rows, table
@@ -183,3 +184,15 @@ def _row(
                 raise InputError(f"{where}: expected one value of {name!r:.60}, got two")
             row[name] = values(declared.get("type"), value.get("value", ""), f"{where}, {name:.60}")
     return row
+
+
+FORMAT = Format(
+    "gexf",
+    ".gexf",
+    "Gephi",
+    encode=lambda circuit, view: to_gexf(circuit, view).encode(),
+    decode=lambda content: from_gexf(content.text),
+    signs=lambda content: content.start.startswith("<") and "<gexf" in content.start,
+    loses="",
+    shows=("qkv",),
+)

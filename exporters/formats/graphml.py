@@ -23,6 +23,7 @@ from xml.etree import ElementTree
 from ...circuits.result.circuit import Circuit
 from ...circuits.result.document import description, loads
 from ...edges.errors import InputError
+from ..format import Format
 from ..pictures.shown import View
 from .markup import attributes, children, content, local, parse, values
 from .table import Row, columns, from_rows, table
@@ -166,3 +167,15 @@ def _check_rules(nodes: list[dict[str, Any]], edges: list[dict[str, Any]]) -> No
         weight = edge.get("weight")
         if not isinstance(weight, float) or not weight > 0:
             raise InputError(f"edge {edge['id']}: expected a weight above 0, got {weight!r:.60}")
+
+
+FORMAT = Format(
+    "graphml",
+    ".graphml",
+    "Gephi, yEd, igraph, networkx, graph-tool",
+    encode=lambda circuit, view: to_graphml(circuit, view).encode(),
+    decode=lambda content: from_graphml(content.text),
+    signs=lambda content: content.start.startswith("<") and "<graphml" in content.start,
+    loses="",
+    shows=("qkv",),
+)

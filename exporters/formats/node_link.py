@@ -13,10 +13,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ...circuits.result.circuit import Circuit, CircuitEdge
-from ...circuits.result.document import description, dumps, field, from_document
+from ...circuits.result.circuit import Circuit
+from ...circuits.result.document import description, dumps, from_document
+from ...circuits.result.values import field
 from ...edges.errors import InputError
 from ...edges.names.graph import SLOTS
+from ..format import Format
 from .table import edge_document
 
 _GROUP = "group"
@@ -39,7 +41,15 @@ def to_node_link(circuit: Circuit) -> str:
                 }
                 for node in circuit.nodes
             ],
-            "edges": [_edge_row(edge) for edge in circuit.edges]
+            "edges": [
+                {
+                    **edge.figures,
+                    "source": edge.source,
+                    "target": edge.target,
+                    "key": edge.slot or "",
+                }
+                for edge in circuit.edges
+            ]
             + [
                 {"source": kv_head, "target": head, "key": _GROUP}
                 for kv_head, head in circuit.groups
@@ -74,23 +84,6 @@ def from_node_link(data: Mapping[str, Any]) -> Circuit:
     )
 
 
-def _edge_row(edge: CircuitEdge) -> dict[str, Any]:
-    low, high = edge.interval or (None, None)
-    return {
-        "score": edge.score,
-        "effect": edge.effect,
-        "standard_error": edge.standard_error,
-        "effect_low": low,
-        "effect_high": high,
-        "n_pairs": edge.n_pairs,
-        "verified": edge.verified,
-        "inclusion": edge.inclusion,
-        "source": edge.source,
-        "target": edge.target,
-        "key": edge.slot or "",
-    }
-
-
 def _edge(row: Any, index: int) -> dict[str, Any]:
     where = f"edges[{index}]"
     if not isinstance(row, dict):
@@ -98,5 +91,15 @@ def _edge(row: Any, index: int) -> dict[str, Any]:
     source, target, key = (field(row, name, str, where) for name in ("source", "target", "key"))
     if key not in ("", *SLOTS):
         raise InputError(f"{where}.key: expected q, k, v, group or '', got {key!r:.60}")
-    values = {**row, "effect_se": row.get("standard_error")}
-    return edge_document(values, source=source, target=target, slot=key or None)
+    return edge_document(row, source=source, target=target, slot=key or None)
+
+
+FORMAT = Format(
+    "node-link",
+    ".node-link.json",
+    "networkx, d3",
+    encode=lambda circuit, view: to_node_link(circuit).encode(),
+    decode=lambda content: from_node_link(content.data),
+    signs=lambda content: "multigraph" in content.keys,
+    loses="",
+)

@@ -43,9 +43,6 @@ _COLOR = {
 _COLOR_OF_SLOT = "#b8c4d0"
 
 
-_ENDS = ("effect_low", "effect_high")
-
-
 Row = dict[str, Value]
 
 
@@ -141,7 +138,8 @@ def edge_document(
         InputError: an error, an interval or a number of pairs, but no effect.
     """
     effect = values.get(f"effect{suffix}")
-    error, n_pairs = values.get(f"effect_se{suffix}"), values.get(f"n_pairs{suffix}")
+    error = values.get("standard_error", values.get(f"effect_se{suffix}"))  # the name in XML
+    n_pairs = values.get(f"n_pairs{suffix}")
     interval = [values.get(f"effect_{end}{suffix}") for end in ("low", "high")]
     name = f"{source}->{target}" + (f"<{slot}>" if slot else "")
     if effect is None and any(value is not None for value in (error, n_pairs, *interval)):
@@ -169,21 +167,15 @@ def edge_document(
 def _edge_row(edge: ShownEdge, merged: bool) -> Row:
     """The q, k and v edges between two nodes as one: sums, and each slot's own figures."""
     several = len(edge.members) > 1
-    first = edge.members[0]
+    first = _figures(edge.members[0])
+    own = {} if several else first
     by_slot = {
-        f"{what}_{member.slot}": value
+        f"{name}_{member.slot}": value
         for member in (edge.members if merged else ())
         if member.slot
-        for what, value in (
-            ("score", _float(member.score)),
-            ("effect", _float(member.effect)),
-            ("effect_se", _float(member.standard_error)),
-            *zip(_ENDS, _interval(member), strict=True),
-            ("n_pairs", member.n_pairs if several else None),
-            ("inclusion", _float(member.inclusion)),
-        )
+        for name, value in _figures(member).items()
+        if several or name != "n_pairs"
     }
-    low, high = (None, None) if several else _interval(first)
     return _known(
         source=edge.source,
         target=edge.target,
@@ -193,11 +185,11 @@ def _edge_row(edge: ShownEdge, merged: bool) -> Row:
         abs_score=abs(edge.worth),
         sign="positive" if edge.worth > 0 else "negative" if edge.worth < 0 else "zero",
         effect=_sum(member.effect for member in edge.members),
-        effect_se=None if several else _float(first.standard_error),
-        effect_low=low,
-        effect_high=high,
-        n_pairs=first.n_pairs,
-        inclusion=None if several else _float(first.inclusion),
+        effect_se=own.get("effect_se"),
+        effect_low=own.get("effect_low"),
+        effect_high=own.get("effect_high"),
+        n_pairs=first["n_pairs"],
+        inclusion=own.get("inclusion"),
         slots=",".join(edge.slots) or None,
         verified=edge.verified,
         in_circuit=True,
@@ -225,9 +217,13 @@ def _edges(row: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [edge_document(row, **ends, slot=slots)]
 
 
-def _interval(edge: CircuitEdge) -> tuple[float | None, float | None]:
-    low, high = edge.interval or (None, None)
-    return _float(low), _float(high)
+def _figures(edge: CircuitEdge) -> dict[str, float | None]:
+    """What is known of an edge, by column; all values of a column are of one type."""
+    return {
+        name.replace("standard_error", "effect_se"): value if name == "n_pairs" else _float(value)
+        for name, value in edge.figures.items()
+        if name != "verified"
+    }
 
 
 def _float(value: float | None) -> float | None:

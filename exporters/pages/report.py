@@ -13,17 +13,19 @@ the table and beyond ``drawing.DRAWN`` in the drawing, both of which say so; det
 from __future__ import annotations
 
 import re
-import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from string import Template
-from typing import Any, cast
+from typing import Any
 
 from ...circuits.result.circuit import Circuit, CircuitEdge
+from ..format import Format
 from ..pictures.drawing import drawing, style
-from ..pictures.labels import escaped, interval_text, printable, title, unit
+from ..pictures.labels import escaped, interval_text, title, unit
 from ..pictures.shown import View, check_groups
-from .measured import faithfulness_curve, figure, part
+from .blocks import Table, count, listed, rounded, section, signed, with_minus
+from .curve_figure import faithfulness_curve
+from .rebuilt_command import rebuilt_command
 from .viewer import policy, template
 
 TABLED = 500
@@ -42,20 +44,6 @@ _EDGE = re.compile(r"[\w.]+-&gt;[\w.]+(&lt;[qkv]&gt;)?")
 _UNBROKEN = r'<span class="edge">\g<0></span>'  # lines would be broken after the hyphen
 
 
-_MINUS = str.maketrans("-", "\u2212")
-
-
-_DEFAULTS: Mapping[str, Any] = {
-    "direction": "noising",
-    "reader": "linear",
-    "budget": 200,
-    "target": 0.9,
-    "prune": "top",
-    "tests": False,
-}
-"""Options of ``wiremap discover`` that are the same for all models and tasks, left out of a command."""
-
-
 _RULES = {
     "target": "few that reach a faithfulness of {}",
     "threshold": "effect of at least {} {unit}",
@@ -65,16 +53,13 @@ _RULES = {
 }
 
 
-_FURTHER = {
-    "random": "Circuits of random paths, of as many edges.",
-    "completeness": "How far the metrics of the circuit and of the model are apart, in {unit}, when "
+_LEADS = {
+    "Random circuits": "Circuits of random paths, of as many edges.",
+    "Completeness": "How far the metrics of the circuit and of the model are apart, in {unit}, when "
     "the same of the circuit's edges are taken from both; 0 if the circuit breaks as the model does.",
-    "minimality": "How much the circuit's metric changes, in {unit}, when an edge is taken from it, "
+    "Minimality": "How much the circuit's metric changes, in {unit}, when an edge is taken from it, "
     "at most over the sets of edges taken with it; 0 if the edge is not needed.",
 }
-
-
-_TOLD_ELSEWHERE = ("seed", "full", "empty", "n_pairs")
 
 
 _READING = """An edge goes from the output of its source to an input of its target: <i>q</i>,
@@ -102,14 +87,14 @@ def to_report(circuit: Circuit, view: View = _NO_VIEW, command: str | None = Non
     sections = [
         _answer(circuit),
         _warned(list(warnings(circuit))),
-        _section("Question", _list(_question(circuit))),
-        _section("Circuit", _drawing(circuit, view)),
-        _section("Edges", _edges(circuit)),
-        _section("Edges left out", _removed(circuit)),
-        _section("Faithfulness by size", curve.figure if curve else ""),
-        _section("Tests", _tests(circuit)),
-        *(_further(circuit, name) for name in _FURTHER),
-        _section("Get it again", _again(command or rebuilt_command(circuit), circuit)),
+        section("Question", listed(_question(circuit))),
+        section("Circuit", _drawing(circuit, view)),
+        section("Edges", _edges(circuit)),
+        section("Edges left out", _removed(circuit)),
+        section("Faithfulness by size", curve.figure if curve else ""),
+        section("Tests", _tests(circuit)),
+        *_further(circuit),
+        section("Get it again", _again(command or rebuilt_command(circuit), circuit)),
     ]
     return Template(template("report.html")).substitute(
         policy=policy(styles),
@@ -133,13 +118,13 @@ def _asked(circuit: Circuit) -> str:
 
 def _question(circuit: Circuit) -> Iterator[tuple[str, str]]:
     model, task, method = circuit.model, circuit.task, circuit.method
-    yield "model", _told(model, "name", "architecture", "dtype", "device")
-    yield "task", _told(task, "task", "pairs")
-    yield "corruption", _told(task, "corruption")
+    yield "model", _stated(model, "name", "architecture", "dtype", "device")
+    yield "task", _stated(task, "task", "pairs")
+    yield "corruption", _stated(task, "corruption")
     seed = f", seed {task['seed']}" if task.get("seed") is not None else ""
     yield "pairs", f"{task['n_pairs']}{seed}" if "n_pairs" in task else ""
-    yield "metric", _told(method, "metric")
-    yield "direction", _told(method, "direction")
+    yield "metric", _stated(method, "metric")
+    yield "direction", _stated(method, "direction")
     yield "scored by", _rule_of_scores(circuit)
     verified, in_model = method.get("edges_verified"), circuit.shape.n_edges
     if verified is not None:
@@ -147,8 +132,8 @@ def _question(circuit: Circuit) -> Iterator[tuple[str, str]]:
     yield (
         "kept by",
         ", ".join(
-            told.format(method[name], unit=unit(circuit))
-            for name, told in _RULES.items()
+            rule.format(method[name], unit=unit(circuit))
+            for name, rule in _RULES.items()
             if method.get(name) is not None
         ),
     )
@@ -161,52 +146,54 @@ def _rule_of_scores(circuit: Circuit) -> str:
     )
 
 
-def _told(found: Mapping[str, Any], *names: str) -> str:
+def _stated(found: Mapping[str, Any], *names: str) -> str:
     return ", ".join(str(found[name]) for name in names if found.get(name) is not None)
 
 
 def _answer(circuit: Circuit) -> str:
-    found, curve, stability = (
-        circuit.faithfulness,
-        part(circuit, "curve"),
-        part(circuit, "stability"),
+    tiles = "".join(
+        f"<li><b>{value}</b><span>{meaning}</span></li>" for value, meaning in _figures(circuit)
     )
-    n_edges, in_model = len(circuit.edges), circuit.shape.n_edges
-    figures = [(f"{n_edges:,}", f"of {in_model:,} edges ({n_edges / in_model:.2%})")]
-    if found is not None:
-        figures.append((_rounded(found.faithfulness), f"faithfulness over {found.n_pairs:,} pairs"))
-    for name, told in (
-        ("cpr", "CPR: area under the faithfulness curve"),
-        ("cmd", "CMD: area between that curve and 1"),
-    ):
-        value = figure(curve, name)
-        if value is not None:
-            figures.append((_rounded(value), told))
-    jaccard = figure(stability, "jaccard", "mean_pairwise_jaccard")
-    resamples = figure(stability, "resamples", "n_resamples")
-    if jaccard is not None:
-        over = "" if resamples is None else f" over {resamples:,.0f} resamples"
-        figures.append((_rounded(jaccard), f"stability: mean Jaccard of circuits{over}"))
-    tiles = "".join(f"<li><b>{value}</b><span>{told}</span></li>" for value, told in figures)
     lines = [f'<ul class="figures">{tiles}</ul>']
-    if found is not None:
+    measured = circuit.faithfulness
+    if measured is not None:
         lines.append(
-            f"<p>{_rounded(found.full)} {escaped(unit(circuit))} with the whole model, "
-            f"{_rounded(found.empty)} with every edge patched, {_rounded(found.circuit)} with the "
-            "circuit alone.</p>"
+            f"<p>{rounded(measured.full)} {escaped(unit(circuit))} with the whole model, "
+            f"{rounded(measured.empty)} with every edge patched, {rounded(measured.circuit)} with "
+            "the circuit alone.</p>"
         )
     lines.append(f"<p><b>What may have been missed.</b> {_missed(circuit)}</p>")
     return f'<section class="answer">{"".join(lines)}</section>'
 
 
+def _figures(circuit: Circuit) -> Iterator[tuple[str, str]]:
+    """The figures at the top, and what each means."""
+    n_edges, in_model = len(circuit.edges), circuit.shape.n_edges
+    yield f"{n_edges:,}", f"of {in_model:,} edges ({n_edges / in_model:.2%})"
+    measured, curve, stability = (
+        circuit.faithfulness,
+        circuit.evidence.curve,
+        circuit.evidence.stability,
+    )
+    if measured is not None:
+        yield rounded(measured.faithfulness), f"faithfulness over {measured.n_pairs:,} pairs"
+    if curve is not None and curve.cpr is not None:
+        yield rounded(curve.cpr), "CPR: area under the faithfulness curve"
+    if curve is not None and curve.cmd is not None:
+        yield rounded(curve.cmd), "CMD: area between that curve and 1"
+    if stability is not None and stability.jaccard is not None:
+        resamples = stability.resamples
+        over = "" if resamples is None else f" over {resamples:,} resamples"
+        yield rounded(stability.jaccard), f"stability: mean Jaccard of circuits{over}"
+
+
 def _missed(circuit: Circuit) -> str:
-    bound = part(circuit, "bound")
-    if isinstance(bound.get("statement"), str):
-        return escaped(bound["statement"])
-    largest, confidence = figure(bound, "largest"), figure(bound, "confidence")
-    if largest is not None:
-        sure = "" if confidence is None else f" (confidence {confidence:.6g})"
-        return f"No edge that was not verified has an effect above {_number(largest)}{sure}."
+    bound = circuit.evidence.bound
+    if bound is not None and bound.statement is not None:
+        return escaped(bound.statement)
+    if bound is not None and bound.largest is not None:
+        sure = "" if bound.confidence is None else f" (confidence {bound.confidence:.6g})"
+        return f"No edge that was not verified has an effect above {signed(bound.largest)}{sure}."
     verified = circuit.method.get("edges_verified")
     if isinstance(verified, int) and verified < circuit.shape.n_edges:
         return (
@@ -218,40 +205,45 @@ def _missed(circuit: Circuit) -> str:
 
 def warnings(circuit: Circuit) -> Iterator[str]:
     """What a reader of the circuit's figures has to know, in a sentence each."""
-    found, target = circuit.faithfulness, figure(circuit.method, "target")
+    measured, target = circuit.faithfulness, _target(circuit)
     if not circuit.edges:
         yield "The circuit has no edges: no path from input to logits was kept."
-    if found is None:
+    if measured is None:
         yield "The circuit was not evaluated: its faithfulness is not known."
-    elif target is not None and not found.faithfulness >= target:
-        yield f"Faithfulness {found.faithfulness:.3f} is below the target of {target:g}."
-    scored = [edge for edge in circuit.edges if not edge.verified]
-    if scored:
-        yield f"Scored, not verified: {_names(scored)}. Scores are estimates."
-    if (found and found.n_pairs == 1) or any(edge.n_pairs == 1 for edge in circuit.edges):
+    elif target is not None and not measured.faithfulness >= target:
+        yield f"Faithfulness {measured.faithfulness:.3f} is below the target of {target:g}."
+    if scored := [edge for edge in circuit.edges if not edge.verified]:
+        yield f"Scored, not verified: {_edge_names(scored)}. Scores are estimates."
+    if (measured and measured.n_pairs == 1) or any(edge.n_pairs == 1 for edge in circuit.edges):
         yield "Effects were measured on a single pair: nothing is known of their error."
-    crossing = [edge for edge in circuit.edges if edge.interval and _crosses(edge.interval)]
-    if crossing:
-        yield f"The 95 % interval of the effect has 0 in it: {_names(crossing)}."
-    rare = [edge for edge in circuit.edges if edge.inclusion is not None and edge.inclusion < 0.5]
-    if rare:
-        yield f"In less than half of the circuits of resampled pairs: {_names(rare)}."
+    if crossing := [edge for edge in circuit.edges if _crosses_zero(edge)]:
+        yield f"The 95 % interval of the effect has 0 in it: {_edge_names(crossing)}."
+    if rare := [edge for edge in circuit.edges if _rare(edge)]:
+        yield f"In less than half of the circuits of resampled pairs: {_edge_names(rare)}."
 
 
-def _crosses(interval: tuple[float, float]) -> bool:
-    return interval[0] <= 0 <= interval[1]
+def _target(circuit: Circuit) -> float | None:
+    """The faithfulness to reach, if the method says one that is a number of reasonable size."""
+    target = circuit.method.get("target")
+    return target if isinstance(target, (int, float)) and abs(target) < 1e300 else None
 
 
-def _names(edges: Sequence[CircuitEdge]) -> str:
-    named = ", ".join(edge.name for edge in edges[:_NAMED])
-    more = len(edges) - _NAMED
-    return f"{_count(len(edges), 'edge')} ({named}{f' and {more:,} more' if more > 0 else ''})"
+def _crosses_zero(edge: CircuitEdge) -> bool:
+    return edge.interval is not None and edge.interval[0] <= 0 <= edge.interval[1]
+
+
+def _rare(edge: CircuitEdge) -> bool:
+    return edge.inclusion is not None and edge.inclusion < 0.5
+
+
+def _edge_names(edges: Sequence[CircuitEdge]) -> str:
+    return f"{count(len(edges), 'edge')} ({_named([edge.name for edge in edges])})"
 
 
 def _warned(sentences: Sequence[str]) -> str:
     if not sentences:
         return ""
-    items = "".join(f"<li>{_EDGE.sub(_UNBROKEN, escaped(one))}</li>" for one in sentences)
+    items = "".join(f"<li>{_EDGE.sub(_UNBROKEN, escaped(sentence))}</li>" for sentence in sentences)
     return (
         f'<section class="warnings" aria-label="Warnings"><b>Warnings</b><ul>{items}</ul></section>'
     )
@@ -267,201 +259,107 @@ def _edges(circuit: Circuit) -> str:
     if not circuit.edges:
         return "<p>There are none.</p>"
     ranked = sorted(circuit.edges, key=lambda edge: -abs(edge.worth or 0.0))[:TABLED]
-    columns = {
-        "effect": (_effect, any(edge.verified for edge in ranked)),
-        "s.e.": (_error, any(edge.standard_error is not None for edge in ranked)),
-        "95 % interval": (_interval, any(edge.interval for edge in ranked)),
-        "included": (_inclusion, any(edge.inclusion is not None for edge in ranked)),
-        "score": (_score, any(edge.score is not None for edge in ranked)),
-        "pairs": (_pairs, any(edge.n_pairs is not None for edge in ranked)),
-    }
-    shown = {name: cell for name, (cell, known) in columns.items() if known}
+    cells = {name: [cell(edge) for edge in ranked] for name, cell in _CELLS.items()}
+    shown = {name: column for name, column in cells.items() if any(column)}
     rows = [
-        [str(rank), edge.name, *(cell(edge) for cell in shown.values())]
-        for rank, edge in enumerate(ranked, start=1)
+        [str(rank), edge.name, *values]
+        for rank, (edge, *values) in enumerate(zip(ranked, *shown.values(), strict=True), start=1)
     ]
-    told = [f"Largest first, in {unit(circuit)}."]
+    signs = ["opposes" if (edge.worth or 0.0) < 0 else "carries" for edge in ranked]
+    caption = " ".join(_caption(circuit, len(ranked), "included" in shown))
+    return Table(columns=["#", "edge", *shown], rows=rows, caption=caption, signs=signs).html()
+
+
+def _caption(circuit: Circuit, n_shown: int, with_inclusion: bool) -> Iterator[str]:
+    yield f"Largest first, in {unit(circuit)}."
     if rule := _rule_of_scores(circuit):
-        told.append(f"Scores: {rule}.")
-    if "included" in shown:
-        told.append("Included: share of the circuits of resampled pairs that have the edge.")
-    if len(ranked) < len(circuit.edges):
-        told.append(
-            f"The table has the {len(ranked):,} largest of {len(circuit.edges):,} edges; all are "
+        yield f"Scores: {rule}."
+    if with_inclusion:
+        yield "Included: share of the circuits of resampled pairs that have the edge."
+    if n_shown < len(circuit.edges):
+        yield (
+            f"The table has the {n_shown:,} largest of {len(circuit.edges):,} edges; all are "
             "in circuit.json and in the viewer."
         )
-    signs = ["opposes" if (edge.worth or 0.0) < 0 else "carries" for edge in ranked]
-    return _table(["#", "edge", *shown], rows, " ".join(told), signs)
 
 
-def _effect(edge: CircuitEdge) -> str:
-    return "" if edge.effect is None else _number(edge.effect)
-
-
-def _error(edge: CircuitEdge) -> str:
-    return "" if edge.standard_error is None else f"\u00b1 {edge.standard_error:.2g}"
-
-
-def _interval(edge: CircuitEdge) -> str:
-    return interval_text(edge).translate(_MINUS)
-
-
-def _inclusion(edge: CircuitEdge) -> str:
-    return "" if edge.inclusion is None else f"{edge.inclusion:.0%}"
-
-
-def _score(edge: CircuitEdge) -> str:
-    return "" if edge.score is None else _number(edge.score)
-
-
-def _pairs(edge: CircuitEdge) -> str:
-    return "" if edge.n_pairs is None else f"{edge.n_pairs:,}"
+_CELLS: Mapping[str, Callable[[CircuitEdge], str]] = {
+    "effect": lambda edge: "" if edge.effect is None else signed(edge.effect),
+    "s.e.": lambda edge: "" if edge.standard_error is None else f"\u00b1 {edge.standard_error:.2g}",
+    "95 % interval": lambda edge: with_minus(interval_text(edge)),
+    "included": lambda edge: "" if edge.inclusion is None else f"{edge.inclusion:.0%}",
+    "score": lambda edge: "" if edge.score is None else signed(edge.score),
+    "pairs": lambda edge: "" if edge.n_pairs is None else f"{edge.n_pairs:,}",
+}
+"""Columns of the table of edges; those of which nothing is known are left out."""
 
 
 def _removed(circuit: Circuit) -> str:
-    found = part(circuit, "removed")
-    counts = {rule: figure(found, rule) for rule in found}
-    rows = [[str(rule), f"{count:,.0f}"] for rule, count in counts.items() if count is not None]
-    return _table(["rule", "edges"], rows, narrow=True, words=(0,)) if rows else ""
+    rows = [[rule, f"{n_edges:,}"] for rule, n_edges in (circuit.evidence.removed or {}).items()]
+    table = Table(columns=["rule", "edges"], rows=rows, narrow=True, words=(0,))
+    return table.html() if rows else ""
 
 
 def _tests(circuit: Circuit) -> str:
-    found: Any = circuit.evidence.get("tests")
-    if isinstance(found, Mapping):
-        found = cast("Mapping[str, Any]", found).get("tests")
-    rows: list[list[str]] = []
-    for one in cast("list[Any]", found) if isinstance(found, list) else []:
-        told = cast("Mapping[str, Any]", one if isinstance(one, Mapping) else {})
-        p_value, statistic, n = (figure(told, name) for name in ("p_value", "statistic", "n"))
-        if p_value is None:
-            continue
-        rows.append(
-            [
-                str(told.get("name", "")),
-                "" if statistic is None else f"{statistic:.3g}",
-                f"{p_value:.3g}",
-                "" if n is None else f"{n:,.0f}",
-                str(told.get("null", "")),
-                str(told.get("small_p", "")),
-            ]
-        )
-    if not rows:
-        return ""
-    columns = ["test", "statistic", "p", "n", "null hypothesis", "a small p means"]
-    return _table(columns, rows, words=(0, 4, 5))
-
-
-def _further(circuit: Circuit, name: str) -> str:
-    told = _list(_plain(part(circuit, name)))
-    lead = escaped(_FURTHER[name].format(unit=unit(circuit)))
-    heading = "Random circuits" if name == "random" else name.capitalize()
-    return _section(heading, f"<p>{lead}</p>{told}" if told else "")
-
-
-def _plain(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """The figures and words of a part of the evidence, and what its lists come to."""
-    for name, value in found.items():
-        label, number = str(name).replace("_", " "), figure(found, name)
-        if name in _TOLD_ELSEWHERE:
-            continue
-        if number is not None:
-            yield label, f"{number:.4g}".translate(_MINUS)
-        elif isinstance(value, str):
-            yield label, value
-        elif isinstance(value, list):
-            several = cast("list[Any]", value)
-            numbers = [figure({"": one}, "") for one in several]
-            known = [one for one in numbers if one is not None]
-            if several and len(known) == len(several):
-                mean = sum(one / len(known) for one in known)
-                told = f"{mean:.4g} on average, from {min(known):.4g} to {max(known):.4g}"
-                yield label, f"{told} ({len(known):,} of them)".translate(_MINUS)
-            elif several and all(isinstance(one, str) for one in several):
-                more = f" and {len(several) - _NAMED:,} more" if len(several) > _NAMED else ""
-                yield label, ", ".join(several[:_NAMED]) + more
-
-
-def _table(
-    columns: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    caption: str = "",
-    signs: Sequence[str] = (),
-    narrow: bool = False,
-    words: Sequence[int] = (1,),
-) -> str:
-    """Cells are text. ``words``: columns of words; the first of them names the row."""
-
-    def kind(column: int, sign: str) -> str:
-        found = "words" if column in words else sign if columns[column] == "effect" else ""
-        return f' class="{found}"' if found else ""
-
-    head = "".join(
-        f'<th scope="col"{kind(place, "")}>{escaped(name)}</th>'
-        for place, name in enumerate(columns)
-    )
-    lines: list[str] = []
-    for row, sign in zip(rows, signs or [""] * len(rows), strict=True):
-        cells = [
-            f'<th scope="row"{kind(place, sign)}><bdi>{escaped(text)}</bdi></th>'
-            if place == words[0]
-            else f"<td{kind(place, sign)}>{escaped(text)}</td>"
-            for place, text in enumerate(row)
+    rows = [
+        [
+            test.name,
+            "" if test.statistic is None else f"{test.statistic:.3g}",
+            f"{test.p_value:.3g}",
+            "" if test.n is None else f"{test.n:,}",
+            test.null or "",
+            test.small_p or "",
         ]
-        lines.append(f"<tr>{''.join(cells)}</tr>")
-    told = f"<caption>{escaped(caption)}</caption>" if caption else ""
-    body = "\n".join(lines)
-    return (
-        f'<div class="scroll"><table{" class=narrow" if narrow else ""}>{told}'
-        f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>"
-    )
+        for test in circuit.evidence.tests or ()
+    ]
+    columns = ["test", "statistic", "p", "n", "null hypothesis", "a small p means"]
+    return Table(columns=columns, rows=rows, words=(0, 4, 5)).html() if rows else ""
 
 
-def rebuilt_command(circuit: Circuit) -> str | None:
-    """The ``wiremap discover`` that finds the circuit again; None if the circuit does not say.
+def _further(circuit: Circuit) -> Iterator[str]:
+    """What else was measured, a section each."""
+    evidence = circuit.evidence
+    if (random := evidence.random) is not None:
+        spread = _spread(random.random_faithfulness or ())
+        yield _led(circuit, "Random circuits", ("random faithfulness", spread))
+    if (whole := evidence.completeness) is not None:
+        yield _led(
+            circuit,
+            "Completeness",
+            ("largest", _figure(whole.largest)),
+            ("largest without", _named(whole.largest_without or ())),
+            ("mean", _figure(whole.mean)),
+        )
+    if (need := evidence.minimality) is not None:
+        yield _led(
+            circuit,
+            "Minimality",
+            ("least", _figure(need.least)),
+            ("least needed", need.least_needed or ""),
+        )
 
-    What depends on the model or the task (metric, gradient, corruption, BOS) is always named, other
-    options where they differ from the default.
-    """
-    model, task, method = circuit.model, circuit.task, circuit.method
-    if not model.get("name") or "budget" not in method or not (task.get("task") or "pairs" in task):
-        return None
-    given: dict[str, Any] = {"model": model["name"]}
-    if "pairs" in task:
-        given["pairs"] = task["pairs"]
-    else:
-        given |= {"task": task["task"], "corruption": task.get("corruption")}
-        given |= {
-            name: task.get(name)
-            for name, default in (("n_pairs", 64), ("seed", 0))
-            if task.get(name) != default
-        }
-    if model.get("bos") is not None:
-        given["bos" if model["bos"] else "no-bos"] = True
-    if model.get("dtype") != "float32":
-        given["dtype"] = model.get("dtype")
-    if model.get("tf32"):
-        given["tf32"] = True
-    if model.get("kv") != "grouped":
-        given["kv"] = model.get("kv")
-    names = ["metric", "direction", "gradient", "reader", "budget", "until_bound"]
-    names += [*_RULES, "prune", "tests", "batch_size"]
-    if method.get("gradient") == "integrated":
-        names[3:3] = ["steps", "schedule"]
-    for name in names:
-        if method.get(name) != _DEFAULTS.get(name):
-            given[name] = method.get(name)
-    found, empty = (
-        (circuit.faithfulness.full, circuit.faithfulness.empty)
-        if circuit.faithfulness
-        else (1.0, 0.0)
-    )
-    given["allow_weak"] = found <= empty or None
-    words = ["wiremap", "discover"]
-    for name, value in given.items():
-        if value is not None:
-            words.append(f"--{name.replace('_', '-')}")
-            words += [] if value is True else [str(value)]
-    return shlex.join(words)
+
+def _led(circuit: Circuit, heading: str, *figures: tuple[str, str]) -> str:
+    """A section of figures that begins with what they mean."""
+    items, lead = listed(figures), escaped(_LEADS[heading].format(unit=unit(circuit)))
+    return section(heading, f"<p>{lead}</p>{items}" if items else "")
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else with_minus(f"{value:.4g}")
+
+
+def _spread(values: Sequence[float]) -> str:
+    if not values:
+        return ""
+    mean = sum(value / len(values) for value in values)
+    spread = f"{mean:.4g} on average, from {min(values):.4g} to {max(values):.4g}"
+    return with_minus(f"{spread} ({len(values):,} of them)")
+
+
+def _named(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
 
 
 def _again(command: str | None, circuit: Circuit) -> str:
@@ -471,11 +369,11 @@ def _again(command: str | None, circuit: Circuit) -> str:
         else f"<pre>{escaped(command)}</pre>"
     ]
     hashes = {
-        "weights, sha256": _told(circuit.model, "sha256"),
-        "tokens of the pairs, sha256": _told(circuit.task, "sha256"),
+        "weights, sha256": _stated(circuit.model, "sha256"),
+        "tokens of the pairs, sha256": _stated(circuit.task, "sha256"),
         "report written by": f"wiremap {version('wiremap')}",
     }
-    lines.append(_list(hashes.items()))
+    lines.append(listed(hashes.items()))
     if command is not None:
         lines.append(
             '<p class="note">run.json in the run directory has the versions of Python, torch and '
@@ -484,28 +382,10 @@ def _again(command: str | None, circuit: Circuit) -> str:
     return "".join(lines)
 
 
-def _section(name: str, content: str) -> str:
-    return f"<section><h2>{name}</h2>{content}</section>" if content else ""
-
-
-def _list(items: Iterable[tuple[str, str]]) -> str:
-    """Names with their values, which are text; those without a value are left out."""
-    lines = [
-        f"<dt>{escaped(name)}</dt><dd><bdi>{escaped(value)}</bdi></dd>"
-        for name, value in items
-        if printable(value)
-    ]
-    return f"<dl>{''.join(lines)}</dl>" if lines else ""
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number:,} {word}{'' if number == 1 else 's'}"
-
-
-def _number(value: float) -> str:
-    """Signed, to three digits."""
-    return f"{value:+.3g}".translate(_MINUS)
-
-
-def _rounded(value: float) -> str:
-    return (f"{value:.3f}" if abs(value) < 1000 else f"{value:.3g}").translate(_MINUS)
+FORMAT = Format(
+    "report",
+    ".report.html",
+    "report to read and to print",
+    encode=lambda circuit, view: to_report(circuit, view).encode(),
+    shows=("groups",),
+)

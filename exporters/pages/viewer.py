@@ -24,10 +24,11 @@ from string import Template
 
 from ...circuits.result.circuit import Circuit
 from ...circuits.result.document import dumps, to_document
+from ..format import Format
 from ..pictures.drawing import DRAWN, drawing, style, to_svg
 from ..pictures.labels import escaped, printable, title, unit
 from ..pictures.shown import View, check_groups
-from .measured import faithfulness_curve
+from .curve_figure import faithfulness_curve
 
 _COLUMNS = {
     "rank": "#",
@@ -225,3 +226,14 @@ def _columns(circuit: Circuit) -> Iterator[str]:
             f'<th scope="col" data-column="{column}"{words}>'
             f'<button type="button">{label}</button></th>'
         )
+
+
+FORMAT = Format(
+    "html",
+    ".html",
+    "viewer for any browser",
+    encode=lambda circuit, view: to_html(circuit, view).encode(),
+    signs=lambda content: "<html" in content.start.lower() and content.start.startswith("<"),
+    called="a web page",
+    shows=("groups",),
+)

@@ -16,6 +16,7 @@ from dataclasses import replace
 import graphviz
 
 from ...circuits.result.circuit import Circuit
+from ..format import Format
 from .labels import (
     WIDEST,
     edge_text,
@@ -29,7 +30,7 @@ from .labels import (
 )
 from .layout import places, shown_rows
 from .palette import FAINT, FILL, FILL_OF_SLOT, NEGATIVE, POSITIVE
-from .shown import Shown, ShownEdge, ShownNode, View, show
+from .shown import CHOICES, Shown, ShownEdge, ShownNode, View, show
 
 DEFAULT_TOP = 100
 """How many edges a diagram shows if nothing else is asked for."""
@@ -325,3 +326,14 @@ def _sample(color: str, height: int, dashed: bool) -> str:
     return (
         f'<TABLE BORDER="0" CELLBORDER="0" CELLSPACING="0" CELLPADDING="0"><TR>{cells}</TR></TABLE>'
     )
+
+
+FORMAT = Format(
+    "dot",
+    ".dot",
+    "Graphviz source",
+    encode=lambda circuit, view: to_dot(circuit, view).encode(),
+    signs=lambda content: content.start.startswith(("digraph", "graph", "//")),
+    called="Graphviz DOT",
+    shows=CHOICES,
+)

@@ -10,12 +10,14 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 
 from ...circuits.result.circuit import Circuit
 from ...edges.errors import WiremapError
+from ..format import Content, Format
 from .dot import to_dot
 from .palette import NEGATIVE, POSITIVE
-from .shown import View
+from .shown import CHOICES, View
 
 # What becomes of each colour where the reader prefers a dark scheme.
 _DARK = {
@@ -105,3 +107,26 @@ def _with_dark_scheme(svg: bytes) -> bytes:
     head, start, rest = svg.partition(b"<svg")
     tag, end, body = rest.partition(b">")
     return head + start + tag + end + style.encode() + body
+
+
+def _picture(kind: str, signs: Callable[[Content], bool], called: str) -> Format:
+    return Format(
+        kind,
+        f".{kind}",
+        "diagram; needs the dot program of Graphviz",
+        encode=lambda circuit, view: draw(circuit, kind, view),
+        signs=signs,
+        called=called,
+        shows=CHOICES,
+    )
+
+
+FORMATS = (
+    _picture(
+        "svg",
+        lambda content: content.start.startswith("<") and "<svg" in content.start,
+        "an SVG picture",
+    ),
+    _picture("png", lambda content: content.start.startswith("\x89PNG"), "a PNG picture"),
+    _picture("pdf", lambda content: content.start.startswith("%PDF"), "a PDF"),
+)

@@ -10,10 +10,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ...circuits.result.circuit import Circuit
+from ..format import Format
 from .dot import boxes, details, show_diagram
 from .labels import line_width, title
 from .palette import NEGATIVE, POSITIVE
-from .shown import View
+from .shown import CHOICES, View
 
 MOST_EDGES = 500
 """More than this Mermaid does not draw, unless it is configured to."""
@@ -59,3 +60,14 @@ def _text(text: str) -> str:
     """Text between quotes, in one line; Mermaid reads entities after ``#``."""
     line = "".join(char if char.isprintable() else " " for char in text)
     return "".join(_ENTITIES.get(char, char) for char in line)
+
+
+FORMAT = Format(
+    "mermaid",
+    ".mmd",
+    "Mermaid flowchart, for Markdown",
+    encode=lambda circuit, view: to_mermaid(circuit, view).encode(),
+    signs=lambda content: content.start.startswith("flowchart"),
+    called="a Mermaid flowchart",
+    shows=CHOICES,
+)

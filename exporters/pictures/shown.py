@@ -164,6 +164,10 @@ class Shown:
         return {name: tuple(sorted(slots, key="qkv".index)) for name, slots in found.items()}
 
 
+CHOICES = ("qkv", "top", "collapse", "groups")
+"""The fields of a ``View``: a diagram heeds all of them, other formats none or some."""
+
+
 def show(circuit: Circuit, view: View, qkv: str) -> Shown:
     """What ``view`` shows of a circuit; ``qkv`` is what None in the view stands for.
 

@@ -14,6 +14,7 @@ import pytest
 
 from wiremap.circuits import Circuit, CircuitEdge
 from wiremap.circuits.result.document import dumps, from_document, loads, to_document
+from wiremap.circuits.result.evidence import Evidence
 from wiremap.edges import InputError, ModelGraph
 
 SCHEMA = json.loads(files("wiremap.circuits").joinpath("circuit.schema.json").read_text())
@@ -209,7 +210,7 @@ def test_documents_of_version_1_0_are_read() -> None:
     edges = [replace(edge, interval=None, inclusion=None) for edge in by_hand.EDGES]
     back = from_document(document)
     assert back == replace(by_hand.circuit(), edges=Circuit.build(by_hand.SHAPE, edges).edges)
-    assert back.evidence == {}
+    assert back.evidence == Evidence()
 
 
 def test_intervals_inclusion_and_evidence_come_back() -> None:
@@ -218,7 +219,7 @@ def test_intervals_inclusion_and_evidence_come_back() -> None:
     jsonschema.validate(json.loads(text), SCHEMA)
     back = from_document(loads(text))
     assert (back.edges[0].interval, back.edges[0].inclusion) == ((1.0, 1.5), 1.0)
-    assert back.evidence == evidence
+    assert back.evidence.as_document() == evidence
     for broken in (
         with_edge(inclusion=2),
         with_edge(verified={"effect": 1, "standard_error": 1, "n_pairs": 1, "interval": [1]}),

@@ -69,7 +69,8 @@ def test_the_circuit_is_what_its_parts_say(
     assert names
     verified = read_effects(out / "effects.jsonl")
     assert set(names) <= {item.name for item in verified}
-    removed = circuit.evidence["removed"]
+    removed = circuit.evidence.removed
+    assert removed is not None
     assert removed["beyond size"] == model.graph.n_edges - 120
     assert sum(removed.values()) + len(names) == model.graph.n_edges
     for edge, effect in zip(circuit.edges, exact.mean().tolist(), strict=True):
@@ -135,7 +136,8 @@ def test_all_edges_at_threshold_zero_are_the_model(model: Model, task: PromptPai
 
 def test_a_size_may_reach_beyond_what_was_verified(model: Model, task: PromptPairs) -> None:
     circuit = discover(model, task, budget=5, size=60)
-    removed = circuit.evidence["removed"]
+    removed = circuit.evidence.removed
+    assert removed is not None
     assert removed["beyond size"] == model.graph.n_edges - 60
     assert len(circuit.edges) + removed["on no path from input to logits"] == 60
     assert sum(edge.verified for edge in circuit.edges) <= 5
@@ -160,7 +162,8 @@ def test_every_rule_goes_through_and_resumes(
     out = tmp_path / "run"
     circuit = discover(model, task, out, budget=40, **rule)
     assert circuit.method.items() >= rule.items()
-    removed = circuit.evidence["removed"]
+    removed = circuit.evidence.removed
+    assert removed is not None
     assert len(circuit.edges) + sum(removed.values()) == model.graph.n_edges
     before = (out / "circuit.json").read_bytes()
     assert discover(model, task, out, budget=40, resume=True, **rule) == circuit

@@ -269,7 +269,7 @@ def test_the_main_job_goes_through_in_little_memory(
     assert found.faithfulness is not None
     assert expected.faithfulness is not None
     assert found.faithfulness.circuit == pytest.approx(expected.faithfulness.circuit, rel=1e-4)
-    curves = [one.evidence["curve"]["cpr"] for one in (found, expected)]
+    curves = [one.evidence.curve and one.evidence.curve.cpr for one in (found, expected)]
     assert curves[0] == pytest.approx(curves[1], rel=1e-3)
 
 

@@ -76,7 +76,8 @@ def test_discover_writes_a_run_and_says_what_it_found(tmp_path: Path) -> None:
     assert re.search(
         rf"{re.escape(largest.name)} +{re.escape(f'{largest.effect:+.3f}')}", result.stdout
     )
-    removed = circuit.evidence["removed"]
+    removed = circuit.evidence.removed
+    assert removed is not None
     assert f"removed: {', '.join(f'{n} {rule}' for rule, n in removed.items())}\n" in result.stdout
     assert str(out) in result.stdout
     assert result.stderr == "" or not has_dot

@@ -12,7 +12,7 @@ import numpy
 import pytest
 
 from wiremap.edges import InputError, ModelGraph
-from wiremap.exporters.formats.importances import write_importances
+from wiremap.exporters.formats.eap_ig import write_importances
 
 SMALL = ModelGraph(2, 3, 3)
 

@@ -18,10 +18,12 @@ from click.testing import CliRunner
 
 from wiremap.circuits import Circuit, CircuitEdge, Faithfulness
 from wiremap.circuits.discovery import DEFAULT_BUDGET, DEFAULT_TARGET
+from wiremap.circuits.result.evidence import Evidence
 from wiremap.cli import main
 from wiremap.edges import InputError
 from wiremap.exporters import View, read_circuit, write_circuit
-from wiremap.exporters.pages.report import TABLED, rebuilt_command, to_report, warnings
+from wiremap.exporters.pages.rebuilt_command import rebuilt_command
+from wiremap.exporters.pages.report import TABLED, to_report, warnings
 
 EMPTY = Circuit.build(by_hand.SHAPE, [])
 EVIDENCE: dict[str, Any] = {
@@ -107,10 +109,10 @@ def test_labels_stay_text() -> None:
         "curve": {**by_hand.CURVE, "ranked_by": hostile},
         "removed": {hostile: 3},
         "tests": [{"name": hostile, "p_value": 0.5, "null": hostile, "small_p": hostile}],
-        "random": {hostile: hostile},
+        "minimality": {"least_needed": hostile},
         "completeness": {"largest_without": [hostile]},
     }
-    circuit = replace(synthetic.hostile(), evidence=evidence)
+    circuit = replace(synthetic.hostile(), evidence=Evidence.from_document(evidence))
     page = to_report(circuit, View(groups={hostile: ["m0"]}), command=hostile)
     kinds = {tag for tag, _ in Page(to_report(by_hand.circuit(evidence=EVIDENCE))).elements}
     assert {tag for tag, _ in Page(page).elements} <= kinds | {"tspan", "circle", "pre"}
@@ -152,13 +154,18 @@ def test_without_evidence_nothing_is_claimed() -> None:
     assert "has an effect above +0.5 (confidence 0.99)" in told
 
 
-@pytest.mark.parametrize("junk", [None, 3, True, "text", [], [3], [[]], {}, {"a": {}}, 10**400])
-def test_evidence_of_another_kind_is_left_out(junk: Any) -> None:
-    for evidence in (
-        dict.fromkeys(EVIDENCE, junk),
-        {name: {"points": junk} for name in EVIDENCE},
-    ):
-        assert "</html>" in to_report(by_hand.circuit(evidence=evidence))
+@pytest.mark.parametrize("junk", [3, True, "text", [3], [[]], 10**400])
+def test_evidence_of_another_kind_is_refused_by_name(junk: Any) -> None:
+    for name in EVIDENCE:
+        with pytest.raises(InputError, match=f"evidence.{name}.*: expected"):
+            by_hand.circuit(evidence={name: junk})
+
+
+@pytest.mark.parametrize("junk", [None, {}, {"a": {}}, {"a": 10**400}])
+def test_evidence_that_says_nothing_is_left_out(junk: Any) -> None:
+    names = EVIDENCE.keys() - {"removed", "tests"}  # in which any name is one that is known
+    circuit = by_hand.circuit(evidence=dict.fromkeys(names, junk))
+    assert words(circuit) == words(by_hand.circuit())
 
 
 def test_warnings() -> None:

@@ -1,0 +1,79 @@
+"""The command that finds a circuit again, from what the circuit says of itself."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ...circuits.result.circuit import Circuit
+
+_DEFAULTS: Mapping[str, Any] = {
+    "n_pairs": 64,
+    "seed": 0,
+    "dtype": "float32",
+    "kv": "grouped",
+    "direction": "noising",
+    "reader": "linear",
+    "budget": 200,
+    "target": 0.9,
+    "prune": "top",
+    "tests": False,
+}
+"""Options of ``wiremap discover`` that are the same for all models and tasks, left out of a command."""
+
+
+_RULES = ("target", "threshold", "alpha", "size", "acdc")
+
+
+def rebuilt_command(circuit: Circuit) -> str | None:
+    """The ``wiremap discover`` that finds the circuit again; None if the circuit does not say.
+
+    What depends on the model or the task (metric, gradient, corruption, BOS) is always named, other
+    options where they differ from the default.
+    """
+    model, task, method = circuit.model, circuit.task, circuit.method
+    if not model.get("name") or "budget" not in method or not (task.get("task") or "pairs" in task):
+        return None
+    options = [*_of_task(model, task), *_of_model(model), *_of_method(method)]
+    measured = circuit.faithfulness
+    if measured is not None and measured.full <= measured.empty:
+        options.append(("allow_weak", True))
+    words = ["wiremap", "discover"]
+    for name, value in options:
+        if value is not None:
+            words.append(f"--{name.replace('_', '-')}")
+            words += [] if value is True else [str(value)]
+    return shlex.join(words)
+
+
+def _of_task(model: Mapping[str, Any], task: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    yield "model", model["name"]
+    if "pairs" in task:
+        yield "pairs", task["pairs"]
+    else:
+        yield "task", task["task"]
+        yield "corruption", task.get("corruption")
+        yield from _changed(task, "n_pairs", "seed")
+
+
+def _of_model(model: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    if model.get("bos") is not None:
+        yield "bos" if model["bos"] else "no-bos", True
+    yield from _changed(model, "dtype")
+    if model.get("tf32"):
+        yield "tf32", True
+    yield from _changed(model, "kv")
+
+
+def _of_method(method: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    steps = ("steps", "schedule") if method.get("gradient") == "integrated" else ()
+    scored = ("metric", "direction", "gradient", *steps, "reader", "budget", "until_bound")
+    yield from _changed(method, *scored, *_RULES, "prune", "tests", "batch_size")
+
+
+def _changed(part: Mapping[str, Any], *names: str) -> Iterator[tuple[str, Any]]:
+    """The options of these names that are not the default."""
+    for name in names:
+        if part.get(name) != _DEFAULTS.get(name):
+            yield name, part.get(name)
