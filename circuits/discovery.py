@@ -37,7 +37,7 @@ from .record.run_directory import RunDirectory
 from .record.scores_file import SCORES_FILE, read_scores, write_scores
 from .result.circuit import Circuit, CircuitEdge, Faithfulness
 from .result.document import dumps, to_document
-from .tasks.task import usual_metric
+from .tasks.builtin import usual_metric
 
 DEFAULT_BUDGET = {"cpu": 200, "cuda": 50_000}
 """How many edges are verified if nothing says how many, by device; on others as on a CPU."""

@@ -171,11 +171,11 @@ def test_a_task_beyond_the_tokenizer_is_refused() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"name": "chess"}, "unknown task 'chess'; built-in tasks: ioi, greater-than"),
+        ({"task": "chess"}, "unknown task 'chess'; built-in tasks: ioi, greater-than"),
         ({"corruption": "noise"}, "unknown corruption 'noise' of task ioi; there are abc, swap"),
         ({"n_pairs": 0}, "expected n_pairs >= 1, got 0"),
         (
-            {"name": "agreement", "n_pairs": 40_000},
+            {"task": "agreement", "n_pairs": 40_000},
             "expected 40000 distinct pairs of task agreement, but",
         ),
     ],
@@ -184,4 +184,4 @@ def test_bad_options_are_refused(
     tokenizer: Tokenizer, options: dict[str, object], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        load_task(**{"name": "ioi", "model": tokenizer, **options})  # pyright: ignore[reportArgumentType]
+        load_task(**{"task": "ioi", "model": tokenizer, **options})  # pyright: ignore[reportArgumentType]

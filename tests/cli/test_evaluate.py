@@ -10,10 +10,9 @@ from xml.etree import ElementTree
 import pytest
 from click.testing import CliRunner, Result
 
-from wiremap.circuits import Circuit, evaluate
+from wiremap.circuits import Circuit, evaluate, load_task
 from wiremap.circuits.evidence.faithfulness import localize
 from wiremap.circuits.record.scores_file import read_scores
-from wiremap.circuits.tasks.task import load_task
 from wiremap.cli import main
 from wiremap.edges import Model
 from wiremap.exporters import read_circuit, write_circuit

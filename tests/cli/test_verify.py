@@ -13,9 +13,9 @@ import torch
 from click.testing import CliRunner, Result
 from tokens_for_tests import letters_core
 
+from wiremap.circuits import load_task
 from wiremap.circuits.record.effects_file import intervals, read_effects
 from wiremap.circuits.result.document import from_document, loads
-from wiremap.circuits.tasks.task import load_task
 from wiremap.cli import main
 from wiremap.edges import Model, PromptPairs, patch_edges
 from wiremap.edges.effects.reduced import patch_together
@@ -53,7 +53,7 @@ def scores(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def known() -> tuple[Model, PromptPairs]:
     model = Model.load("induction-mini", "cpu")
-    return model, load_task("induction", model, 4, 0)
+    return model, load_task("induction", model, 4)
 
 
 def test_all_edges_are_measured_with_their_intervals(scores: Path, tmp_path: Path) -> None:
