@@ -109,7 +109,7 @@ def test_what_cannot_be_drawn_is_refused(curves: dict[str, Points], message: str
 
 
 def test_no_torch_is_loaded() -> None:
-    code = "import sys, wiremap.exporters.curve; print(*sys.modules)"
+    code = "import sys, wiremap.exporters.pictures.curve; print(*sys.modules)"
     loaded = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )

@@ -248,7 +248,7 @@ def paths(circuit: Circuit) -> dict[str, ElementTree.Element]:
 
 def test_colour_dash_width_and_arrow_mean_what_they_mean_in_dot() -> None:
     found = paths(by_hand.circuit())
-    style = (Path(dot.__file__).parent / "templates" / "drawing.css").read_text()
+    style = (Path(dot.__file__).parents[1] / "templates" / "drawing.css").read_text()
     assert f".positive {{ fill: none; stroke: {dot.POSITIVE}; }}" in style
     assert f".negative {{ fill: none; stroke: {dot.NEGATIVE}; stroke-dasharray" in style
     assert found["input->a0.h0<v>"].attrib["class"] == "positive"
