@@ -28,17 +28,6 @@ from wiremap.edges.scores.refinement import score_split
 FILES = ("scores.safetensors", "effects.jsonl", "circuit.json", "faithfulness.json")
 
 
-def able(model: Model, pairs: PromptPairs) -> PromptPairs:
-    """The pairs with answers the model prefers on the clean prompts: a task it does."""
-    with torch.no_grad():
-        clean, corrupted = (
-            model.logits(model.run(model.embed(tokens)))[:, -1]
-            for tokens in (pairs.clean, pairs.corrupted)
-        )
-    change = clean - corrupted
-    return PromptPairs(pairs.clean, pairs.corrupted, change.argmax(-1), change.argmin(-1))
-
-
 @pytest.fixture(scope="module")
 def model() -> Model:
     return tiny.model("gpt2")
@@ -46,7 +35,7 @@ def model() -> Model:
 
 @pytest.fixture(scope="module")
 def task(model: Model) -> PromptPairs:
-    return able(model, tiny.pairs(6))
+    return tiny.able(model, tiny.pairs(6))
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +146,7 @@ def test_significance_needs_two_pairs(model: Model, task: PromptPairs, tmp_path:
 
 def test_grouped_queries_go_through(tmp_path: Path) -> None:
     model = tiny.model("llama-gqa")
-    circuit = discover(model, able(model, tiny.pairs(4)), tmp_path / "run", budget=120)
+    circuit = discover(model, tiny.able(model, tiny.pairs(4)), tmp_path / "run", budget=120)
     assert any(node.kind == "kv" for node in circuit.nodes)
     assert from_document(loads((tmp_path / "run" / "circuit.json").read_text())) == circuit
 
@@ -205,7 +194,7 @@ def test_any_gradient_and_reader_may_rank(model: Model, task: PromptPairs, tmp_p
 
 def test_mixtures_of_experts_are_ranked_by_gim() -> None:
     model = tiny.model("mixtral")
-    assert discover(model, able(model, tiny.pairs(4)), budget=10).method["gradient"] == "gim"
+    assert discover(model, tiny.able(model, tiny.pairs(4)), budget=10).method["gradient"] == "gim"
 
 
 def test_progress_reaches_the_end_of_every_stage(model: Model, task: PromptPairs) -> None:

@@ -8,27 +8,15 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from click.testing import CliRunner, Result
+from command import refused, wiremap
 
 from wiremap.circuits import Circuit, evaluate, load_task
 from wiremap.circuits.evidence.faithfulness import localize
 from wiremap.circuits.record.scores_file import read_scores
-from wiremap.cli import main
 from wiremap.edges import Model
 from wiremap.exporters import read_circuit, write_circuit
 
 SECTIONS = ("curve", "completeness", "minimality", "stability", "tests")
-
-
-def wiremap(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
-
-
-def refused(*arguments: str | Path) -> str:
-    result = wiremap(*arguments)
-    assert result.exit_code == 2, result.output
-    assert result.stdout == ""
-    return result.stderr
 
 
 @pytest.fixture(scope="module")

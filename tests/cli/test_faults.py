@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
+from command import done, wiremap
 
 from wiremap.circuits.record.effects_file import CHUNK, read_effects
-from wiremap.cli import main
 from wiremap.edges import patch_edges, score_edges
 
 LONG = ["discover", "--model", "induction-mini", "--n-pairs", "6", "--all", "--size", "30"]
@@ -37,10 +36,6 @@ SHORT = [
 Files = dict[str, bytes | dict[str, Any]]
 
 
-def wiremap(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
-
-
 def files(run: Path) -> Files:
     """All files of a run directory, run.json without its times."""
     found: Files = {path.name: path.read_bytes() for path in run.iterdir()}
@@ -50,8 +45,7 @@ def files(run: Path) -> Files:
 
 
 def unbroken(asked: list[str], out: Path) -> Path:
-    result = wiremap(*asked, "-o", out)
-    assert result.exit_code == 0, result.output
+    done(*asked, "-o", out)
     return out
 
 

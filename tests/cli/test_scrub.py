@@ -10,31 +10,17 @@ from typing import Any
 
 import jsonschema
 import pytest
-from click.testing import CliRunner, Result
+from command import refused, told, wiremap
 
 from wiremap.circuits import Circuit, discover, load_task
-from wiremap.cli import main
 from wiremap.edges import Model
 from wiremap.exporters import read_circuit, write_circuit
 
 FAST = ("--repeats", "1", "--random-circuits", "1", "--leave-out")
 
 
-def wiremap(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
-
-
-def refused(*arguments: str | Path) -> str:
-    result = wiremap(*arguments)
-    assert result.exit_code == 2, result.output
-    assert result.stdout == ""
-    return result.stderr
-
-
 def scrubbed(*arguments: str | Path) -> dict[str, Any]:
-    result = wiremap("scrub", *arguments, "--json")
-    assert result.exit_code == 0, result.output
-    return json.loads(result.stdout)
+    return told("scrub", *arguments)
 
 
 @pytest.fixture(scope="module")

@@ -5,42 +5,21 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 import tiny
 import torch
-from click.testing import CliRunner, Result
+from command import refused, told, wiremap
 from tokens_for_tests import letters_core
 
 from wiremap.circuits import load_task
 from wiremap.circuits.record.effects_file import intervals, read_effects
 from wiremap.circuits.result.document import from_document, loads
-from wiremap.cli import main
 from wiremap.edges import Model, PromptPairs, patch_edges
 from wiremap.edges.effects.reduced import patch_together
 
 ASKED = ["--model", "induction-mini", "--n-pairs", "4"]
 N_EDGES = 110
-
-
-def wiremap(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
-
-
-def refused(*arguments: str | Path) -> str:
-    """The error of a command that must exit with 2 and print nothing else; in one line."""
-    result = wiremap(*arguments)
-    assert result.exit_code == 2, result.output
-    assert result.stdout == ""
-    return " ".join(result.stderr.split())
-
-
-def told(*arguments: str | Path) -> dict[str, Any]:
-    """What a command says as JSON."""
-    result = wiremap(*arguments, "--json")
-    assert result.exit_code == 0, result.output
-    return json.loads(result.stdout)
 
 
 @pytest.fixture(scope="module")
