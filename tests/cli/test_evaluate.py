@@ -23,7 +23,17 @@ SECTIONS = ("curve", "completeness", "minimality", "stability", "tests")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run directory of a small discover."""
     out = tmp_path_factory.mktemp("evaluate") / "run"
-    asked = ("--model", "ioi-mini", "--task", "ioi", "--n-pairs", "6", "--budget", "40")
+    asked = (
+        "--model",
+        "ioi-mini",
+        "--task",
+        "ioi",
+        "--n-pairs",
+        "6",
+        "--budget",
+        "40",
+        "--no-bound",
+    )
     result = wiremap("discover", *asked, "--size", "12", "-o", out)
     assert result.exit_code == 0, result.output
     return out

@@ -27,7 +27,7 @@ def scrubbed(*arguments: str | Path) -> dict[str, Any]:
 def circuit(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A circuit of the bundled model."""
     model = Model.load("ioi-mini")
-    found = discover(model, load_task("ioi", model, 24), budget=40, size=10)
+    found = discover(model, load_task("ioi", model, 24), budget=40, size=10, bound=False)
     path = tmp_path_factory.mktemp("scrub") / "circuit.json"
     write_circuit(found, path)
     return path

@@ -121,7 +121,7 @@ def test_what_was_measured_in_less_than_float32_says_how_far_it_is_off(tmp_path:
 
 
 def test_discover_says_what_less_than_float32_costs(tmp_path: Path) -> None:
-    asked = ["discover", *ASKED, "--budget", "20", "--size", "5"]
+    asked = ["discover", *ASKED, "--budget", "20", "--size", "5", "--no-bound"]
     half = wiremap(*asked, "--dtype", "bfloat16", "--allow-weak", "-o", tmp_path / "half")
     assert half.exit_code == 0, half.output
     assert "measured in bfloat16: of the first 20 effects none is more than" in half.stderr
