@@ -6,28 +6,11 @@ import random
 
 from .task import Record, Task, Words
 
-_NOUNS = [
-    "key/keys",
-    "book/books",
-    "car/cars",
-    "dog/dogs",
-    "boy/boys",
-    "girl/girls",
-    "teacher/teachers",
-    "doctor/doctors",
-    "house/houses",
-    "letter/letters",
-    "picture/pictures",
-    "student/students",
-    "farmer/farmers",
-    "horse/horses",
-    "friend/friends",
-    "brother/brothers",
-    "ship/ships",
-    "tree/trees",
-    "table/tables",
-    "player/players",
-]
+_NOUNS = """
+    key/keys book/books car/cars dog/dogs boy/boys girl/girls teacher/teachers doctor/doctors
+    house/houses letter/letters picture/pictures student/students farmer/farmers horse/horses
+    friend/friends brother/brothers ship/ships tree/trees table/tables player/players
+""".split()
 
 
 def _sample_agreement(template: str, words: Words, rng: random.Random, corruption: str) -> Record:

@@ -7,23 +7,10 @@ import random
 from ...edges.errors import InputError
 from .task import Record, Task, Words
 
-_EVENTS = [
-    "war",
-    "famine",
-    "siege",
-    "drought",
-    "strike",
-    "voyage",
-    "trial",
-    "project",
-    "treaty",
-    "plague",
-    "revolt",
-    "reign",
-    "festival",
-    "journey",
-    "battle",
-]
+_EVENTS = """
+    war famine siege drought strike voyage trial project treaty plague revolt reign festival journey
+    battle
+""".split()
 
 
 def _sample_greater_than(

@@ -6,52 +6,11 @@ import random
 
 from .task import Record, Task, Words
 
-_WORDS = [
-    "apple",
-    "river",
-    "stone",
-    "cloud",
-    "tiger",
-    "paper",
-    "glass",
-    "chair",
-    "bread",
-    "green",
-    "seven",
-    "music",
-    "light",
-    "ocean",
-    "winter",
-    "silver",
-    "dragon",
-    "pocket",
-    "garden",
-    "window",
-    "butter",
-    "candle",
-    "forest",
-    "hammer",
-    "island",
-    "jacket",
-    "kitchen",
-    "lemon",
-    "magic",
-    "night",
-    "orange",
-    "pepper",
-    "queen",
-    "rabbit",
-    "summer",
-    "table",
-    "uncle",
-    "valley",
-    "water",
-    "yellow",
-    "zero",
-    "angel",
-    "button",
-    "copper",
-]
+_WORDS = """
+    apple river stone cloud tiger paper glass chair bread green seven music light ocean winter
+    silver dragon pocket garden window butter candle forest hammer island jacket kitchen lemon magic
+    night orange pepper queen rabbit summer table uncle valley water yellow zero angel button copper
+""".split()
 
 
 def _sample_induction(template: str, words: Words, rng: random.Random, corruption: str) -> Record:

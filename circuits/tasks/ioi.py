@@ -8,28 +8,10 @@ from collections.abc import Mapping
 from .task import Record, Task, Words
 from .words import FEMALE, MALE, PLACES
 
-_OBJECTS = [
-    "book",
-    "ring",
-    "letter",
-    "ticket",
-    "map",
-    "coin",
-    "bottle",
-    "basket",
-    "camera",
-    "hammer",
-    "ladder",
-    "mirror",
-    "pencil",
-    "radio",
-    "shirt",
-    "sword",
-    "watch",
-    "key",
-    "flower",
-    "guitar",
-]
+_OBJECTS = """
+    book ring letter ticket map coin bottle basket camera hammer ladder mirror pencil radio shirt
+    sword watch key flower guitar
+""".split()
 
 _OPENINGS = (
     "",

@@ -227,6 +227,28 @@ def test_discover_with_all_edges_leaves_no_bound(tmp_path: Path) -> None:
         assert "leave --budget and --until-bound out" in error
 
 
+def test_discover_does_without_a_bound_and_says_so(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    asked = ["discover", *ASKED, "--budget", "20", "--size", "5", "-o", out]
+    result = wiremap(*asked, "--no-bound")
+    assert result.exit_code == 0, result.output
+    assert (
+        f"missed: nothing bounds the {N_EDGES - 20} unverified edges (--no-bound)" in result.stdout
+    )
+    found = json.loads((out / "circuit.json").read_text())
+    assert found["method"]["bound"] is False
+    assert "bound" not in found["evidence"]
+    record = json.loads((out / "run.json").read_text())
+    assert record["question"]["method"]["bound"] is False
+    assert "bound" not in record["stages"]
+    assert "no bound on their effects was computed" in (out / "report.html").read_text()
+    assert "method.bound was False, now None" in refused(*asked, "--resume")
+    error = refused("discover", *ASKED, "--until-bound", "1", "--no-bound", "-o", tmp_path / "x")
+    assert "leave bound=False (--no-bound) out, or give a budget" in error
+    whole = wiremap("discover", *ASKED, "--all", "--no-bound", "-o", tmp_path / "whole")
+    assert "missed:" not in whole.stdout
+
+
 @pytest.mark.parametrize(("largest", "verified"), [("1000", 64), ("1e-9", N_EDGES)])
 def test_discover_verifies_until_a_bound_and_resumes(
     tmp_path: Path, largest: str, verified: int

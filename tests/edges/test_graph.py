@@ -92,8 +92,7 @@ def test_kv_heads_must_divide_heads() -> None:
 def test_long_names_are_shortened_and_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     compared: list[str] = []
     monkeypatch.setattr(difflib, "get_close_matches", lambda name, *_, **__: compared.append(name))
-    for graph, name in ((ModelGraph(100, 100, 100), "a"), (ModelGraph(1, 1, 1), "a" * 1_000_000)):
-        with pytest.raises(InputError) as error:
-            graph.edge(f"{name}->logits")
-        assert len(str(error.value)) < 300
+    with pytest.raises(InputError) as error:
+        ModelGraph(100, 100, 100).edge("a" * 1_000_000 + "->logits")
+    assert len(str(error.value)) < 300
     assert not compared
