@@ -15,8 +15,10 @@ demo: $(VENV)/installed
 	@echo
 	@echo "the picture: out/demo/circuit.svg     for Gephi: out/demo/circuit.graphml"
 
+# Annotations are checked in tests of edges alone (tests/conftest.py).
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest -q -n auto --maxprocesses 4
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 tests/edges
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --ignore tests/edges
 
 check: $(VENV)/installed-test
 	$(BIN)/ruff check .

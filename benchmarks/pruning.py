@@ -26,7 +26,7 @@ from wiremap.circuits.choice.acdc import prune_by_acdc
 from wiremap.circuits.choice.pruning import Pruned, prune_by_effect, prune_to_size, prune_to_target
 from wiremap.circuits.discovery import candidates_of
 from wiremap.circuits.result.circuit import CircuitEdge
-from wiremap.circuits.tasks.task import usual_metric
+from wiremap.circuits.tasks.builtin import usual_metric
 from wiremap.circuits.zoo import RECIPES
 from wiremap.edges import EdgeScores, Model, PromptPairs, score_edges
 from wiremap.edges.effects.reduced_runs import ReducedRuns

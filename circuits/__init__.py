@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from .result.circuit import Circuit, CircuitEdge, CircuitNode, Faithfulness
     from .result.comparison import Comparison, compare
     from .result.hypothesis import Hypothesis
-    from .tasks.task import TASKS, load_task
+    from .tasks.builtin import TASKS, load_task
+    from .tasks.task import Task
 
 __all__ = [
     "TASKS",
@@ -26,6 +27,7 @@ __all__ = [
     "Faithfulness",
     "Hypothesis",
     "Scrubbing",
+    "Task",
     "Verified",
     "bootstrap",
     "compare",
@@ -55,7 +57,8 @@ _MODULES = {
     "result.circuit": ("Circuit", "CircuitEdge", "CircuitNode", "Faithfulness"),
     "result.comparison": ("Comparison", "compare"),
     "result.hypothesis": ("Hypothesis",),
-    "tasks.task": ("TASKS", "load_task"),
+    "tasks.builtin": ("TASKS", "load_task"),
+    "tasks.task": ("Task",),
 }
 
 

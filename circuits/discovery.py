@@ -42,7 +42,7 @@ from .result.circuit import Circuit, CircuitEdge, Faithfulness
 from .result.document import dumps, to_document
 from .result.evidence import BoundEvidence
 from .result.upward import exporters
-from .tasks.task import usual_metric
+from .tasks.builtin import usual_metric
 
 DEFAULT_BUDGET = {"cpu": 200, "cuda": 50_000}
 """How many edges are verified if nothing says how many, by device; on others as on a CPU."""
@@ -75,6 +75,7 @@ def discover(
     size: int | None = None,
     prune: str | None = None,
     acdc: float | None = None,
+    bound: bool = True,
     tests: bool = False,
     allow_weak: bool = False,
     batch_size: int | None = None,
@@ -107,6 +108,8 @@ def discover(
         prune: how ``size`` chooses: ``top`` (the default) or ``greedy``; see ``prune_to_size``.
         acdc: keep what ACDC keeps with this tau, in units of the metric; it tries every edge,
             verified or not. See ``prune_by_acdc``.
+        bound: also bound what was not verified: more than half of the time of a small run. Without
+            it nothing is said of those edges but their scores.
         tests: also test what the circuit claims: completeness, minimality, and the tests of
             ``run_tests``.
         allow_weak: go on although the model hardly does the task.
@@ -124,6 +127,11 @@ def discover(
         raise InputError("expected a budget or a bound to verify until, got both")
     if until_bound is not None:
         check_bound(until_bound)
+        if not bound:
+            raise InputError(
+                "until_bound verifies until a bound on the rest is low enough; leave bound=False "
+                "(--no-bound) out, or give a budget"
+            )
     if budget is None and until_bound is None:
         budget = DEFAULT_BUDGET.get(model.device.type, DEFAULT_BUDGET["cpu"])
     if budget is not None:
@@ -146,6 +154,7 @@ def discover(
         budget=budget,
         until_bound=until_bound,
         **rules,
+        **({} if bound else {"bound": False}),
         tests=tests,
         batch_size=batch_size,
     )
@@ -153,7 +162,7 @@ def discover(
     measure_gap(model, pairs, metric, allow_weak, batch_size)
     run = None if out is None else RunDirectory(Path(out), question, model.device, resume)
     nodes, edges = _score(model, pairs, question, run, report)
-    verified, bound = _verify(model, pairs, edges, question, run, report)
+    verified, bounded = _verify(model, pairs, edges, question, run, report)
 
     with _stage(run, "prune"):
         pruned = _prune(model, pairs, edges, verified, question["method"], report)
@@ -161,7 +170,7 @@ def discover(
         faithfulness = evaluate(model, pairs, names, metric, batch_size)
     with _stage(run, "evidence"):
         evidence = gather(model, pairs, names, edges, question["method"], report)
-        evidence = replace(evidence, bound=bound, removed=pruned.counts())
+        evidence = replace(evidence, bound=bounded, removed=pruned.counts())
         resampled = resample(verified, names, threshold)
         kept = pruned.kept
         if resampled is not None:
@@ -265,7 +274,7 @@ def _verify(
     run: RunDirectory | None,
     report: Progress,
 ) -> tuple[list[Verified], BoundEvidence | None]:
-    """The edges verified, best first, and a bound on the others."""
+    """The edges verified, best first, and a bound on the others if the method wants one."""
     method = question["method"]
     how = {key: method[key] for key in ("metric", "direction", "batch_size")}
     effects_file = run.path / EFFECTS_FILE if run else None
@@ -291,6 +300,8 @@ def _verify(
             effects_file=effects_file,
             progress=lambda done: report("verify edges", done, budget),
         )
+    if not method.get("bound", True):
+        return verified, None
     with _stage(run, "bound"):
         return verified, bound_rest(
             model, pairs, scores.ranking()[0][budget:], **how, report=report

@@ -26,7 +26,8 @@ from ..edges.errors import InputError
 from ..edges.model.loading import bundled_models, bundled_path
 from ..edges.model.tokens import Tokenizer
 from ..edges.question.prompts import PromptPairs
-from .tasks.task import Record, Task, find_task
+from .tasks.builtin import find_task
+from .tasks.task import Record, Task
 
 
 @dataclass(frozen=True)
@@ -149,12 +150,12 @@ def build_tokenizer(tasks: Sequence[Task]) -> Any:
     for task in tasks:
         texts += [template.replace("{", " {").replace("}", "} ") for template in task.templates]
         texts += [word for words in task.words.values() for word in words]
+        texts += task.answers
     words: set[str] = set()
     for text in texts:
         plain = " ".join(part for part in text.split() if not part.startswith("{"))
         plain = plain.replace("/", " ").replace("|", " ")
         words.update(word for word, _ in pre_tokenizer.pre_tokenize_str(plain))
-    words.update(("she", "he") if any(task.name == "gendered-pronoun" for task in tasks) else ())
     vocabulary = {word: index for index, word in enumerate([*_SPECIAL, *sorted(words)])}
     core = TokenizerCore(WordLevel(vocabulary, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizer  # pyright: ignore[reportAttributeAccessIssue]

@@ -20,7 +20,8 @@ from .console import show_json, show_table
 @options.output
 def tasks(model: str | None, as_json: bool, quiet: bool) -> None:
     """List the built-in tasks."""
-    from ..circuits.tasks.task import TASKS, count_words
+    from ..circuits.tasks.builtin import TASKS
+    from ..circuits.tasks.task import count_words
 
     loaded = options.load_model(model, "cpu", "float32", None) if model else None
     rows: list[dict[str, Any]] = []

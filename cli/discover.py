@@ -54,6 +54,11 @@ _SHOWN = 15
     help="How --size chooses: the largest edges (top, the default), or from the logits backwards.",
 )
 @click.option("--acdc", type=float, metavar="TAU", help="Keep what ACDC keeps; tries every edge.")
+@click.option(
+    "--bound/--no-bound",
+    default=True,
+    help="Also bound what was not verified (the default), or do without.",
+)
 @click.option("--tests", is_flag=True, help="Also test what the circuit claims (see: evaluate).")
 @options.tf32
 @click.option(
@@ -89,6 +94,7 @@ def discover(
     size: int | None,
     prune: str | None,
     acdc: float | None,
+    bound: bool,
     tests: bool,
     tf32: bool,
     out: Path | None,
@@ -133,6 +139,7 @@ def discover(
             size=size,
             prune=prune,
             acdc=acdc,
+            bound=bound,
             tests=tests,
             allow_weak=allow_weak,
             batch_size=batch_size,
@@ -208,9 +215,13 @@ def _show(circuit: Circuit, out: Path) -> None:
         click.echo("\n" + options.summary(circuit.method["metric"], circuit.faithfulness))
         for line in _evidence(circuit.evidence):
             click.echo(line)
+        verified, in_model = circuit.method["edges_verified"], circuit.method["edges_in_model"]
+        if not circuit.method.get("bound", True) and verified < in_model:
+            click.echo(
+                f"missed: nothing bounds the {in_model - verified} unverified edges (--no-bound)"
+            )
         target = circuit.method["target"]
         if target is not None and not reaches(circuit.faithfulness.faithfulness, target):
-            verified, in_model = circuit.method["edges_verified"], circuit.method["edges_in_model"]
             click.echo(
                 f"note: the {verified} verified edges (of {in_model}) do not reach a faithfulness of "
                 f"{target:g}; verify more (--budget)",

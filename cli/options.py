@@ -229,7 +229,7 @@ def load_pairs(
     seed: int | None,
 ) -> PromptPairs:
     """The pairs that the options ask for. Raises InputError if they contradict each other."""
-    from ..circuits.tasks.task import load_task
+    from ..circuits.tasks.builtin import load_task
     from ..circuits.zoo import bundled_tasks
     from ..edges.question.prompts import PromptPairs
 
@@ -250,7 +250,7 @@ def load_pairs(
                 "wiremap tasks) or a file of prompt pairs (--pairs)"
             )
         task = usual[0]
-    return load_task(task, model, n_pairs or 64, seed or 0, corruption)
+    return load_task(task, model, n_pairs or 64, seed=seed or 0, corruption=corruption)
 
 
 def reload(
@@ -265,7 +265,7 @@ def reload(
         InputError: they cannot be found, or are no longer what they were.
     """
     from ..circuits.describe import describe_model, describe_task
-    from ..circuits.tasks.task import load_task
+    from ..circuits.tasks.builtin import load_task
     from ..edges.question.prompts import PromptPairs
 
     try:
@@ -278,8 +278,8 @@ def reload(
                 described_task["task"],
                 model,
                 described_task["n_pairs"],
-                described_task["seed"],
-                described_task["corruption"],
+                seed=described_task["seed"],
+                corruption=described_task["corruption"],
             )
         else:
             raise InputError(

@@ -364,7 +364,7 @@ def _how(
 ) -> dict[str, Any]:
     """What nodes and edges are asked alike, once the model is known to do the task."""
     from ..circuits.evidence.gap import measure_gap
-    from ..circuits.tasks.task import usual_metric
+    from ..circuits.tasks.builtin import usual_metric
 
     metric = metric or usual_metric(asked)
     measure_gap(loaded, asked, metric, allow_weak, batch_size)

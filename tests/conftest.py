@@ -1,47 +1,35 @@
-"""Fixtures: tiny models of every kind with their slow twins; nothing touches the network."""
+"""Whether annotations are checked, and the fixtures; nothing touches the network."""
 
 from __future__ import annotations
 
 import os
+import sys
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
-import tiny
 import torch
-from slow import SlowModel
-
-from wiremap.edges import Model, PromptPairs
+from jaxtyping import install_import_hook
 
 # Sums in another order round in other ways; what tests compare must not hang on it (see .ci/run).
 torch.set_num_threads(int(os.environ.get("WIREMAP_TEST_THREADS", "1")))
 
-
-@pytest.fixture(scope="session", params=tiny.KINDS)
-def kind(request: pytest.FixtureRequest) -> str:
-    return request.param
+EDGES = Path(__file__).parent / "edges"
 
 
-@pytest.fixture(scope="session")
-def twins(kind: str) -> tuple[Model, SlowModel]:
-    """A model of each basic kind and the slow, obviously right version of it."""
-    return _twins(kind)
+def pytest_configure(config: pytest.Config) -> None:
+    """Checks shapes and types of every call, at three times the cost, where tests of edges are run.
 
-
-@pytest.fixture(scope="session", params=[*tiny.EVERY_KIND, "llama-gqa per query"])
-def every_twins(request: pytest.FixtureRequest) -> tuple[Model, SlowModel]:
-    """The same of every architecture there is."""
-    kind, _, per_query = request.param.partition(" ")
-    return _twins(kind, bool(per_query))
-
-
-def _twins(kind: str, per_query: bool = False) -> tuple[Model, SlowModel]:
-    hf = tiny.hf_model(kind)
-    slow = SlowModel(hf, per_query)
-    kv = "per-query" if per_query else "grouped"
-    return Model(tiny.bridge(hf), name=f"tiny {kind}", kv=kv), slow
-
-
-@pytest.fixture(scope="session")
-def pairs() -> PromptPairs:
-    return tiny.pairs()
+    So ``make test`` runs these in a process of their own. The rest comes after it is decided,
+    since it imports what is to be checked.
+    """
+    chosen = [Path(argument.partition("::")[0]).absolute() for argument in config.args]
+    ignored = [Path(path).absolute() for path in config.getoption("ignore") or ()]
+    if EDGES not in ignored and any(
+        path.is_relative_to(EDGES) or EDGES.is_relative_to(path) for path in chosen
+    ):
+        if "wiremap" in sys.modules:
+            raise pytest.UsageError("a conftest.py imports wiremap: too early to check annotations")
+        install_import_hook("wiremap", "beartype.beartype")
+    config.pluginmanager.import_plugin("twins")

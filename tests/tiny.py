@@ -147,6 +147,25 @@ def pairs(n_pairs: int = 3, n_pos: int = 7, seed: int = 0) -> PromptPairs:
     return PromptPairs(clean, corrupted, answers[:, 0], answers[:, 1])
 
 
+def pairs_ending_apart(n_pairs: int = 2, *, n_pos: int, seed: int = 0) -> PromptPairs:
+    """Pairs whose last tokens differ too, so that queries of the first layer count."""
+    ends = pairs(n_pairs, n_pos, seed)
+    corrupted = ends.corrupted.clone()
+    corrupted[:, -1] = 1 + corrupted[:, -1] % (VOCABULARY - 1)
+    return PromptPairs(ends.clean, corrupted, ends.answers, ends.wrong)
+
+
+def able(model: Model, pairs: PromptPairs) -> PromptPairs:
+    """The pairs with answers the model prefers on the clean prompts: a task it does."""
+    with torch.no_grad():
+        clean, corrupted = (
+            model.logits(model.run(model.embed(tokens)))[:, -1]
+            for tokens in (pairs.clean, pairs.corrupted)
+        )
+    change = clean - corrupted
+    return PromptPairs(pairs.clean, pairs.corrupted, change.argmax(-1), change.argmin(-1))
+
+
 def one_pair(of: PromptPairs, row: int) -> PromptPairs:
     """A pair alone."""
     rows = slice(row, row + 1)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +11,7 @@ import pytest
 import safetensors
 import tiny
 import torch
+from killing import discover_until, start
 from safetensors.torch import save_file
 
 from wiremap.circuits import Circuit, discover, evaluate, load_task
@@ -29,17 +27,6 @@ from wiremap.edges.scores.refinement import score_split
 FILES = ("scores.safetensors", "effects.jsonl", "circuit.json", "faithfulness.json")
 
 
-def able(model: Model, pairs: PromptPairs) -> PromptPairs:
-    """The pairs with answers the model prefers on the clean prompts: a task it does."""
-    with torch.no_grad():
-        clean, corrupted = (
-            model.logits(model.run(model.embed(tokens)))[:, -1]
-            for tokens in (pairs.clean, pairs.corrupted)
-        )
-    change = clean - corrupted
-    return PromptPairs(pairs.clean, pairs.corrupted, change.argmax(-1), change.argmin(-1))
-
-
 @pytest.fixture(scope="module")
 def model() -> Model:
     return tiny.model("gpt2")
@@ -47,7 +34,7 @@ def model() -> Model:
 
 @pytest.fixture(scope="module")
 def task(model: Model) -> PromptPairs:
-    return able(model, tiny.pairs(6))
+    return tiny.able(model, tiny.pairs(6))
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +122,7 @@ def test_all_edges_at_threshold_zero_are_the_model(model: Model, task: PromptPai
 
 
 def test_a_size_may_reach_beyond_what_was_verified(model: Model, task: PromptPairs) -> None:
-    circuit = discover(model, task, budget=5, size=60)
+    circuit = discover(model, task, budget=5, size=60, bound=False)
     removed = circuit.evidence.removed
     assert removed is not None
     assert removed["beyond size"] == model.graph.n_edges - 60
@@ -160,17 +147,18 @@ def test_every_rule_goes_through_and_resumes(
     model: Model, task: PromptPairs, tmp_path: Path, rule: dict[str, Any]
 ) -> None:
     out = tmp_path / "run"
-    circuit = discover(model, task, out, budget=40, **rule)
+    options: dict[str, Any] = {"budget": 40, "bound": False}
+    circuit = discover(model, task, out, **options, **rule)
     assert circuit.method.items() >= rule.items()
     removed = circuit.evidence.removed
     assert removed is not None
     assert len(circuit.edges) + sum(removed.values()) == model.graph.n_edges
     before = (out / "circuit.json").read_bytes()
-    assert discover(model, task, out, budget=40, resume=True, **rule) == circuit
+    assert discover(model, task, out, **options, resume=True, **rule) == circuit
     assert (out / "circuit.json").read_bytes() == before
     assert from_document(loads(before.decode())) == circuit
     with pytest.raises(InputError, match=rf"method\.{next(iter(rule))} was "):
-        discover(model, task, out, budget=40, resume=True, threshold=9.0)
+        discover(model, task, out, **options, resume=True, threshold=9.0)
 
 
 def test_significance_needs_two_pairs(model: Model, task: PromptPairs, tmp_path: Path) -> None:
@@ -182,14 +170,16 @@ def test_significance_needs_two_pairs(model: Model, task: PromptPairs, tmp_path:
 
 def test_grouped_queries_go_through(tmp_path: Path) -> None:
     model = tiny.model("llama-gqa")
-    circuit = discover(model, able(model, tiny.pairs(4)), tmp_path / "run", budget=120)
+    circuit = discover(
+        model, tiny.able(model, tiny.pairs(4)), tmp_path / "run", budget=120, bound=False
+    )
     assert any(node.kind == "kv" for node in circuit.nodes)
     assert from_document(loads((tmp_path / "run" / "circuit.json").read_text())) == circuit
 
 
 def test_denoising_goes_through(model: Model, task: PromptPairs) -> None:
     """By relevance at the run it edits, the corrupted one."""
-    circuit = discover(model, task, direction="denoising", budget=30)
+    circuit = discover(model, task, direction="denoising", budget=30, bound=False)
     assert (circuit.method["gradient"], circuit.method["direction"]) == ("relevance", "denoising")
     scores = dict(score_edges(model, task, direction="denoising").top())
     assert circuit.edges
@@ -203,12 +193,13 @@ def test_any_gradient_and_reader_may_rank(model: Model, task: PromptPairs, tmp_p
         "steps": 2,
         "schedule": "left",
         "reader": "exact",
+        "bound": False,
     }
     out = tmp_path / "run"
     circuit = discover(model, task, out, budget=20, **rules)
     assert circuit.method.items() >= rules.items()
     assert read_run(out / "run.json")["question"]["method"].items() >= rules.items()
-    expected = score_edges(model, task, **rules)
+    expected = score_edges(model, task, **{name: rules[name] for name in rules if name != "bound"})
     nodes, found, question = read_scores(out / "scores.safetensors")
     assert found is not None
     assert nodes is not None
@@ -230,7 +221,10 @@ def test_any_gradient_and_reader_may_rank(model: Model, task: PromptPairs, tmp_p
 
 def test_mixtures_of_experts_are_ranked_by_gim() -> None:
     model = tiny.model("mixtral")
-    assert discover(model, able(model, tiny.pairs(4)), budget=10).method["gradient"] == "gim"
+    assert (
+        discover(model, tiny.able(model, tiny.pairs(4)), budget=10, bound=False).method["gradient"]
+        == "gim"
+    )
 
 
 def test_progress_reaches_the_end_of_every_stage(model: Model, task: PromptPairs) -> None:
@@ -260,7 +254,8 @@ def test_a_task_the_model_does_not_do_is_refused_with_both_values(
     same = PromptPairs(task.clean, task.clean, task.answers, task.wrong)
     with pytest.raises(InputError, match="no better on the clean prompts"):
         discover(model, same)
-    assert discover(model, reversed_task, budget=5, allow_weak=True).method["edges_verified"] == 5
+    circuit = discover(model, reversed_task, budget=5, allow_weak=True, bound=False)
+    assert circuit.method["edges_verified"] == 5
 
 
 def test_a_gap_within_its_error_is_weak(model: Model) -> None:
@@ -349,25 +344,6 @@ def test_a_damaged_run_file_is_refused(model: Model, task: PromptPairs, tmp_path
 
 # ---- kill -9
 
-_KILLED = """
-import os, signal, sys
-sys.path.insert(0, {tests!r})
-import torch, tiny
-from wiremap.circuits import discover
-from wiremap.edges import PromptPairs
-torch.set_num_threads({threads})
-
-tokens = torch.load({tokens!r}, weights_only=True)
-calls = dict()
-
-def report(stage, done, total):
-    calls[stage] = calls.get(stage, 0) + 1
-    if stage == {stage!r} and calls[stage] == {calls}:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-discover(tiny.model("gpt2"), PromptPairs(*tokens), {out!r}, budget=150, size=120, progress=report)
-"""
-
 
 @pytest.mark.parametrize(
     ("stage", "calls"),
@@ -389,12 +365,9 @@ def test_a_killed_run_resumes_to_the_same_bytes(
 ) -> None:
     tokens, out = tmp_path / "tokens.pt", tmp_path / "run"
     torch.save([task.clean, task.corrupted, task.answers, task.wrong], tokens)
-    program = _KILLED.format(
-        tests=str(Path(tiny.__file__).parent), tokens=str(tokens), out=str(out), stage=stage,
-        calls=calls, threads=torch.get_num_threads(),
-    )  # fmt: skip
-    killed = subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=False)
-    assert killed.returncode == -9
+    killed = start(discover_until, tokens, stage, calls, out, {"budget": 150, "size": 120})
+    killed.join()
+    assert killed.exitcode == -9
     assert not (out / "circuit.json").exists()
     circuit = discover(model, task, out, budget=150, size=120, resume=True)
     assert circuit == run[1]
@@ -417,9 +390,9 @@ def test_half_written_leftovers_are_swept_away(
     model: Model, task: PromptPairs, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    discover(model, task, out, budget=10)
+    discover(model, task, out, budget=10, bound=False)
     (out / ".circuit.json.123.tmp").write_text("half")
-    discover(model, task, out, budget=10, resume=True)
+    discover(model, task, out, budget=10, bound=False, resume=True)
     assert not list(out.glob(".*"))
 
 
@@ -429,17 +402,17 @@ def test_a_kill_in_the_first_write_does_not_occupy_the_directory(
     out = tmp_path / "run"
     out.mkdir()
     (out / ".run.json.123.tmp").write_text("{")
-    discover(model, task, out, budget=5)
+    discover(model, task, out, budget=5, bound=False)
     assert not list(out.glob(".*"))
 
 
 def test_kl_needs_no_gradient_to_be_named(model: Model, task: PromptPairs) -> None:
-    circuit = discover(model, task, metric="kl", budget=5, allow_weak=True)
+    circuit = discover(model, task, metric="kl", budget=5, allow_weak=True, bound=False)
     assert circuit.method["gradient"] == "corrupted"
 
 
 def test_a_circuit_evaluates_itself(model: Model, task: PromptPairs) -> None:
-    circuit = discover(model, task, budget=20)
+    circuit = discover(model, task, budget=20, bound=False)
     assert circuit.evaluate(model, task) == circuit.faithfulness
 
 

@@ -43,15 +43,7 @@ def model() -> Model:
 
 @pytest.fixture(scope="module")
 def task(model: Model) -> PromptPairs:
-    """Pairs whose answers the model prefers on the clean prompts."""
-    pairs = tiny.pairs(N_PAIRS)
-    with torch.no_grad():
-        clean, corrupted = (
-            model.logits(model.run(model.embed(tokens)))[:, -1]
-            for tokens in (pairs.clean, pairs.corrupted)
-        )
-    change = clean - corrupted
-    return PromptPairs(pairs.clean, pairs.corrupted, change.argmax(-1), change.argmin(-1))
+    return tiny.able(model, tiny.pairs(N_PAIRS))
 
 
 def some_edges(model: Model, step: int = 9) -> list[str]:

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import json
+import random
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import transformers
+from command import refused, told
 from tokens_for_tests import letters
 
-from wiremap.circuits import TASKS, load_task
-from wiremap.circuits.tasks.task import count_words, usable_templates
-from wiremap.circuits.zoo import build_tokenizer
-from wiremap.edges import InputError, PromptPairs, Tokenizer
+from wiremap.circuits import TASKS, Task, discover, load_task
+from wiremap.circuits.tasks.task import (
+    Record,
+    Words,
+    count_words,
+    sample_records,
+    usable_templates,
+)
+from wiremap.circuits.zoo import RECIPES, build_tokenizer
+from wiremap.edges import InputError, Model, PromptPairs, Tokenizer
+from wiremap.edges.model.loading import bundled_path
 
 EVERY = [(task.name, corruption) for task in TASKS.values() for corruption in task.corruptions]
 
@@ -163,6 +176,66 @@ def test_templates_with_strange_words_are_left_out() -> None:
     assert usable_templates(task, task.words, poorer) == without_opening
 
 
+def _sample_colour(template: str, words: Words, rng: random.Random, corruption: str) -> Record:
+    first, second = rng.sample(words["colour"], 2)
+    return {
+        "clean": template.format(colour=first),
+        "corrupted": template.format(colour=second),
+        "answer": f" {first}",
+        "wrong_answer": f" {second}",
+    }
+
+
+COLOURS = Task(
+    name="colours",
+    description="a colour is said again",
+    metric="prob_diff",
+    corruptions={"colour": "another colour"},
+    templates=("The words are {colour}. And again:",),
+    words={"colour": ["green", "silver", "yellow", "orange", "copper"]},
+    needs={"colour": 2},
+    sample=_sample_colour,
+)
+
+
+def test_a_task_of_ones_own_is_loaded_and_explained(tmp_path: Path) -> None:
+    model = Model.load("induction-mini")
+    pairs = load_task(COLOURS, model, 4, seed=2)
+    assert pairs.fingerprint() == load_task(COLOURS, model, 4, seed=2).fingerprint()
+    assert pairs.source["task"] == "colours"
+    circuit = discover(
+        model, pairs, tmp_path / "run", budget=60, size=60, allow_weak=True, bound=False
+    )
+    assert circuit.method["metric"] == "prob_diff"
+    question = json.loads((tmp_path / "run" / "run.json").read_text())["question"]
+    document = json.loads((tmp_path / "run" / "circuit.json").read_text())
+    for record in (question, document):
+        assert (record["task"]["task"], record["task"]["seed"]) == ("colours", 2)
+    again = ["evaluate", tmp_path / "run", "--model", "induction-mini"]
+    for asked in (again[:2], again):  # as it was found, and by a model that is named
+        error = refused(*asked)
+        assert "unknown task 'colours'; built-in tasks: ioi" in error
+        assert "A task of your own is not built in: give its prompt pairs as a file" in error
+    records = sample_records(COLOURS, COLOURS.templates, COLOURS.words, "colour", 4, 2)
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    found = told("evaluate", tmp_path / "run", "--pairs", file)
+    assert circuit.faithfulness is not None
+    assert found["circuit"] == pytest.approx(circuit.faithfulness.circuit, rel=1e-5)
+
+
+def test_a_task_of_ones_own_has_a_name_of_its_own(tokenizer: Tokenizer) -> None:
+    with pytest.raises(InputError, match="under a name of its own, got 'ioi', which is built in"):
+        load_task(replace(COLOURS, name="ioi"), tokenizer, 2)
+
+
+@pytest.mark.parametrize("model", RECIPES)
+def test_tasks_give_the_words_of_the_bundled_tokenizers(model: str) -> None:
+    built = build_tokenizer(RECIPES[model].tasks).get_vocab()
+    bundled = transformers.AutoTokenizer.from_pretrained(bundled_path(model))
+    assert built == bundled.get_vocab()
+
+
 def test_a_task_beyond_the_tokenizer_is_refused() -> None:
     with pytest.raises(InputError, match=r"needs 6 words of the kind 'name'.*has 0 of 64"):
         load_task("ioi", letters())
@@ -171,11 +244,11 @@ def test_a_task_beyond_the_tokenizer_is_refused() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"name": "chess"}, "unknown task 'chess'; built-in tasks: ioi, greater-than"),
+        ({"task": "chess"}, "unknown task 'chess'; built-in tasks: ioi, greater-than"),
         ({"corruption": "noise"}, "unknown corruption 'noise' of task ioi; there are abc, swap"),
         ({"n_pairs": 0}, "expected n_pairs >= 1, got 0"),
         (
-            {"name": "agreement", "n_pairs": 40_000},
+            {"task": "agreement", "n_pairs": 40_000},
             "expected 40000 distinct pairs of task agreement, but",
         ),
     ],
@@ -184,4 +257,4 @@ def test_bad_options_are_refused(
     tokenizer: Tokenizer, options: dict[str, object], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        load_task(**{"name": "ioi", "model": tokenizer, **options})  # pyright: ignore[reportArgumentType]
+        load_task(**{"task": "ioi", "model": tokenizer, **options})  # pyright: ignore[reportArgumentType]

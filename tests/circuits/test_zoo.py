@@ -11,7 +11,7 @@ import transformers
 from click.testing import CliRunner
 
 from wiremap.circuits import zoo
-from wiremap.circuits.tasks.task import find_task
+from wiremap.circuits.tasks.builtin import find_task
 from wiremap.edges import Model
 from wiremap.edges.model.loading import bundled_models, bundled_path
 

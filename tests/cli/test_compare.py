@@ -8,15 +8,15 @@ from pathlib import Path
 
 import circuits_for_tests as by_hand
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
+from command import wiremap
 
 from wiremap.circuits import Circuit
-from wiremap.cli import main
 from wiremap.exporters import write_circuit
 
 
 def compare(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(main, ["compare", *map(str, arguments)])
+    return wiremap("compare", *arguments)
 
 
 @pytest.fixture

@@ -8,35 +8,32 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from click.testing import CliRunner, Result
+from command import refused, wiremap
 
-from wiremap.circuits import Circuit, evaluate
+from wiremap.circuits import Circuit, evaluate, load_task
 from wiremap.circuits.evidence.faithfulness import localize
 from wiremap.circuits.record.scores_file import read_scores
-from wiremap.circuits.tasks.task import load_task
-from wiremap.cli import main
 from wiremap.edges import Model
 from wiremap.exporters import read_circuit, write_circuit
 
 SECTIONS = ("curve", "completeness", "minimality", "stability", "tests")
 
 
-def wiremap(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
-
-
-def refused(*arguments: str | Path) -> str:
-    result = wiremap(*arguments)
-    assert result.exit_code == 2, result.output
-    assert result.stdout == ""
-    return result.stderr
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run directory of a small discover."""
     out = tmp_path_factory.mktemp("evaluate") / "run"
-    asked = ("--model", "ioi-mini", "--task", "ioi", "--n-pairs", "6", "--budget", "40")
+    asked = (
+        "--model",
+        "ioi-mini",
+        "--task",
+        "ioi",
+        "--n-pairs",
+        "6",
+        "--budget",
+        "40",
+        "--no-bound",
+    )
     result = wiremap("discover", *asked, "--size", "12", "-o", out)
     assert result.exit_code == 0, result.output
     return out

@@ -8,37 +8,26 @@ import os
 import random
 import resource
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
+from command import done, wiremap
+from killing import command, start
 
 from wiremap.circuits.record.effects_file import CHUNK, read_effects
-from wiremap.cli import main
 from wiremap.edges import patch_edges, score_edges
 
 LONG = ["discover", "--model", "induction-mini", "--n-pairs", "6", "--all", "--size", "30"]
 SHORT = [
-    "discover",
-    "--model",
-    "induction-mini",
-    "--n-pairs",
-    "4",
-    "--budget",
-    "100",
-    "--size",
-    "20",
-]
+    "discover", "--model", "induction-mini", "--n-pairs", "4", "--no-bound", "--budget", "100",
+    "--size", "20",
+]  # fmt: skip
 
 Files = dict[str, bytes | dict[str, Any]]
-
-
-def wiremap(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
 def files(run: Path) -> Files:
@@ -50,8 +39,7 @@ def files(run: Path) -> Files:
 
 
 def unbroken(asked: list[str], out: Path) -> Path:
-    result = wiremap(*asked, "-o", out)
-    assert result.exit_code == 0, result.output
+    done(*asked, "-o", out)
     return out
 
 
@@ -112,24 +100,21 @@ def _moments(run: Path) -> Iterator[tuple[str, Callable[[Path, float], bool]]]:
 def test_a_run_killed_at_any_moment_resumes_to_the_same_bytes(
     long_run: Path, tmp_path: Path, work: dict[str, int]
 ) -> None:
-    """All five are started at once, since most of their time is importing torch."""
-    waiting: dict[Path, tuple[Callable[[Path, float], bool], subprocess.Popen[bytes]]] = {}
+    waiting: dict[Path, tuple[Callable[[Path, float], bool], BaseProcess]] = {}
     for place, (_, due) in enumerate(_moments(long_run)):
         out = tmp_path / str(place)
-        command = [sys.executable, "-W", "ignore", "-m", "wiremap.cli", *LONG, "-o", str(out)]
-        # One thread, as these tests have: another number changes last digits.
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        waiting[out] = due, subprocess.Popen([*command, "--quiet"], env=environment)
-    outs, began, ends = list(waiting), dict[Path, float](), list[int]()
+        waiting[out] = due, start(command, *LONG, "-o", str(out), "--quiet")
+    outs, began, ends = list(waiting), dict[Path, float](), list[int | None]()
     deadline = time.monotonic() + 200
     while waiting and time.monotonic() < deadline:
         for out, (due, process) in list(waiting.items()):
             if (out / "run.json").exists():
                 began.setdefault(out, time.monotonic())
             since = time.monotonic() - began.get(out, time.monotonic())
-            if process.poll() is not None or due(out, since):
+            if process.exitcode is not None or due(out, since):
                 process.kill()
-                ends.append(process.wait())
+                process.join()
+                ends.append(process.exitcode)
                 del waiting[out]
         time.sleep(0.0005)
     assert not waiting

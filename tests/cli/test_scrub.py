@@ -10,38 +10,24 @@ from typing import Any
 
 import jsonschema
 import pytest
-from click.testing import CliRunner, Result
+from command import refused, told, wiremap
 
 from wiremap.circuits import Circuit, discover, load_task
-from wiremap.cli import main
 from wiremap.edges import Model
 from wiremap.exporters import read_circuit, write_circuit
 
 FAST = ("--repeats", "1", "--random-circuits", "1", "--leave-out")
 
 
-def wiremap(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
-
-
-def refused(*arguments: str | Path) -> str:
-    result = wiremap(*arguments)
-    assert result.exit_code == 2, result.output
-    assert result.stdout == ""
-    return result.stderr
-
-
 def scrubbed(*arguments: str | Path) -> dict[str, Any]:
-    result = wiremap("scrub", *arguments, "--json")
-    assert result.exit_code == 0, result.output
-    return json.loads(result.stdout)
+    return told("scrub", *arguments)
 
 
 @pytest.fixture(scope="module")
 def circuit(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A circuit of the bundled model."""
     model = Model.load("ioi-mini")
-    found = discover(model, load_task("ioi", model, 24), budget=40, size=10)
+    found = discover(model, load_task("ioi", model, 24), budget=40, size=10, bound=False)
     path = tmp_path_factory.mktemp("scrub") / "circuit.json"
     write_circuit(found, path)
     return path

@@ -5,42 +5,21 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 import tiny
 import torch
-from click.testing import CliRunner, Result
+from command import refused, told, wiremap
 from tokens_for_tests import letters_core
 
+from wiremap.circuits import load_task
 from wiremap.circuits.record.effects_file import intervals, read_effects
 from wiremap.circuits.result.document import from_document, loads
-from wiremap.circuits.tasks.task import load_task
-from wiremap.cli import main
 from wiremap.edges import Model, PromptPairs, patch_edges
 from wiremap.edges.effects.reduced import patch_together
 
 ASKED = ["--model", "induction-mini", "--n-pairs", "4"]
 N_EDGES = 110
-
-
-def wiremap(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
-
-
-def refused(*arguments: str | Path) -> str:
-    """The error of a command that must exit with 2 and print nothing else; in one line."""
-    result = wiremap(*arguments)
-    assert result.exit_code == 2, result.output
-    assert result.stdout == ""
-    return " ".join(result.stderr.split())
-
-
-def told(*arguments: str | Path) -> dict[str, Any]:
-    """What a command says as JSON."""
-    result = wiremap(*arguments, "--json")
-    assert result.exit_code == 0, result.output
-    return json.loads(result.stdout)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +32,7 @@ def scores(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def known() -> tuple[Model, PromptPairs]:
     model = Model.load("induction-mini", "cpu")
-    return model, load_task("induction", model, 4, 0)
+    return model, load_task("induction", model, 4)
 
 
 def test_all_edges_are_measured_with_their_intervals(scores: Path, tmp_path: Path) -> None:
@@ -150,7 +129,7 @@ def test_what_was_measured_in_less_than_float32_says_how_far_it_is_off(tmp_path:
 
 
 def test_discover_says_what_less_than_float32_costs(tmp_path: Path) -> None:
-    asked = ["discover", *ASKED, "--budget", "20", "--size", "5"]
+    asked = ["discover", *ASKED, "--budget", "20", "--size", "5", "--no-bound"]
     half = wiremap(*asked, "--dtype", "bfloat16", "--allow-weak", "-o", tmp_path / "half")
     assert half.exit_code == 0, half.output
     assert "measured in bfloat16: of the first 20 effects none is more than" in half.stderr
@@ -254,6 +233,28 @@ def test_discover_with_all_edges_leaves_no_bound(tmp_path: Path) -> None:
     for options in (["--budget", "9"], ["--until-bound", "1"]):
         error = refused("discover", *ASKED, "--all", *options, "-o", tmp_path / "other")
         assert "leave --budget and --until-bound out" in error
+
+
+def test_discover_does_without_a_bound_and_says_so(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    asked = ["discover", *ASKED, "--budget", "20", "--size", "5", "-o", out]
+    result = wiremap(*asked, "--no-bound")
+    assert result.exit_code == 0, result.output
+    assert (
+        f"missed: nothing bounds the {N_EDGES - 20} unverified edges (--no-bound)" in result.stdout
+    )
+    found = json.loads((out / "circuit.json").read_text())
+    assert found["method"]["bound"] is False
+    assert "bound" not in found["evidence"]
+    record = json.loads((out / "run.json").read_text())
+    assert record["question"]["method"]["bound"] is False
+    assert "bound" not in record["stages"]
+    assert "no bound on their effects was computed" in (out / "report.html").read_text()
+    assert "method.bound was False, now None" in refused(*asked, "--resume")
+    error = refused("discover", *ASKED, "--until-bound", "1", "--no-bound", "-o", tmp_path / "x")
+    assert "leave bound=False (--no-bound) out, or give a budget" in error
+    whole = wiremap("discover", *ASKED, "--all", "--no-bound", "-o", tmp_path / "whole")
+    assert "missed:" not in whole.stdout
 
 
 @pytest.mark.parametrize(("largest", "verified"), [("1000", 64), ("1e-9", N_EDGES)])

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import circuits_for_tests as by_hand
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
+from command import wiremap
 
-from wiremap.cli import main
 from wiremap.edges import InputError, files
 from wiremap.exporters import View, write_circuit
 from wiremap.exporters.pages.viewer import to_html
@@ -31,7 +31,7 @@ def circuit(tmp_path: Path) -> Path:
 
 
 def view(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(main, ["view", *map(str, arguments)])
+    return wiremap("view", *arguments)
 
 
 def test_the_page_is_written_beside_the_circuit_and_opened(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -44,12 +45,7 @@ CASES: list[Options] = [
 ]
 
 
-def some_pairs(n_pairs: int = 2, n_pos: int = N_POS, seed: int = 0) -> PromptPairs:
-    """Pairs whose last tokens differ too, so that queries of the first layer count."""
-    pairs = tiny.pairs(n_pairs, n_pos, seed)
-    corrupted = pairs.corrupted.clone()
-    corrupted[:, -1] = 1 + corrupted[:, -1] % (tiny.VOCABULARY - 1)
-    return PromptPairs(pairs.clean, corrupted, pairs.answers, pairs.wrong)
+some_pairs = partial(tiny.pairs_ending_apart, n_pos=N_POS)
 
 
 def slow_metric(logits: Tensor, pairs: PromptPairs, clean_logits: Tensor, metric: str) -> Tensor:
@@ -541,7 +537,7 @@ def test_a_batch_gives_what_its_pairs_give_alone(
 
 def of_two_lengths() -> tuple[PromptPairs, PromptPairs, PromptPairs]:
     """Two short pairs, one long, and all three as one, the long one first."""
-    short, long = some_pairs(2, 5), some_pairs(1, N_POS, seed=1)
+    short, long = some_pairs(n_pos=5), some_pairs(1, seed=1)
 
     def padded(tokens: Tensor) -> Tensor:
         return torch.nn.functional.pad(tokens, (0, N_POS - tokens.shape[1]), value=-1)

@@ -30,11 +30,6 @@ def twins(kind: str) -> tuple[Model, SlowModel]:
     return Model(tiny.bridge(hf), name=kind, kv="per-query" if per_query else "grouped"), slow
 
 
-@pytest.fixture(scope="module")
-def some_pairs() -> PromptPairs:
-    return tiny.pairs(2, n_pos=N_POS)
-
-
 def into_keys_and_values(model: Model) -> list[str]:
     names = [model.graph.edge_name(edge) for edge in model.graph.edges()]
     return [name for name in names if name.endswith(("<k>", "<v>"))]

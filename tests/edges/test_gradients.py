@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from comparing import name_of
 from slow import Experts, SlowModel
 from slow_scores import (
     REFERENCE,
@@ -38,15 +39,6 @@ EVERY_RULE: list[Options] = [
 ]
 AT_THE_RUN_EDITED = ("graddrop", "relevance", "gim")
 EXPERTS = ("mixtral", "qwen2-moe", "qwen3-moe")
-
-
-def name_of(options: Options) -> str:
-    return "-".join(map(str, options.values()))
-
-
-@pytest.fixture(scope="module")
-def some_pairs() -> PromptPairs:
-    return tiny.pairs(2, n_pos=6)
 
 
 @pytest.mark.parametrize("options", EVERY_RULE, ids=name_of)

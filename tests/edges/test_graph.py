@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import difflib
 
 import pytest
 
@@ -121,10 +121,10 @@ def test_kv_heads_must_divide_heads() -> None:
         ModelGraph(1, 4, 3)
 
 
-def test_long_names_are_shortened_and_not_compared() -> None:
-    graph = ModelGraph(100, 100, 100)
-    start = time.perf_counter()
+def test_long_names_are_shortened_and_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[str] = []
+    monkeypatch.setattr(difflib, "get_close_matches", lambda name, *_, **__: compared.append(name))
     with pytest.raises(InputError) as error:
-        graph.edge("a" * 1_000_000 + "->logits")
+        ModelGraph(100, 100, 100).edge("a" * 1_000_000 + "->logits")
     assert len(str(error.value)) < 300
-    assert time.perf_counter() - start < 2
+    assert not compared

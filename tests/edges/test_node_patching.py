@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pytest
 import tiny
 import torch
+from comparing import assert_equal_effects
 from slow import SlowModel, Values
 from torch import Tensor
 
@@ -23,12 +25,7 @@ N_POS = 5
 SCALE, SEEDS = 2.0, 3
 
 
-def some_pairs(n_pairs: int = 2, n_pos: int = N_POS, seed: int = 0) -> PromptPairs:
-    """Pairs whose last tokens differ too, so that queries of the first layer count."""
-    pairs = tiny.pairs(n_pairs, n_pos, seed)
-    corrupted = pairs.corrupted.clone()
-    corrupted[:, -1] = 1 + corrupted[:, -1] % (tiny.VOCABULARY - 1)
-    return PromptPairs(pairs.clean, corrupted, pairs.answers, pairs.wrong)
+some_pairs = partial(tiny.pairs_ending_apart, n_pos=N_POS)
 
 
 def logit_diff(logits: Tensor, pairs: PromptPairs) -> Tensor:
@@ -80,11 +77,6 @@ def means(slow: SlowModel, data: PromptPairs, like: Values, by_position: bool) -
         name: (torch.stack(rows) if by_position else torch.cat(rows)).mean(0).expand_as(like[name])
         for name, rows in found.items()
     }
-
-
-def assert_equal_effects(found: Tensor, expected: Tensor, largest: float = 0.5) -> None:
-    assert float(expected.abs().max()) > largest
-    assert float((found - expected).abs().max() / expected.abs().max()) < 1e-4
 
 
 def all_nodes(model: Model, positions: str = "each") -> NodeSet:
@@ -199,7 +191,7 @@ def test_batches_change_nothing(patch_with: Any, batch_size: int) -> None:
 
 def of_two_lengths() -> tuple[PromptPairs, PromptPairs, PromptPairs]:
     """One long pair, two short ones, and all three as one."""
-    short, long = some_pairs(2, N_POS), some_pairs(1, N_POS + 2, seed=1)
+    short, long = some_pairs(), some_pairs(1, n_pos=N_POS + 2, seed=1)
 
     def padded(tokens: Tensor) -> Tensor:
         return torch.nn.functional.pad(tokens, (0, 2), value=-1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import tiny
 import torch
+from comparing import assert_equal_effects
 from slow import SlowModel
 from torch import Tensor
 
@@ -45,11 +46,6 @@ def one_hot(slow: SlowModel, items: list[list[tuple[str, str]]]) -> Tensor:
         for writer, reader in edges:
             amount[row, slow.writers.index(writer), slow.readers.index(reader)] = 1
     return amount
-
-
-def assert_equal_effects(found: Tensor, expected: Tensor, at_least: float = 0.5) -> None:
-    assert float(expected.abs().max()) > at_least
-    assert float((found - expected).abs().max() / expected.abs().max()) < 1e-4
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)

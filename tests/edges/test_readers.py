@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from comparing import name_of
 from slow import SlowModel
 from slow_scores import SlowScores, assert_equal_scores
 from torch import Tensor
@@ -21,15 +22,6 @@ Options = dict[str, Any]
 
 DIRECTIONS = ("noising", "denoising")
 N_POS = 6
-
-
-def name_of(options: Options) -> str:
-    return "-".join(map(str, options.values()))
-
-
-@pytest.fixture(scope="module")
-def some_pairs() -> PromptPairs:
-    return tiny.pairs(2, n_pos=N_POS)
 
 
 def assert_same(found: Tensor | None, expected: Tensor | None) -> None:

@@ -45,11 +45,6 @@ def twins(kind: str) -> tuple[Model, SlowModel]:
     return Model(tiny.bridge(hf), name=f"tiny {kind}"), slow
 
 
-@pytest.fixture(scope="module")
-def some_pairs() -> PromptPairs:
-    return tiny.pairs(2, n_pos=N_POS)
-
-
 def what(kind: str, layer: int) -> str:
     return f"m{layer}:{'experts' if kind in EXPERTS else 'neurons'}"
 

@@ -248,10 +248,10 @@ def test_many_edges_are_placed_by_us() -> None:
 
 
 @needs_dot
-def test_five_thousand_edges_are_drawn_in_seconds() -> None:
-    start = time.perf_counter()
+def test_five_thousand_edges_are_drawn_where_we_place_them() -> None:
+    """Where dot itself would take ten minutes."""
+    assert "layout=nop2" in to_dot(wide(5000), View(top=5000))
     svg = draw(wide(5000), "svg", View(top=5000))
-    assert time.perf_counter() - start < 20  # dot itself would take ten minutes
     assert svg.count(b'class="edge') == 5000
 
 

@@ -8,7 +8,6 @@ import re
 import shutil
 import struct
 import subprocess
-import time
 import zlib
 from typing import Any
 from xml.etree import ElementTree
@@ -160,13 +159,12 @@ def test_hostile_titles_do_no_harm() -> None:
     assert first.text == "</text><script>alert('1')</script> & \"  ]]>"
 
 
-def test_gpt2_small_is_drawn_at_once() -> None:
+def test_gpt2_small_is_one_picture() -> None:
     graph = ModelGraph(12, 12, 12)
     scores = table(graph)
     assert scores.shape == (157, 445)
-    start = time.perf_counter()
     svg = to_heatmap(graph, scores, "GPT-2 small")
-    assert time.perf_counter() - start < 2
+    assert len(list(ElementTree.fromstring(svg).iter())) < 500, "not an element for each cell"
     assert len(svg) < 2_000_000
     cells = cells_of(svg, graph)
     edges = numpy.array(list(graph.edges()))

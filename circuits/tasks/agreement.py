@@ -1,0 +1,48 @@
+"""A verb that agrees with its subject."""
+
+from __future__ import annotations
+
+import random
+
+from .task import Record, Task, Words
+
+_NOUNS = """
+    key/keys book/books car/cars dog/dogs boy/boys girl/girls teacher/teachers doctor/doctors
+    house/houses letter/letters picture/pictures student/students farmer/farmers horse/horses
+    friend/friends brother/brothers ship/ships tree/trees table/tables player/players
+""".split()
+
+
+def _sample_agreement(template: str, words: Words, rng: random.Random, corruption: str) -> Record:
+    noun, other = (pair.split("/") for pair in rng.sample(words["noun"], 2))
+    verbs = [pair.split("/") for pair in words["verb"]]
+    number, attractor = rng.randrange(2), rng.randrange(2)
+    scene = {"preposition": rng.choice(words["preposition"]), "other": other[attractor]}
+    return {
+        "clean": template.format(noun=noun[number], **scene),
+        "corrupted": template.format(noun=noun[1 - number], **scene),
+        "answer": [f" {verb[number]}" for verb in verbs],
+        "wrong_answer": [f" {verb[1 - number]}" for verb in verbs],
+        "number": ("singular", "plural")[number],
+        "attractor": ("singular", "plural")[attractor],
+    }
+
+
+AGREEMENT = Task(
+    name="agreement",
+    description="a verb agrees with its subject across a noun that may have the other number",
+    metric="logit_diff",
+    corruptions={"number": "the subject changes its number"},
+    templates=(
+        "The {noun} {preposition} the {other}",
+        "We can see that the {noun} {preposition} the {other}",
+        "Every day the {noun} {preposition} the old {other}",
+    ),
+    words={
+        "noun": _NOUNS,
+        "preposition": ["near", "behind", "beside", "under", "above"],
+        "verb": ["is/are", "was/were", "has/have", "does/do"],
+    },
+    needs={"noun": 2, "preposition": 1, "verb": 1},
+    sample=_sample_agreement,
+)

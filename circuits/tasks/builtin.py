@@ -1,0 +1,102 @@
+"""The built-in tasks, and the pairs of one of them or of a task of one's own.
+
+A new task is a file with a ``Task`` and an entry in ``TASKS``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ...edges.errors import InputError
+from ...edges.model.tokens import Tokenizer
+from ...edges.question.prompts import PromptPairs
+from .agreement import AGREEMENT
+from .gendered_pronoun import GENDERED_PRONOUN
+from .greater_than import GREATER_THAN
+from .induction import INDUCTION
+from .ioi import IOI
+from .task import Task, count_words, sample_records, usable_templates, usable_words
+
+TASKS: Mapping[str, Task] = {
+    task.name: task
+    for task in (
+        IOI,
+        GREATER_THAN,
+        AGREEMENT,
+        INDUCTION,
+        GENDERED_PRONOUN,
+    )
+}
+
+
+def find_task(name: str) -> Task:
+    """The built-in task called ``name``. Raises InputError, with the names there are."""
+    if name not in TASKS:
+        raise InputError(
+            f"unknown task {name!r}; built-in tasks: {', '.join(TASKS)}. A task of your own is not "
+            "built in: give its prompt pairs as a file (--pairs), or load_task the Task itself"
+        )
+    return TASKS[name]
+
+
+def load_task(
+    task: str | Task,
+    model: Any,
+    n_pairs: int = 64,
+    *,
+    seed: int = 0,
+    corruption: str | None = None,
+) -> PromptPairs:
+    """Distinct prompt pairs of a task, in words that ``model`` spells as one token each.
+
+    The same arguments and tokenizer give the same pairs.
+
+    Args:
+        task: the name of a built-in task, or a ``Task`` of your own. A result tells its task by
+            name alone, so that the command line cannot load the pairs of your own again.
+        model: a ``Model`` or a ``Tokenizer``.
+        corruption: one of ``Task.corruptions``; None is the first.
+
+    Raises:
+        InputError: unknown task or corruption, a task of your own with a built-in one's name, too
+            few words that are single tokens, or fewer distinct pairs than asked for.
+    """
+    task = find_task(task) if isinstance(task, str) else task
+    if TASKS.get(task.name, task) is not task:
+        raise InputError(
+            f"expected a task of your own under a name of its own, got {task.name!r}, which is "
+            "built in; rename it (Task.name)"
+        )
+    if n_pairs < 1:
+        raise InputError(f"expected n_pairs >= 1, got {n_pairs}")
+    corruption = corruption or next(iter(task.corruptions))
+    if corruption not in task.corruptions:
+        raise InputError(
+            f"unknown corruption {corruption!r} of task {task.name}; there are "
+            f"{', '.join(task.corruptions)}"
+        )
+    tokenizer = model if isinstance(model, Tokenizer) else model.require_tokenizer()
+    words = usable_words(task, tokenizer)
+    templates = usable_templates(task, words, tokenizer)
+    records = sample_records(task, templates, words, corruption, n_pairs, seed)
+    if len(records) < n_pairs:
+        raise InputError(
+            f"expected {n_pairs} distinct pairs of task {task.name}, but the words this tokenizer "
+            f"spells as one token make only about {len(records)}; ask for fewer (--n-pairs)"
+        )
+    source: dict[str, Any] = {
+        "task": task.name,
+        "corruption": corruption,
+        "seed": seed,
+        "words": count_words(task, tokenizer),
+    }
+    if task.name not in TASKS:
+        source["metric"] = task.metric
+    return PromptPairs.from_records(records, tokenizer, source=source)
+
+
+def usual_metric(pairs: PromptPairs) -> str:
+    """The metric usual for the pairs' task; ``logit_diff`` for pairs that are of no task."""
+    task = TASKS.get(str(pairs.source.get("task")))
+    return task.metric if task else str(pairs.source.get("metric", "logit_diff"))
