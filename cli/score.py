@@ -252,8 +252,8 @@ def edges(
     places = _places(loaded, asked, "edges", out, force, suffixes)
     splits = [split] if split else []
     if experts:
-        n_layers = range(loaded.graph.n_layers)
-        splits += [f"m{layer}:experts" for layer in n_layers if loaded.experts(layer)]
+        blocks = enumerate(loaded.blocks)
+        splits += [f"m{layer}:experts" for layer, block in blocks if block.mlp.experts()]
         if not splits:
             raise InputError(f"model {loaded.name} has no mixture of experts; leave --experts out")
     splits = list(dict.fromkeys(splits))
