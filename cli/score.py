@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..cli import options
 from ..edges.errors import InputError
 from ..edges.names.nodes import FAMILIES
-from . import options
-from .console import if_stopped, progress, show_json, show_table
+from .console import progress, show_json, show_table
 
 if TYPE_CHECKING:
     from ..edges.model.transformer import Model
@@ -136,7 +136,7 @@ def nodes(
             how["method"], gradient, direction, how["metric"], how["steps"], how["schedule"]
         )
         how["gradient"] = rule.name
-    with if_stopped(), progress(quiet or as_json) as report:
+    with progress(quiet or as_json) as report:
         if how["method"] in _BASELINES:
             scores = rank_nodes(loaded, asked, **how).scores
         else:
@@ -244,7 +244,7 @@ def edges(
     from ..edges.scores.edge_scores import check_reader, score_edges
     from ..edges.scores.refinement import parse_split, score_split
     from ..edges.scores.rules import recommended_gradient, resolve_gradient
-    from ..exporters.formats.eap_ig import check_names
+    from ..exporters.formats.importances import check_names
 
     loaded = options.load_model(model, device, dtype, bos, kv)
     asked = options.load_pairs(loaded, task, pairs, corruption, n_pairs, seed)
@@ -252,8 +252,8 @@ def edges(
     places = _places(loaded, asked, "edges", out, force, suffixes)
     splits = [split] if split else []
     if experts:
-        n_layers = range(loaded.graph.n_layers)
-        splits += [f"m{layer}:experts" for layer in n_layers if loaded.blocks[layer].mlp.experts()]
+        blocks = enumerate(loaded.blocks)
+        splits += [f"m{layer}:experts" for layer, block in blocks if block.mlp.experts()]
         if not splits:
             raise InputError(f"model {loaded.name} has no mixture of experts; leave --experts out")
     splits = list(dict.fromkeys(splits))
@@ -279,7 +279,7 @@ def edges(
             "another gradient (--gradient integrated)"
         )
     limit = None if memory_limit is None else int(memory_limit * 2**30)
-    with if_stopped(), progress(quiet or as_json) as report:
+    with progress(quiet or as_json) as report:
         scores = score_edges(
             loaded,
             asked,
@@ -364,7 +364,7 @@ def _how(
 ) -> dict[str, Any]:
     """What nodes and edges are asked alike, once the model is known to do the task."""
     from ..circuits.evidence.gap import measure_gap
-    from ..circuits.tasks.builtin import usual_metric
+    from ..circuits.tasks.task import usual_metric
 
     metric = metric or usual_metric(asked)
     measure_gap(loaded, asked, metric, allow_weak, batch_size)
@@ -393,7 +393,7 @@ def _draw(out: Path, scores: EdgeScores, aggregate: str, title: str) -> None:
 
 
 def _write_importances(out: Path, loaded: Model, scores: EdgeScores) -> None:
-    from ..exporters.formats.eap_ig import write_importances
+    from ..exporters.formats.importances import write_importances
 
     table = scores.scores.cpu().tolist()
     write_importances(
