@@ -10,8 +10,6 @@ import torch
 
 from ..errors import InputError, WiremapError
 
-
-
 _CPU_BYTES = 1 << 30
 """What one batch may take on a CPU. Larger batches are no faster there."""
 
@@ -64,6 +62,24 @@ class BatchSize:
             if result is not None:
                 yield part, result[0]
                 start += len(part)
+
+    def map_times(
+        self,
+        items: Part,
+        times: int,
+        function: Callable[[Part], Result],
+        most: int | None = None,
+    ) -> Iterator[tuple[Part, Result]]:
+        """``map`` over items that are ``times`` rows each, at most ``most`` of them at once.
+
+        If fewer fit than this size says, it is made smaller, so that the next begins with what fits.
+        """
+        allowed = self.rows // times
+        at_once = BatchSize(allowed if most is None else min(allowed, most))
+        tried = at_once.rows
+        yield from at_once.map(items, function)
+        if at_once.rows < tried:
+            self.rows = at_once.rows * times
 
     def _try(self, part: Part, function: Callable[[Part], Result]) -> tuple[Result] | None:
         try:
