@@ -19,9 +19,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from ..errors import InputError, WiremapError, name_rows
+from ..errors import InputError, WiremapError
 from ..names.graph import ModelGraph, Slot
-from ..question.prompts import PromptPairs
 from .activations import Activations, Past
 from .architectures import refuse_unsupported
 from .layer import Layer, MlpWeights, in_out_weight
@@ -624,29 +623,6 @@ class Model:
                     f"{name.replace('._original_component', '')} of model {self.name}; "
                     "the file may be damaged: load it again"
                 )
-
-    def check_pairs(self, pairs: PromptPairs) -> None:
-        """Refuses pairs this model cannot run, and a bridge whose parts do not make the whole.
-
-        Raises:
-            InputError: prompts longer than the context, tokens outside the vocabulary.
-            WiremapError: see ``check_parts``.
-        """
-        too_long = (pairs.lengths > self.n_context).nonzero().flatten().tolist()
-        if too_long:
-            raise InputError(
-                f"expected prompts of at most {self.n_context} tokens, the context of model "
-                f"{self.name}; longer " + name_rows(too_long, "shorten them")
-            )
-        tokens = torch.cat([pairs.clean, pairs.corrupted, pairs.answers, pairs.wrong], dim=1)
-        strange = (tokens >= self.d_vocab).any(1).nonzero().flatten().tolist()
-        if strange:
-            raise InputError(
-                f"expected tokens below {self.d_vocab}, the vocabulary of model {self.name}; "
-                "others " + name_rows(strange, "tokenize with this model's tokenizer")
-            )
-        longest = list(pairs.batches())[-1]
-        self.check_parts(longest.clean[:1].to(self.device))
 
     def check_parts(self, tokens: Int64[Tensor, "pair pos"]) -> None:
         """Checks that the bridge's parts make its logits: once, and again for longer prompts or

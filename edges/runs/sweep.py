@@ -105,11 +105,11 @@ class Work(Generic[Result]):
 
     stage: str
     function: Callable[[PairBatch, Turn], Result]
-    collect: Callable[[PairBatch, Result], None]
+    collect: Callable[[PairBatch, Result], Any]
     cost: Cost
     row_cost: Cost | None = None
     counts_rows: bool = False
-    begin: Callable[[PairBatch], None] | None = None
+    begin: Callable[[PairBatch], Any] | None = None
     gradients: bool = False
     steps: int = 1
 
@@ -223,26 +223,3 @@ def check_finite(values: Float32[Tensor, "run pair"]) -> None:
             "the metric is not finite "
             + name_rows(strange, "try float32 (--dtype float32) or another metric")
         )
-
-
-def trace_size(
-    model: Model, bucket: PairBatch, n_patterns: int = 4, memory_limit: int | None = None
-) -> BatchSize:
-    """How many pairs to trace at once: an estimate of what autograd keeps of one pair.
-
-    Args:
-        n_patterns: how many tables of the size of attention patterns are kept for each layer.
-    """
-    n_pos = bucket.clean.shape[1]
-    residual_like = 60 * n_pos * model.d_model
-    patterns = n_patterns * model.graph.n_heads * n_pos**2
-    numbers = model.graph.n_layers * (residual_like + patterns) + 3 * model.d_vocab
-    return BatchSize.fitting(4 * numbers, model.device, memory_limit)
-
-
-def pairs_at_once(model: Model, bucket: PairBatch) -> BatchSize:
-    """How many pairs to run at once: an estimate of all writes, and a layer's inputs, of one pair."""
-    graph, n_pos = model.graph, bucket.clean.shape[1]
-    streams = len(graph.writers) + 4 * graph.n_heads + 12 * graph.n_layers
-    numbers = streams * n_pos * model.d_model + 4 * graph.n_heads * n_pos**2 + 3 * model.d_vocab
-    return BatchSize.fitting(4 * numbers, model.device)

@@ -15,12 +15,11 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from ..errors import InputError
-from ..question.metrics import Metric, Targets
 from ..model.activations import Activations
-from ..model.transformer import Model
 from ..model.parts import See
+from ..model.transformer import Model
+from ..question.metrics import Metric, Targets
 from ..question.prompts import PairBatch
-
 
 
 @dataclass(frozen=True)
@@ -207,6 +206,18 @@ class BothRuns:
         tape = Tape(self.model, resid, metric, by, keep, through)
         self.depends |= bool(tape.final_gradient.any())
         return tape
+
+
+def cost_of_trace(model: Model, n_pos: int, n_patterns: int = 4) -> int:
+    """Bytes that autograd keeps of one row.
+
+    Args:
+        n_patterns: how many tables of the size of attention patterns are kept for each layer.
+    """
+    residual_like = 60 * n_pos * model.d_model
+    patterns = n_patterns * model.graph.n_heads * n_pos**2
+    numbers = model.graph.n_layers * (residual_like + patterns) + 3 * model.d_vocab
+    return model.dtype.itemsize * numbers
 
 
 def first_nonfinite(model: Model, batch: PairBatch) -> str | None:
