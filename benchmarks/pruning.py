@@ -30,6 +30,8 @@ from wiremap.circuits.tasks.task import usual_metric
 from wiremap.circuits.zoo import RECIPES
 from wiremap.edges import Model, PromptPairs, score_edges
 from wiremap.edges.effects.reduced_runs import ReducedRuns
+from wiremap.edges.question.question import Question
+from wiremap.edges.runs.sweep import Resources, check_pairs
 from wiremap.edges.scores.rules import recommended_gradient
 
 N_PAIRS = 16
@@ -61,8 +63,8 @@ class Bench:
     def __init__(self, model: Model, pairs: PromptPairs) -> None:
         self.model, self.pairs = model, pairs
         self.metric = usual_metric(pairs)
-        model.check_pairs(pairs)  # once per model; not part of any method
-        with ReducedRuns(model, pairs, self.metric) as runs:
+        check_pairs(model, pairs)  # once per model; not part of any method
+        with ReducedRuns(model, Question(pairs=pairs, metric=self.metric), Resources()) as runs:
             self.full, self.empty = runs.full.mean().item(), runs.empty.mean().item()
         graph = model.graph
         self.every = candidates_of(model, [(graph.edge_name(one), 0.0) for one in graph.edges()])
@@ -75,14 +77,20 @@ class Bench:
         gradient = recommended_gradient(self.metric, self.model)
         ranked = score_edges(self.model, self.pairs, metric=self.metric, gradient=gradient).top()
         best = [name for name, _ in ranked[:BUDGET]]
-        return candidates_of(self.model, ranked, verify(self.model, self.pairs, best, self.metric))
+        return candidates_of(
+            self.model, ranked, verify(self.model, self.pairs, best, metric=self.metric)
+        )
 
     def timed(self, how: str, find: Callable[[ReducedRuns], Pruned], metric: str) -> Found:
         start = time.process_time()
-        with ReducedRuns(self.model, self.pairs, metric) as runs:
+        with ReducedRuns(
+            self.model, Question(pairs=self.pairs, metric=metric), Resources()
+        ) as runs:
             pruned = find(runs)
         seconds = time.process_time() - start
-        with ReducedRuns(self.model, self.pairs, self.metric) as task:
+        with ReducedRuns(
+            self.model, Question(pairs=self.pairs, metric=self.metric), Resources()
+        ) as task:
             reached = self.faithfulness(task, [edge.name for edge in pruned.kept])
         return Found(how, len(pruned.kept), reached, seconds, seconds, runs.n_runs)
 

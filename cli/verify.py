@@ -125,8 +125,8 @@ def verify(
     from ..circuits.record.effects_file import intervals
     from ..circuits.record.scores_file import SCORES_FILE, read_scores
     from ..edges.effects.bounds import bound_unverified, subsets_for_bound
-    from ..edges.effects.sources import Source
     from ..edges.question.prompts import PromptPairs
+    from ..edges.question.source import Source
 
     if scores.is_dir():
         scores = scores / SCORES_FILE
@@ -182,7 +182,10 @@ def verify(
             "of them out"
         )
     if bound:
-        subsets_for_bound(rest, samples, probability, confidence, items=items)
+        sampling = BoundOptions(
+            samples=samples, probability=probability, confidence=confidence, items=items
+        )
+        subsets_for_bound(rest, sampling)
     model, pairs = options.reload(question["model"], question["task"], device, tf32)
     source = None
     if patch_with is not None and edges is None:
@@ -200,29 +203,29 @@ def verify(
                     model,
                     pairs,
                     names,
-                    until_bound,
-                    how["metric"],
-                    how["direction"],
-                    batch_size,
-                    out,
+                    largest=until_bound,
+                    metric=how["metric"],
+                    direction=how["direction"],
+                    batch_size=batch_size,
+                    effects_file=out,
                     nodes=edges is None,
                     options=BoundOptions(
                         samples=samples, probability=probability, confidence=confidence
                     ),
-                    progress=lambda done: report("measure", done, len(names)),
+                    progress=report,
                 )
             else:
                 verified = measure(
                     model,
                     pairs,
                     names,
-                    how["metric"],
-                    how["direction"],
-                    batch_size,
-                    out,
+                    metric=how["metric"],
+                    direction=how["direction"],
+                    batch_size=batch_size,
+                    effects_file=out,
                     nodes=edges is None,
                     patch_with=source,
-                    progress=lambda done: report("measure", done, len(names)),
+                    progress=report,
                     frozen=frozen,
                 )
             if bound:
@@ -230,14 +233,14 @@ def verify(
                     model,
                     pairs,
                     rest,
-                    how["metric"],
-                    how["direction"],
-                    items,
-                    samples,
-                    probability,
-                    confidence,
+                    metric=how["metric"],
+                    direction=how["direction"],
+                    items=items,
+                    n_samples=samples,
+                    probability=probability,
+                    confidence=confidence,
                     batch_size=batch_size,
-                    progress=lambda done: report("bound", done, samples * len(pairs)),
+                    progress=report,
                 )
     except KeyboardInterrupt:
         click.echo(f"stopped; what was measured is kept in {out}: --resume goes on", err=True)

@@ -19,13 +19,15 @@ import torch
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
-from ...edges.effects.reduced import run_edge_sets, run_edges
+from ...edges.effects.reduced import values_of_edges, values_of_sets
 from ...edges.errors import InputError, WiremapWarning
 from ...edges.model.transformer import Model
 from ...edges.names.graph import ModelGraph
 from ...edges.question.metrics import Metric
 from ...edges.question.prompts import PromptPairs
+from ...edges.question.question import Question
 from ...edges.runs.masks import EdgeSet, full_mask, live_mask
+from ...edges.runs.sweep import Report, Resources, silent
 from ..result.circuit import Faithfulness
 
 MIB_SIZES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -40,32 +42,42 @@ def evaluate(
     model: Model,
     pairs: PromptPairs,
     edges: Sequence[str],
+    *,
     metric: str | Metric = "logit_diff",
     batch_size: int | None = None,
-    progress: Callable[[int], Any] | None = None,
+    progress: Report = silent,
 ) -> Faithfulness:
     """Runs the model reduced to ``edges``, everything outside patched with the corrupted run.
 
     faithfulness = (m(circuit) - m(empty)) / (m(full) - m(empty)), each m a mean over the pairs
     before the ratio is taken (as in MIB, Mueller et al., 2025, arXiv 2504.13151).
 
-    Args and errors as for ``wiremap.edges.masking.run_edges``; no edges at all are a
+    Args and errors as for ``wiremap.edges.effects.reduced.run_edges``; no edges at all are a
     ``WiremapWarning``. Besides
 
     Raises:
         InputError: the metric is the same with and without all edges, so there is no ratio.
     """
+    question = Question(pairs=pairs, metric=metric)
+    resources = Resources(batch_size=batch_size, report=progress)
+    return faithfulness_of(model, question, edges, resources)
+
+
+def faithfulness_of(
+    model: Model, question: Question, edges: Sequence[str], resources: Resources
+) -> Faithfulness:
+    """Runs the model reduced to ``edges``; see ``evaluate``."""
     if not edges:
         warnings.warn(
             "the circuit has no edges: what it carries is the corrupted run, a faithfulness of 0; "
             "keep more edges",
             WiremapWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
-    values = run_edges(model, pairs, edges, metric, batch_size, progress)
+    values = values_of_edges(model, question, edges, resources)
     full, empty, circuit = mean(values.full), mean(values.empty), mean(values.circuit)
     check_gap(full, empty)
-    return Faithfulness(full, empty, circuit, len(pairs))
+    return Faithfulness(full, empty, circuit, len(question.pairs))
 
 
 def mean(values: Float[Tensor, "pair"]) -> float:
@@ -103,27 +115,38 @@ def read_metrics(
     model: Model,
     pairs: PromptPairs,
     edges: EdgeSet,
+    *,
     metrics: Sequence[str] = BESIDE,
     batch_size: int | None = None,
-    progress: Callable[[int, int], Any] | None = None,
+    progress: Report = silent,
 ) -> list[Reading]:
     """Several metrics of the model, the corrupted run and the circuit, all from the same runs.
 
     ``kl`` is minus the divergence from the clean run in nats, so 0 for the model itself;
     ``accuracy`` the share of pairs whose most likely token is an answer.
 
-    Args and errors as for ``wiremap.edges.masking.run_edge_sets``.
+    Args and errors as for ``wiremap.edges.effects.reduced.run_edge_sets``.
     """
-    found = run_edge_sets(model, pairs, [edges], metrics, batch_size, progress)
+    questions = [Question(pairs=pairs, metric=metric) for metric in metrics]
+    resources = Resources(batch_size=batch_size, report=progress)
+    return readings_of(model, questions, edges, resources)
+
+
+def readings_of(
+    model: Model, questions: Sequence[Question], edges: EdgeSet, resources: Resources
+) -> list[Reading]:
+    """What ``read_metrics`` gives, for questions that differ in their metric alone."""
     readings: list[Reading] = []
-    for metric, values in zip(metrics, found, strict=True):
+    of_metrics = values_of_sets(model, questions, [edges], resources)
+    for question, values in zip(questions, of_metrics, strict=True):
+        n_pairs = len(question.pairs)
         table = torch.stack([values.full, values.empty, values.circuit[0]]).cpu().double()
         full, empty, circuit = table.mean(1).tolist()
         errors = None
-        if len(pairs) > 1:
-            one, two, three = (table.std(1) / math.sqrt(len(pairs))).tolist()
-            errors = (one, two, three)
-        readings.append(Reading(metric, full, empty, circuit, errors))
+        if n_pairs > 1:
+            of_full, of_empty, of_circuit = (table.std(1) / math.sqrt(n_pairs)).tolist()
+            errors = (of_full, of_empty, of_circuit)
+        readings.append(Reading(question.metric_name, full, empty, circuit, errors))
     return readings
 
 
@@ -236,10 +259,11 @@ def curve(
     model: Model,
     pairs: PromptPairs,
     ranking: Sequence[str],
+    *,
     metric: str | Metric = "logit_diff",
     sizes: Sequence[float] = MIB_SIZES,
     batch_size: int | None = None,
-    progress: Callable[[int, int], Any] | None = None,
+    progress: Report = silent,
 ) -> Curve:
     """Faithfulness of the best edges of a ranking, at growing fractions of the model's edges.
 
@@ -261,25 +285,25 @@ def curve(
         InputError: an empty ranking, an edge twice in it, sizes that cannot be used, the metric the
             same with and without all edges. Else as ``run_edge_sets``.
     """
-    (found,) = curves(model, pairs, [ranking], metric, sizes, batch_size, progress)
-    return found
+    question = Question(pairs=pairs, metric=metric)
+    resources = Resources(batch_size=batch_size, report=progress)
+    (only,) = curves_of(model, question, [ranking], sizes, resources)
+    return only
 
 
-def curves(
+def curves_of(
     model: Model,
-    pairs: PromptPairs,
+    question: Question,
     rankings: Sequence[Sequence[str]],
-    metric: str | Metric = "logit_diff",
-    sizes: Sequence[float] = MIB_SIZES,
-    batch_size: int | None = None,
-    progress: Callable[[int, int], Any] | None = None,
+    sizes: Sequence[float],
+    resources: Resources,
 ) -> list[Curve]:
     """The curve of each ranking, as ``curve``; all share the clean and the corrupted runs."""
     sizes = _check_sizes(sizes)
-    graph = model.graph
+    graph, n_pairs = model.graph, len(question.pairs)
     cuts = [cut for ranking in rankings for cut in _cuts(graph, ranking, sizes)]
     masks = [live_mask(graph, mask) for _, mask in cuts]
-    (values,) = run_edge_sets(model, pairs, masks, [metric], batch_size, progress)
+    (values,) = values_of_sets(model, [question], masks, resources)
     full, empty = mean(values.full), mean(values.empty)
     check_gap(full, empty)
     means: Float64[Tensor, "set"] = values.circuit.cpu().double().mean(1)
@@ -291,7 +315,7 @@ def curves(
     ]
     starts = range(0, len(points), len(sizes))
     return [
-        Curve(tuple(points[start : start + len(sizes)]), full, empty, len(pairs), graph.n_edges)
+        Curve(tuple(points[start : start + len(sizes)]), full, empty, n_pairs, graph.n_edges)
         for start in starts
     ]
 
@@ -300,10 +324,11 @@ def localize(
     model: Model,
     pairs: PromptPairs,
     scores: Mapping[str, float] | Iterable[tuple[str, float]],
+    *,
     metric: str | Metric = "logit_diff",
     sizes: Sequence[float] = MIB_SIZES,
     batch_size: int | None = None,
-    progress: Callable[[int, int], Any] | None = None,
+    progress: Report = silent,
 ) -> Localization:
     """CPR and CMD of scored edges, as MIB: see ``curve`` and ``Localization``.
 
@@ -315,6 +340,19 @@ def localize(
     Raises:
         InputError: a score that is not finite. Else as ``curve``.
     """
+    question = Question(pairs=pairs, metric=metric)
+    resources = Resources(batch_size=batch_size, report=progress)
+    return localization_of(model, question, scores, sizes, resources)
+
+
+def localization_of(
+    model: Model,
+    question: Question,
+    scores: Mapping[str, float] | Iterable[tuple[str, float]],
+    sizes: Sequence[float],
+    resources: Resources,
+) -> Localization:
+    """CPR and CMD of scored edges; see ``localize``."""
     scored = dict(scores)
     for name, score in scored.items():
         if not math.isfinite(score):
@@ -323,7 +361,7 @@ def localize(
         sorted(scored, key=lambda name: -scored[name]),
         sorted(scored, key=lambda name: -abs(scored[name])),
     ]
-    signed, absolute = curves(model, pairs, rankings, metric, sizes, batch_size, progress)
+    signed, absolute = curves_of(model, question, rankings, sizes, resources)
     return Localization(signed, absolute)
 
 
