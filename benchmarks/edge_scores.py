@@ -25,6 +25,7 @@ from transformer_lens.tools.analysis.attribution_patching import (
 )
 
 from wiremap.edges import Model, PromptPairs, score_edges
+from wiremap.edges.runs.sweep import check_pairs
 from wiremap.edges.scores.edge_scores import EdgeScores
 
 REPEATS = 5
@@ -83,7 +84,7 @@ def main() -> None:
     if options.memory_of:
         what, n_heads = options.memory_of.split("-")
         model, pairs = build(device, int(n_heads))
-        model.check_pairs(pairs)  # once per model; not part of scoring
+        check_pairs(model, pairs)  # once per model; not part of scoring
         run = (
             (lambda: plain_passes(model, pairs))
             if what == "plain"

@@ -18,6 +18,7 @@ from measure import interleaved_seconds, median_ratio, peak_bytes, write_section
 from transformer_lens.model_bridge.sources import build_bridge_from_module
 
 from wiremap.edges import Model, PromptPairs, score_edges
+from wiremap.edges.runs.sweep import check_pairs
 
 N_PAIRS, N_POS = 32, 64
 
@@ -60,7 +61,7 @@ def main() -> None:
     def score() -> object:
         return score_edges(model, pairs, gradient=options.gradient)
 
-    model.check_pairs(pairs)
+    check_pairs(model, pairs)
     peak = peak_bytes(score, device)
     runs = {"score": score, "plain": lambda: plain_forwards(model, pairs)}
     seconds = interleaved_seconds(runs, 3, device)

@@ -16,6 +16,7 @@ from gpt2_shape import N_PAIRS, build, plain_passes
 from measure import interleaved_seconds, memory_alone, peak_bytes, write_section
 
 from wiremap.edges import score_nodes
+from wiremap.edges.runs.sweep import check_pairs
 
 REPEATS = 7
 
@@ -33,7 +34,7 @@ def main() -> None:
 
     runs = {"plain": lambda: plain_passes(model, pairs), "atp-star": lambda: score("atp-star")}
     if options.memory_of:
-        model.check_pairs(pairs)  # once per model; not part of scoring
+        check_pairs(model, pairs)  # once per model; not part of scoring
         print(peak_bytes(runs[options.memory_of], device))
         return
     memory = {name: memory_alone(__file__, name, options.device) for name in runs}

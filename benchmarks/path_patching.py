@@ -23,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformer_lens.patching import get_act_patch_direct_path
 
 from wiremap.edges import Model, PromptPairs, patch_edges
+from wiremap.edges.runs.sweep import check_pairs
 
 REPEATS = 3
 SAMPLE = 256
@@ -89,7 +90,7 @@ def main() -> None:
         for layer in range(SOURCE[0] + 1, model.graph.n_layers)
         for head in range(model.graph.n_heads)
     ]
-    model.check_pairs(pairs)  # once per model; not part of patching
+    check_pairs(model, pairs)  # once per model; not part of patching
     seconds = interleaved_seconds(
         {
             "sample": lambda: patch_edges(model, pairs, sample),

@@ -30,7 +30,9 @@ from wiremap.circuits.tasks.builtin import usual_metric
 from wiremap.circuits.zoo import RECIPES
 from wiremap.edges import EdgeScores, Model, PromptPairs, score_edges
 from wiremap.edges.effects.reduced_runs import ReducedRuns
+from wiremap.edges.question.question import Question
 from wiremap.edges.runs.masks import EdgeSet, as_mask, places_mask
+from wiremap.edges.runs.sweep import Resources, check_pairs
 from wiremap.edges.scores.rules import recommended_gradient
 
 N_PAIRS = 16
@@ -62,8 +64,8 @@ class Bench:
     def __init__(self, model: Model, pairs: PromptPairs) -> None:
         self.model, self.pairs = model, pairs
         self.metric = usual_metric(pairs)
-        model.check_pairs(pairs)  # once per model; not part of any method
-        with ReducedRuns(model, pairs, self.metric) as runs:
+        check_pairs(model, pairs)  # once per model; not part of any method
+        with ReducedRuns(model, Question(pairs=pairs, metric=self.metric), Resources()) as runs:
             self.full, self.empty = runs.full.mean().item(), runs.empty.mean().item()
         nothing = torch.zeros(len(model.graph.writers), len(model.graph.readers))
         self.every = candidates_of(EdgeScores(model.graph, nothing))
@@ -78,15 +80,19 @@ class Bench:
         gradient = recommended_gradient(self.metric, self.model)
         scores = score_edges(self.model, self.pairs, metric=self.metric, gradient=gradient)
         best = [name for name, _ in scores.top(BUDGET)]
-        verified = verify(self.model, self.pairs, best, self.metric)
+        verified = verify(self.model, self.pairs, best, metric=self.metric)
         return candidates_of(scores, verified=verified)
 
     def timed(self, how: str, find: Callable[[ReducedRuns], Pruned], metric: str) -> Found:
         start = time.process_time()
-        with ReducedRuns(self.model, self.pairs, metric) as runs:
+        with ReducedRuns(
+            self.model, Question(pairs=self.pairs, metric=metric), Resources()
+        ) as runs:
             pruned = find(runs)
         seconds = time.process_time() - start
-        with ReducedRuns(self.model, self.pairs, self.metric) as task:
+        with ReducedRuns(
+            self.model, Question(pairs=self.pairs, metric=self.metric), Resources()
+        ) as task:
             reached = self.faithfulness(task, [edge.name for edge in pruned.kept])
         return Found(how, len(pruned.kept), reached, seconds, seconds, runs.n_runs)
 

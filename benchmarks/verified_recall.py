@@ -149,7 +149,7 @@ def joint_methods(
                 setting.model,
                 setting.pairs,
                 setting.family,
-                method,
+                method=method,
                 positions=setting.positions,
                 **parameter,  # pyright: ignore[reportArgumentType]
             )

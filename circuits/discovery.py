@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,12 @@ from ..edges.errors import InputError
 from ..edges.model.transformer import Model
 from ..edges.names.graph import Edge
 from ..edges.question.prompts import PromptPairs
+from ..edges.question.question import Question
 from ..edges.runs.masks import places_mask
-from ..edges.scores.edge_scores import EdgeScores, check_reader, score_edges
-from ..edges.scores.node_scores import NodeScores, score_nodes
-from ..edges.scores.rules import recommended_gradient, resolve_gradient
+from ..edges.runs.sweep import Report, Resources, silent
+from ..edges.scores.edge_scores import EdgeOptions, EdgeScores, check_reader, edge_scores
+from ..edges.scores.node_scores import NodeOptions, NodeScores, node_scores, node_set_of
+from ..edges.scores.rules import GradientRule, recommended_gradient, resolve_gradient
 from .choice.acdc import prune_by_acdc
 from .choice.pruning import (
     BEYOND_SIZE,
@@ -30,17 +32,24 @@ from .choice.pruning import (
     prune_to_target,
 )
 from .describe import describe_question
-from .evidence.faithfulness import evaluate
-from .evidence.gap import measure_gap
-from .evidence.gather import bound_evidence, bound_rest, gather, resample, stability_evidence
+from .evidence.faithfulness import faithfulness_of
+from .evidence.gap import gap_of
+from .evidence.gather import (
+    bound_evidence,
+    bound_rest,
+    gather,
+    gather_tests,
+    resample,
+    stability_evidence,
+)
 from .evidence.stability import Stability
-from .evidence.verification import check_bound, verify, verify_until
+from .evidence.verification import BoundOptions, Verifier, VerifyOptions, check_bound
 from .record.effects_file import EFFECTS_FILE, Verified
 from .record.run_directory import RunDirectory
 from .record.scores_file import SCORES_FILE, read_scores, write_scores
 from .result.circuit import Circuit, CircuitEdge, Faithfulness
 from .result.document import dumps, to_document
-from .result.evidence import BoundEvidence
+from .result.evidence import BoundEvidence, Evidence
 from .result.upward import exporters
 from .tasks.builtin import usual_metric
 
@@ -50,10 +59,6 @@ DEFAULT_BUDGET = {"cpu": 200, "cuda": 50_000}
 
 DEFAULT_TARGET = 0.9
 """Faithfulness that a circuit shall reach when nothing else says what to keep."""
-
-
-Progress = Callable[[str, int, int], Any]
-"""Called with (stage, steps finished since the last call, steps in all)."""
 
 
 def discover(
@@ -80,7 +85,7 @@ def discover(
     allow_weak: bool = False,
     batch_size: int | None = None,
     resume: bool = False,
-    progress: Progress | None = None,
+    progress: Report = silent,
 ) -> Circuit:
     """Finds the circuit of a behaviour and proves its edges.
 
@@ -115,197 +120,262 @@ def discover(
         allow_weak: go on although the model hardly does the task.
         batch_size: rows at once; None takes what fits into memory.
         resume: finish the run that ``out`` holds.
+        progress: called with (stage, steps finished since the last call, steps in all).
 
     Raises:
         InputError: options, pairs or a directory that cannot be used, or no behaviour to explain.
         WiremapError: results that are not finite.
     """
-    rules = _one_rule(target, threshold, alpha, size, prune, acdc)
+    rules = _one_rule(
+        Rules(target=target, threshold=threshold, alpha=alpha, size=size, prune=prune, acdc=acdc)
+    )
     if alpha is not None and len(pairs) < 2:
         raise InputError(f"alpha needs at least 2 pairs for a t test, got {len(pairs)}; add pairs")
-    if budget is not None and until_bound is not None:
-        raise InputError("expected a budget or a bound to verify until, got both")
+    budget = _budget_of(model, budget, until_bound, bound)
+    question = Question(pairs=pairs, metric=metric or usual_metric(pairs), direction=direction)
+    gradient = gradient or recommended_gradient(question.metric, model)
+    check_reader(reader, None, model.graph)
+    rule = resolve_gradient(gradient, direction, question.metric, steps, schedule)
+    method = Method(
+        gradient=rule.name,
+        steps=steps,
+        schedule=schedule,
+        reader=reader,
+        budget=budget,
+        until_bound=until_bound,
+        rules=rules,
+        bound=bound,
+        tests=tests,
+    )
+    resources = Resources(batch_size=batch_size, report=progress)
+    described = describe_question(
+        model, pairs, **question.describe(), **method.describe(), batch_size=batch_size
+    )
+    gap_of(model, question, resources.quiet(), allow_weak)
+    run = None if out is None else RunDirectory(Path(out), described, model.device, resume)
+    return _Discovery(model, question, method, rule, resources, run, described).circuit()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """Which edges are kept: those of the one rule that is given; see ``discover``."""
+
+    target: float | None = None
+    threshold: float | None = None
+    alpha: float | None = None
+    size: int | None = None
+    prune: str | None = None
+    acdc: float | None = None
+
+    def check(self) -> None:
+        """Raises InputError for numbers that make no sense."""
+        check_rules(self.target, self.threshold, self.alpha, self.size, self.prune, self.acdc)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """How a circuit is found, beside the question; see ``discover``."""
+
+    gradient: str
+    steps: int
+    schedule: str
+    reader: str
+    budget: int | None
+    until_bound: float | None
+    rules: Rules
+    bound: bool
+    tests: bool
+
+    def describe(self) -> dict[str, Any]:
+        """As plain data, the way a result's ``method`` goes on after the question."""
+        described = asdict(self)
+        rules, bound, tests = (described.pop(name) for name in ("rules", "bound", "tests"))
+        without = {} if bound else {"bound": False}  # said where it departs from what is usual
+        return {**described, **rules, **without, "tests": tests}
+
+
+@dataclass(frozen=True)
+class _Discovery:
+    """One search for a circuit, with the run directory that it is kept in, if there is one.
+
+    Attributes:
+        described: the model, the pairs and the method as plain data.
+    """
+
+    model: Model
+    question: Question
+    method: Method
+    rule: GradientRule
+    resources: Resources
+    run: RunDirectory | None
+    described: Mapping[str, Any]
+
+    def circuit(self) -> Circuit:
+        """Scores, verifies, prunes and evaluates."""
+        model, question, quiet = self.model, self.question, self.resources.quiet()
+        nodes, edges = self._score()
+        verified, bound = self._verify(edges)
+        with self._stage("prune"):
+            pruned = self._prune(edges, verified)
+            names = [edge.name for edge in pruned.kept]
+            faithfulness = faithfulness_of(model, question, names, quiet)
+        with self._stage("evidence"):
+            sections = gather(model, question, names, edges, self.resources)
+            if self.method.tests:
+                sections |= gather_tests(model, question, names, self.resources)
+            evidence = Evidence.from_document(sections)
+            evidence = replace(evidence, bound=bound, removed=pruned.counts())
+            resampled = resample(verified, names, self.method.rules.threshold)
+            kept = pruned.kept
+            if resampled is not None:
+                evidence = replace(evidence, stability=stability_evidence(*resampled))
+                kept = _with_intervals(kept, resampled[0])
+        self.resources.report("prune and evaluate", 1, 1)
+        method = {
+            **self.described["method"],
+            "edges_in_model": model.graph.n_edges,
+            "edges_verified": len(verified),
+        }
+        circuit = Circuit.build(
+            model.graph,
+            kept,
+            dict(nodes.top()),
+            model=self.described["model"],
+            task=self.described["task"],
+            method=method,
+            faithfulness=faithfulness,
+            evidence=evidence,
+        )
+        if self.run is not None:
+            document = to_document(circuit)
+            self.run.write("circuit.json", dumps(document))
+            of_size = {name: document["evidence"][name] for name in ("curve", "metrics")}
+            self.run.write("faithfulness.json", dumps({**document["faithfulness"], **of_size}))
+            exporters("run_directory").write_run_directory(circuit, self.run.path)
+        return circuit
+
+    def _stage(self, name: str) -> AbstractContextManager[None]:
+        return nullcontext() if self.run is None else self.run.stage(name)
+
+    def _score(self) -> tuple[NodeScores, EdgeScores]:
+        """Scores of all nodes and edges, from the run directory if they are there."""
+        model, question, run = self.model, self.question, self.run
+        if run is not None and (run.path / SCORES_FILE).exists():
+            nodes, edges, _ = read_scores(run.path / SCORES_FILE)
+            if nodes is not None and edges is not None:
+                n_pairs = len(question.pairs)
+                self.resources.report("score all edges", n_pairs, n_pairs)
+                if "score" not in run.record["stages"]:  # a kill came between the two files
+                    with run.stage("score"):
+                        pass
+                return nodes, edges
+        with self._stage("score"):
+            writers = node_set_of(model, ("writers",), question.pairs, "sum")
+            of_nodes = NodeOptions(rule=self.rule)
+            nodes = node_scores(model, question, writers, of_nodes, self.resources.quiet())
+            of_edges = EdgeOptions(reader=self.method.reader)
+            edges = edge_scores(model, question, self.rule, of_edges, self.resources)
+            if run is not None:
+                write_scores(run.path / SCORES_FILE, self.described, nodes, edges)
+        return nodes, edges
+
+    def _verify(self, scores: EdgeScores) -> tuple[list[Verified], BoundEvidence | None]:
+        """The edges verified, best first, and a bound on the others if the method wants one."""
+        model, question, n_pairs = self.model, self.question, len(self.question.pairs)
+        options = VerifyOptions(effects_file=self.run.path / EFFECTS_FILE if self.run else None)
+        verifier = Verifier(model, question, options, self.resources)
+        budget, until_bound = self.method.budget, self.method.until_bound
+        with self._stage("verify"):
+            if until_bound is not None:
+                names = [name for name, _ in scores.top()]
+                verified, bound = verifier.until(names, until_bound, BoundOptions())
+                return verified, bound and bound_evidence(bound, n_pairs, n_pairs)
+            verified = list(verifier.measure([name for name, _ in scores.top(budget)]))
+        if not self.method.bound:
+            return verified, None
+        with self._stage("bound"):
+            rest = scores.ranking()[0][budget:]
+            return verified, bound_rest(model, question, rest, self.resources)
+
+    def _prune(self, scores: EdgeScores, verified: Sequence[Verified]) -> Pruned:
+        """The edges to keep. Those that no rule can keep are counted, and never made."""
+        graph, rules = self.model.graph, self.method.rules
+        n_candidates, rule = len(verified), NOT_VERIFIED
+        if rules.size is not None:
+            n_candidates, rule = max(len(verified), rules.size), BEYOND_SIZE
+        if rules.acdc is not None or rules.prune == "greedy":
+            n_candidates = graph.n_edges
+        candidates = candidates_of(scores, n_candidates, verified)
+        pruned = self._choose(candidates)
+        return replace(pruned, beyond={rule: graph.n_edges - len(candidates)})
+
+    def _choose(self, candidates: Sequence[CircuitEdge]) -> Pruned:
+        graph, rules = self.model.graph, self.method.rules
+        if rules.size is not None:
+            return prune_to_size(graph, candidates, rules.size, rules.prune or PRUNE[0])
+        if rules.threshold is not None or rules.alpha is not None:
+            return prune_by_effect(graph, candidates, rules.threshold or 0.0, rules.alpha)
+        with ReducedRuns(self.model, self.question, self.resources.quiet()) as runs:
+            if rules.acdc is not None:
+                return prune_by_acdc(runs, candidates, rules.acdc, self.resources.report)
+            target = rules.target or DEFAULT_TARGET
+            return prune_to_target(graph, candidates, target, _faithfulness_in(runs))
+
+
+def _faithfulness_in(runs: ReducedRuns) -> Callable[[Sequence[Edge]], float]:
+    """The faithfulness of a set of edges."""
+    full, empty = runs.full.mean().item(), runs.empty.mean().item()
+
+    def faithfulness(edges: Sequence[Edge]) -> float:
+        if full == empty:
+            return math.nan  # never enough; evaluating the circuit says why
+        value = runs.values(places_mask(runs.model.graph, edges)).mean().item()
+        return Faithfulness(full, empty, value, len(runs.full)).faithfulness
+
+    return faithfulness
+
+
+def _budget_of(
+    model: Model, budget: int | None, until_bound: float | None, bound: bool
+) -> int | None:
+    """How many edges to verify; None until a bound holds."""
     if until_bound is not None:
+        if budget is not None:
+            raise InputError("expected a budget or a bound to verify until, got both")
         check_bound(until_bound)
         if not bound:
             raise InputError(
                 "until_bound verifies until a bound on the rest is low enough; leave bound=False "
                 "(--no-bound) out, or give a budget"
             )
-    if budget is None and until_bound is None:
+        return None
+    if budget is None:
         budget = DEFAULT_BUDGET.get(model.device.type, DEFAULT_BUDGET["cpu"])
-    if budget is not None:
-        if budget < 1:
-            raise InputError(f"expected a budget of at least 1 edge, got {budget}")
-        budget = min(budget, model.graph.n_edges)
-    metric = metric or usual_metric(pairs)
-    gradient = gradient or recommended_gradient(metric, model)
-    check_reader(reader, None, model.graph)
-    question = describe_question(
-        model,
-        pairs,
-        metric=metric,
-        direction=direction,
-        patch_with="corrupted",
-        gradient=resolve_gradient(gradient, direction, metric, steps, schedule).name,
-        steps=steps,
-        schedule=schedule,
-        reader=reader,
-        budget=budget,
-        until_bound=until_bound,
-        **rules,
-        **({} if bound else {"bound": False}),
-        tests=tests,
-        batch_size=batch_size,
-    )
-    report = progress or (lambda stage, done, total: None)
-    measure_gap(model, pairs, metric, allow_weak, batch_size)
-    run = None if out is None else RunDirectory(Path(out), question, model.device, resume)
-    nodes, edges = _score(model, pairs, question, run, report)
-    verified, bounded = _verify(model, pairs, edges, question, run, report)
-
-    with _stage(run, "prune"):
-        pruned = _prune(model, pairs, edges, verified, question["method"], report)
-        names = [edge.name for edge in pruned.kept]
-        faithfulness = evaluate(model, pairs, names, metric, batch_size)
-    with _stage(run, "evidence"):
-        evidence = gather(model, pairs, names, edges, question["method"], report)
-        evidence = replace(evidence, bound=bounded, removed=pruned.counts())
-        resampled = resample(verified, names, threshold)
-        kept = pruned.kept
-        if resampled is not None:
-            evidence = replace(evidence, stability=stability_evidence(*resampled))
-            kept = _with_intervals(kept, resampled[0])
-    report("prune and evaluate", 1, 1)
-    circuit = Circuit.build(
-        model.graph,
-        kept,
-        dict(nodes.top()),
-        model=question["model"],
-        task=question["task"],
-        method={
-            **question["method"],
-            "edges_in_model": model.graph.n_edges,
-            "edges_verified": len(verified),
-        },
-        faithfulness=faithfulness,
-        evidence=evidence,
-    )
-    if run is not None:
-        document = to_document(circuit)
-        run.write("circuit.json", dumps(document))
-        of_size = {name: document["evidence"][name] for name in ("curve", "metrics")}
-        run.write("faithfulness.json", dumps({**document["faithfulness"], **of_size}))
-        exporters("run_directory").write_run_directory(circuit, run.path)
-    return circuit
+    if budget < 1:
+        raise InputError(f"expected a budget of at least 1 edge, got {budget}")
+    return min(budget, model.graph.n_edges)
 
 
-def _one_rule(
-    target: float | None,
-    threshold: float | None,
-    alpha: float | None,
-    size: int | None,
-    prune: str | None,
-    acdc: float | None,
-) -> dict[str, Any]:
+def _one_rule(given: Rules) -> Rules:
     """The rule to keep edges by, with the default if none was given."""
     by_effect = " with ".join(
-        name for name, value in (("threshold", threshold), ("alpha", alpha)) if value is not None
+        name for name in ("threshold", "alpha") if getattr(given, name) is not None
     )
-    rules = {"target": target, by_effect: by_effect or None, "size": size, "acdc": acdc}
-    given = [name for name, value in rules.items() if value is not None]
-    if len(given) > 1:
-        raise InputError(f"expected one rule to keep edges by, got {' and '.join(given)}")
-    if prune is not None and size is None:
-        raise InputError(f"prune {prune!r} says how a size is chosen; give a size, too")
-    check_rules(target, threshold, alpha, size, prune, acdc)
-    return {
-        "target": target if given else DEFAULT_TARGET,
-        "threshold": threshold,
-        "alpha": alpha,
-        "size": size,
-        "prune": PRUNE[0] if size is not None and prune is None else prune,
-        "acdc": acdc,
+    rules = {
+        "target": given.target,
+        by_effect: by_effect or None,
+        "size": given.size,
+        "acdc": given.acdc,
     }
-
-
-def _stage(run: RunDirectory | None, name: str) -> AbstractContextManager[None]:
-    return nullcontext() if run is None else run.stage(name)
-
-
-def _score(
-    model: Model,
-    pairs: PromptPairs,
-    question: Mapping[str, Any],
-    run: RunDirectory | None,
-    report: Progress,
-) -> tuple[NodeScores, EdgeScores]:
-    """Scores of all nodes and edges, from the run directory if they are there."""
-    if run is not None and (run.path / SCORES_FILE).exists():
-        nodes, edges, _ = read_scores(run.path / SCORES_FILE)
-        if nodes is not None and edges is not None:
-            report("score all edges", len(pairs), len(pairs))
-            if "score" not in run.record["stages"]:  # a kill came between the two files
-                with run.stage("score"):
-                    pass
-            return nodes, edges
-    method = question["method"]
-    same = ("metric", "gradient", "steps", "schedule", "direction", "batch_size")
-    options = {key: method[key] for key in same}
-    with _stage(run, "score"):
-        nodes = score_nodes(model, pairs, "writers", method="atp", **options)
-        edges = score_edges(
-            model,
-            pairs,
-            **options,
-            reader=method["reader"],
-            progress=lambda done: report("score all edges", done, len(pairs)),
-        )
-        if run is not None:
-            write_scores(run.path / SCORES_FILE, question, nodes, edges)
-    return nodes, edges
-
-
-def _verify(
-    model: Model,
-    pairs: PromptPairs,
-    scores: EdgeScores,
-    question: Mapping[str, Any],
-    run: RunDirectory | None,
-    report: Progress,
-) -> tuple[list[Verified], BoundEvidence | None]:
-    """The edges verified, best first, and a bound on the others if the method wants one."""
-    method = question["method"]
-    how = {key: method[key] for key in ("metric", "direction", "batch_size")}
-    effects_file = run.path / EFFECTS_FILE if run else None
-    with _stage(run, "verify"):
-        if method["until_bound"] is not None:
-            edges = [name for name, _ in scores.top()]
-            verified, found = verify_until(
-                model,
-                pairs,
-                edges,
-                method["until_bound"],
-                **how,
-                effects_file=effects_file,
-                progress=lambda done: report("verify edges", done, len(edges)),
-            )
-            return verified, found and bound_evidence(found, len(pairs), len(pairs))
-        budget = method["budget"]
-        verified = verify(
-            model,
-            pairs,
-            [name for name, _ in scores.top(budget)],
-            **how,
-            effects_file=effects_file,
-            progress=lambda done: report("verify edges", done, budget),
-        )
-    if not method.get("bound", True):
-        return verified, None
-    with _stage(run, "bound"):
-        return verified, bound_rest(
-            model, pairs, scores.ranking()[0][budget:], **how, report=report
-        )
+    names = [name for name, value in rules.items() if value is not None]
+    if len(names) > 1:
+        raise InputError(f"expected one rule to keep edges by, got {' and '.join(names)}")
+    if given.prune is not None and given.size is None:
+        raise InputError(f"prune {given.prune!r} says how a size is chosen; give a size, too")
+    given.check()
+    if not names:
+        return replace(given, target=DEFAULT_TARGET)
+    return replace(given, prune=PRUNE[0]) if given.size is not None and not given.prune else given
 
 
 def _with_intervals(edges: Sequence[CircuitEdge], found: Stability) -> list[CircuitEdge]:
@@ -317,54 +387,6 @@ def _with_intervals(edges: Sequence[CircuitEdge], found: Stability) -> list[Circ
         else edge
         for edge in edges
     ]
-
-
-def _prune(
-    model: Model,
-    pairs: PromptPairs,
-    scores: EdgeScores,
-    verified: Sequence[Verified],
-    method: Mapping[str, Any],
-    report: Progress,
-) -> Pruned:
-    """The edges to keep. Those that no rule can keep are counted, and never made."""
-    graph, size = model.graph, method["size"]
-    n_candidates, rule = len(verified), NOT_VERIFIED
-    if size is not None:
-        n_candidates, rule = max(len(verified), size), BEYOND_SIZE
-    if method["acdc"] is not None or method["prune"] == "greedy":
-        n_candidates = graph.n_edges
-    candidates = candidates_of(scores, n_candidates, verified)
-    pruned = _prune_candidates(model, pairs, candidates, method, report)
-    return replace(pruned, beyond={rule: graph.n_edges - len(candidates)})
-
-
-def _prune_candidates(
-    model: Model,
-    pairs: PromptPairs,
-    candidates: Sequence[CircuitEdge],
-    method: Mapping[str, Any],
-    report: Progress,
-) -> Pruned:
-    graph = model.graph
-    if method["size"] is not None:
-        return prune_to_size(graph, candidates, method["size"], method["prune"])
-    if method["threshold"] is not None or method["alpha"] is not None:
-        return prune_by_effect(graph, candidates, method["threshold"] or 0.0, method["alpha"])
-    with ReducedRuns(model, pairs, method["metric"], method["batch_size"]) as runs:
-        if method["acdc"] is not None:
-            return prune_by_acdc(
-                runs, candidates, method["acdc"], lambda n: report("ACDC", n, graph.n_edges)
-            )
-        full, empty = runs.full.mean().item(), runs.empty.mean().item()
-
-        def faithfulness(edges: Sequence[Edge]) -> float:
-            if full == empty:
-                return math.nan  # never enough; evaluating the circuit says why
-            value = runs.values(places_mask(graph, edges)).mean().item()
-            return Faithfulness(full, empty, value, len(pairs)).faithfulness
-
-        return prune_to_target(graph, candidates, method["target"], faithfulness)
 
 
 def candidates_of(

@@ -10,15 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..cli import options
 from ..edges.errors import InputError
-from . import options
-from .console import if_stopped, progress, show_json, show_table
+from .console import progress, show_json, show_table
 
 if TYPE_CHECKING:
     from ..circuits.result.circuit import Circuit
     from ..edges.model.transformer import Model
     from ..edges.question.prompts import PromptPairs
-    from ..edges.scores.edge_scores import EdgeScores
 
 _SHOWN = 10
 _SECTIONS = ("curve", "completeness", "minimality", "stability", "tests")
@@ -119,10 +118,10 @@ def evaluate(
         "tests": partial(_tests, found, seed or 0),
     }
     notes: list[str] = []
-    with if_stopped(), progress(quiet or as_json) as report:
+    with progress(quiet or as_json) as report:
 
-        def told(stage: str) -> Callable[[int, int], Any]:
-            return lambda done, total: report(stage, done, total)
+        def told(stage: str) -> Callable[[str, int, int], Any]:
+            return lambda _, done, total: report(stage, done, total)
 
         document = _alone(found, loaded, asked, metric, batch_size, told("evaluate the circuit"))
         for name in wanted:
@@ -156,7 +155,7 @@ def _alone(
     pairs: PromptPairs,
     metric: str,
     batch_size: int | None,
-    told: Callable[[int, int], Any],
+    told: Callable[[str, int, int], Any],
 ) -> dict[str, Any]:
     from ..circuits.evidence.faithfulness import BESIDE, check_gap, read_metrics
     from ..circuits.result.circuit import Faithfulness
@@ -164,7 +163,9 @@ def _alone(
 
     names = [edge.name for edge in found.edges]
     metrics = (metric, *(name for name in BESIDE if name != metric))
-    own, *beside = read_metrics(model, pairs, names, metrics, batch_size, told)
+    own, *beside = read_metrics(
+        model, pairs, names, metrics=metrics, batch_size=batch_size, progress=told
+    )
     check_gap(own.full, own.empty)
     result = Faithfulness(own.full, own.empty, own.circuit, len(pairs))
     return {
@@ -184,22 +185,20 @@ def _curve(
     pairs: PromptPairs,
     metric: str,
     batch_size: int | None,
-    told: Callable[[int, int], Any],
+    told: Callable[[str, int, int], Any],
 ) -> dict[str, Any]:
     from ..circuits.evidence.faithfulness import localize
     from ..circuits.record.scores_file import SCORES_FILE, read_scores
 
     ranked_by = "the circuit's edges, by verified effect, or score where there is none"
-    scores: EdgeScores | list[tuple[str, float]] = [
-        (edge.name, edge.worth or 0.0) for edge in found.edges
-    ]
+    scores = [(edge.name, edge.worth or 0.0) for edge in found.edges]
     if run is not None and (run / SCORES_FILE).is_file():
         _, table, _ = read_scores(run / SCORES_FILE)
         if table is not None:
             if table.graph != found.shape:
                 raise InputError(f"{run / SCORES_FILE}: expected scores of the circuit's model")
-            ranked_by, scores = "scores of all edges", table
-    result = localize(model, pairs, scores, metric, batch_size=batch_size, progress=told)
+            ranked_by, scores = "scores of all edges", table.top()
+    result = localize(model, pairs, scores, metric=metric, batch_size=batch_size, progress=told)
     return {"ranked_by": ranked_by, **result.as_document()}
 
 
@@ -211,13 +210,15 @@ def _knockouts(
     pairs: PromptPairs,
     metric: str,
     batch_size: int | None,
-    told: Callable[[int, int], Any],
+    told: Callable[[str, int, int], Any],
 ) -> dict[str, Any]:
     from ..circuits.evidence.knockouts import completeness, minimality
 
     names = [edge.name for edge in found.edges]
     measure = completeness if name == "completeness" else minimality
-    result = measure(model, pairs, names, metric, seed=seed, batch_size=batch_size, progress=told)
+    result = measure(
+        model, pairs, names, metric=metric, seed=seed, batch_size=batch_size, progress=told
+    )
     return {"seed": seed, **result.as_document()}
 
 
@@ -229,7 +230,7 @@ def _stability(
     pairs: PromptPairs,
     metric: str,
     batch_size: int | None,
-    told: Callable[[int, int], Any],
+    told: Callable[[str, int, int], Any],
 ) -> dict[str, Any]:
     """Of the effects that the run measured, on its own pairs."""
     from ..circuits.evidence.gather import resample
@@ -260,12 +261,14 @@ def _tests(
     pairs: PromptPairs,
     metric: str,
     batch_size: int | None,
-    told: Callable[[int, int], Any],
+    told: Callable[[str, int, int], Any],
 ) -> dict[str, Any]:
     from ..circuits.evidence.claims import run_tests
 
     names = [edge.name for edge in found.edges]
-    tests = run_tests(model, pairs, names, metric, seed=seed, batch_size=batch_size, progress=told)
+    tests = run_tests(
+        model, pairs, names, metric=metric, seed=seed, batch_size=batch_size, progress=told
+    )
     return {"seed": seed, "tests": [one.as_document() for one in tests]}
 
 

@@ -144,7 +144,7 @@ def nodes(
                 loaded,
                 asked,
                 **how,
-                progress=lambda done: report("score all nodes", done, len(asked)),
+                progress=report,
             )
     _write(out, loaded, asked, {**how, "aggregate": aggregate}, scores)
     ranked = scores.top(aggregate=aggregate)
@@ -288,7 +288,7 @@ def edges(
             candidates=candidates,
             positions=positions,
             memory_limit=limit,
-            progress=lambda done: report("score all edges", done, len(asked)),
+            progress=report,
         )
         parts = [
             score_split(
@@ -297,7 +297,7 @@ def edges(
                 one,
                 **how,
                 memory_limit=limit,
-                progress=lambda done, one=one: report(f"split {one}", done, len(asked)),
+                progress=report,
             )
             for one in splits
         ]
@@ -367,7 +367,7 @@ def _how(
     from ..circuits.tasks.task import usual_metric
 
     metric = metric or usual_metric(asked)
-    measure_gap(loaded, asked, metric, allow_weak, batch_size)
+    measure_gap(loaded, asked, metric, allow_weak=allow_weak, batch_size=batch_size)
     return {"metric": metric, "direction": direction, "batch_size": batch_size}
 
 

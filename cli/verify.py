@@ -7,9 +7,9 @@ from pathlib import Path
 
 import click
 
+from ..cli import options
 from ..edges.errors import InputError
-from . import options
-from .console import if_stopped, progress, show_json, show_table
+from .console import progress, show_json, show_table
 
 _SHOWN = 20
 _BUDGET = 200
@@ -125,8 +125,8 @@ def verify(
     from ..circuits.record.effects_file import intervals
     from ..circuits.record.scores_file import SCORES_FILE, read_scores
     from ..edges.effects.bounds import bound_unverified, subsets_for_bound
-    from ..edges.effects.sources import Source
     from ..edges.question.prompts import PromptPairs
+    from ..edges.question.source import Source
 
     if scores.is_dir():
         scores = scores / SCORES_FILE
@@ -182,7 +182,10 @@ def verify(
             "of them out"
         )
     if bound:
-        subsets_for_bound(rest, samples, probability, confidence, items=items)
+        sampling = BoundOptions(
+            samples=samples, probability=probability, confidence=confidence, items=items
+        )
+        subsets_for_bound(rest, sampling)
     model, pairs = options.reload(question["model"], question["task"], device, tf32)
     source = None
     if patch_with is not None and edges is None:
@@ -192,52 +195,56 @@ def verify(
             3.0 if noise_scale is None else noise_scale,
             noise_seeds or 10,
         )
-    with if_stopped(out), progress(quiet or as_json) as report:
-        bounded = None
-        if until_bound is not None:
-            verified, bounded = verify_until(
-                model,
-                pairs,
-                names,
-                until_bound,
-                how["metric"],
-                how["direction"],
-                batch_size,
-                out,
-                nodes=edges is None,
-                options=BoundOptions(
-                    samples=samples, probability=probability, confidence=confidence
-                ),
-                progress=lambda done: report(f"measure {items}", done, len(names)),
-            )
-        else:
-            verified = measure(
-                model,
-                pairs,
-                names,
-                how["metric"],
-                how["direction"],
-                batch_size,
-                out,
-                nodes=edges is None,
-                patch_with=source,
-                progress=lambda done: report(f"measure {items}", done, len(names)),
-                frozen=frozen,
-            )
-        if bound:
-            bounded = bound_unverified(
-                model,
-                pairs,
-                rest,
-                how["metric"],
-                how["direction"],
-                items,
-                samples,
-                probability,
-                confidence,
-                batch_size=batch_size,
-                progress=lambda done: report("bound", done, samples * len(pairs)),
-            )
+    try:
+        with progress(quiet or as_json) as report:
+            bounded = None
+            if until_bound is not None:
+                verified, bounded = verify_until(
+                    model,
+                    pairs,
+                    names,
+                    largest=until_bound,
+                    metric=how["metric"],
+                    direction=how["direction"],
+                    batch_size=batch_size,
+                    effects_file=out,
+                    nodes=edges is None,
+                    options=BoundOptions(
+                        samples=samples, probability=probability, confidence=confidence
+                    ),
+                    progress=report,
+                )
+            else:
+                verified = measure(
+                    model,
+                    pairs,
+                    names,
+                    metric=how["metric"],
+                    direction=how["direction"],
+                    batch_size=batch_size,
+                    effects_file=out,
+                    nodes=edges is None,
+                    patch_with=source,
+                    progress=report,
+                    frozen=frozen,
+                )
+            if bound:
+                bounded = bound_unverified(
+                    model,
+                    pairs,
+                    rest,
+                    metric=how["metric"],
+                    direction=how["direction"],
+                    items=items,
+                    n_samples=samples,
+                    probability=probability,
+                    confidence=confidence,
+                    batch_size=batch_size,
+                    progress=report,
+                )
+    except KeyboardInterrupt:
+        click.echo(f"stopped; what was measured is kept in {out}: --resume goes on", err=True)
+        raise
     error = None
     if edges is not None:
         told = {"metric": how["metric"], "direction": how["direction"], "frozen": frozen}

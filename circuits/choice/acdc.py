@@ -16,12 +16,12 @@ What is not as in the paper or its code:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from ...edges.effects.reduced_runs import ReducedRuns
 from ...edges.names.graph import Edge
 from ...edges.runs.masks import full_mask
+from ...edges.runs.sweep import Report, silent
 from ..result.circuit import CircuitEdge
 from .pruning import BELOW_TAU, ON_NO_PATH, Pruned, check_rules, removing
 
@@ -30,7 +30,7 @@ def prune_by_acdc(
     runs: ReducedRuns,
     edges: Sequence[CircuitEdge],
     tau: float,
-    progress: Callable[[int], Any] | None = None,
+    progress: Report = silent,
 ) -> Pruned:
     """Removes each edge without which the mean metric falls by less than ``tau``.
 
@@ -42,7 +42,7 @@ def prune_by_acdc(
         runs: of the model and pairs, with the metric (higher is better), inside their ``with``.
         edges: all edges of the model, with what is known of each.
         tau: in units of the metric.
-        progress: called with the number of edges decided since the last call.
+        progress: called with (stage, edges decided since the last call, edges in all).
 
     Raises:
         InputError: a tau that is not above 0.
@@ -65,6 +65,5 @@ def prune_by_acdc(
                     kept[writer, index], rule = True, ""
             if rule:
                 removed[graph.edge_name(Edge(writer, index))] = rule
-            if progress is not None:
-                progress(1)
+            progress("ACDC", 1, graph.n_edges)
     return removing(graph, edges, removed)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -26,13 +26,15 @@ from jaxtyping import Bool, Float, Float64
 from scipy.special import bdtr, bdtrc
 from torch import Tensor
 
-from ...edges.effects.reduced import run_edge_sets
+from ...edges.effects.reduced import values_of_sets
 from ...edges.errors import InputError
 from ...edges.model.transformer import Model
 from ...edges.names.graph import ModelGraph
 from ...edges.question.metrics import Metric
 from ...edges.question.prompts import PromptPairs
+from ...edges.question.question import Question
 from ...edges.runs.masks import edge_places, full_mask, live_mask, places_mask
+from ...edges.runs.sweep import Report, Resources, silent
 from .faithfulness import check_gap
 from .random_circuits import random_circuit, random_paths
 
@@ -69,10 +71,22 @@ class HypothesisTest:
         return asdict(self)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ClaimOptions:
+    """How a circuit's claims are tested; see ``run_tests``."""
+
+    n_random: int = 100
+    n_permutations: int = 1000
+    margin: float = 0.1
+    quantile: float = 0.9
+    seed: int = 0
+
+
 def run_tests(
     model: Model,
     pairs: PromptPairs,
     edges: Collection[str],
+    *,
     metric: str | Metric = "logit_diff",
     n_random: int = 100,
     n_permutations: int = 1000,
@@ -80,7 +94,7 @@ def run_tests(
     quantile: float = 0.9,
     seed: int = 0,
     batch_size: int | None = None,
-    progress: Callable[[int, int], Any] | None = None,
+    progress: Report = silent,
 ) -> list[HypothesisTest]:
     """All four tests of a circuit: equivalence, independence, minimality, against random circuits.
 
@@ -101,7 +115,27 @@ def run_tests(
             options out of range, the metric the same with and without all edges. Else as
             ``run_edge_sets``.
     """
-    graph = model.graph
+    question = Question(pairs=pairs, metric=metric)
+    options = ClaimOptions(
+        n_random=n_random,
+        n_permutations=n_permutations,
+        margin=margin,
+        quantile=quantile,
+        seed=seed,
+    )
+    resources = Resources(batch_size=batch_size, report=progress)
+    return tests_of(model, question, edges, options, resources)
+
+
+def tests_of(
+    model: Model,
+    question: Question,
+    edges: Collection[str],
+    options: ClaimOptions,
+    resources: Resources,
+) -> list[HypothesisTest]:
+    """All four tests of a circuit; see ``run_tests``."""
+    graph, n_pairs, n_random = model.graph, len(question.pairs), options.n_random
     names = graph.in_order(edges)
     places = edge_places(graph, names)
     circuit = places_mask(graph, places)
@@ -110,11 +144,11 @@ def run_tests(
         raise InputError(
             "expected a circuit with a path from input to logits to test, got none; keep more edges"
         )
-    if len(pairs) < 2:
-        raise InputError(f"expected at least 2 pairs to test on, got {len(pairs)}; give more")
+    if n_pairs < 2:
+        raise InputError(f"expected at least 2 pairs to test on, got {n_pairs}; give more")
     if n_random < 1:
         raise InputError(f"expected at least 1 random circuit to compare with, got {n_random}")
-    rng = random.Random(f"hypothesis tests {seed}")
+    rng = random.Random(f"hypothesis tests {options.seed}")
     without = [circuit & ~places_mask(graph, place) for place in places]
     inflated = _inflated(graph, circuit, n_random, rng)
     drawn = [places_mask(graph, random_circuit(graph, n_live, rng)) for _ in range(n_random)]
@@ -125,23 +159,23 @@ def run_tests(
         *(mask for both in inflated for mask in both),
         *drawn,
     ]
-    (found,) = run_edge_sets(model, pairs, sets, [metric], batch_size, progress)
-    full, empty = found.full.cpu().double(), found.empty.cpu().double()
+    (measured,) = values_of_sets(model, [question], sets, resources)
+    full, empty = measured.full.cpu().double(), measured.empty.cpu().double()
     check_gap(full.mean().item(), empty.mean().item())
-    values = found.circuit.cpu().double()
+    values = measured.circuit.cpu().double()
     alone, complement, rest = values[0], values[1], values[2:]
     without_each, rest = rest[: len(names)], rest[len(names) :]
     with_path, less_edge = rest[: 2 * n_random].unflatten(0, (n_random, 2)).unbind(1)
     gap = full.mean() - empty.mean()
     faithfulness = (values.mean(1) - empty.mean()) / gap
     return [
-        equivalence(alone, full, margin, tie=_ROUNDING * abs(float(gap))),
-        independence(complement, full, n_permutations, seed),
+        equivalence(alone, full, options.margin, tie=_ROUNDING * abs(float(gap))),
+        independence(complement, full, options.n_permutations, options.seed),
         minimality(
             names,
             (alone - without_each).abs().mean(1),
             (with_path - less_edge).abs().mean(1),
-            quantile,
+            options.quantile,
         ),
         against_random(float(faithfulness[0]), faithfulness[-n_random:]),
     ]

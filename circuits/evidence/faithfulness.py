@@ -19,12 +19,13 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
-from ...edges.effects.reduced import run_edge_sets, run_edges
+from ...edges.effects.reduced import values_of_edges, values_of_sets
 from ...edges.errors import InputError, WiremapWarning
 from ...edges.model.transformer import Model
 from ...edges.names.graph import Edge, ModelGraph
 from ...edges.question.metrics import Metric
 from ...edges.question.prompts import PromptPairs
+from ...edges.question.question import Question
 from ...edges.runs.masks import (
     EdgeList,
     EdgeSet,
@@ -34,6 +35,7 @@ from ...edges.runs.masks import (
     live_mask,
     places_mask,
 )
+from ...edges.runs.sweep import Report, Resources, silent
 from ...edges.scores.edge_scores import EdgeScores
 from ..result.circuit import Faithfulness
 
@@ -49,9 +51,10 @@ def evaluate(
     model: Model,
     pairs: PromptPairs,
     edges: EdgeSet,
+    *,
     metric: str | Metric = "logit_diff",
     batch_size: int | None = None,
-    progress: Callable[[int], Any] | None = None,
+    progress: Report = silent,
 ) -> Faithfulness:
     """Runs the model reduced to ``edges``, everything outside patched with the corrupted run.
 
@@ -64,18 +67,27 @@ def evaluate(
     Raises:
         InputError: the metric is the same with and without all edges, so there is no ratio.
     """
+    question = Question(pairs=pairs, metric=metric)
+    resources = Resources(batch_size=batch_size, report=progress)
+    return faithfulness_of(model, question, edges, resources)
+
+
+def faithfulness_of(
+    model: Model, question: Question, edges: EdgeSet, resources: Resources
+) -> Faithfulness:
+    """Runs the model reduced to ``edges``; see ``evaluate``."""
     edges = as_mask(model.graph, edges)
     if not bool(edges.any()):
         warnings.warn(
             "the circuit has no edges: what it carries is the corrupted run, a faithfulness of 0; "
             "keep more edges",
             WiremapWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
-    values = run_edges(model, pairs, edges, metric, batch_size, progress)
+    values = values_of_edges(model, question, edges, resources)
     full, empty, circuit = mean(values.full), mean(values.empty), mean(values.circuit)
     check_gap(full, empty)
-    return Faithfulness(full, empty, circuit, len(pairs))
+    return Faithfulness(full, empty, circuit, len(question.pairs))
 
 
 def mean(values: Float[Tensor, "pair"]) -> float:
@@ -113,9 +125,10 @@ def read_metrics(
     model: Model,
     pairs: PromptPairs,
     edges: EdgeSet,
+    *,
     metrics: Sequence[str] = BESIDE,
     batch_size: int | None = None,
-    progress: Callable[[int, int], Any] | None = None,
+    progress: Report = silent,
 ) -> list[Reading]:
     """Several metrics of the model, the corrupted run and the circuit, all from the same runs.
 
@@ -124,16 +137,26 @@ def read_metrics(
 
     Args and errors as for ``wiremap.edges.effects.reduced.run_edge_sets``.
     """
-    found = run_edge_sets(model, pairs, [edges], metrics, batch_size, progress)
+    questions = [Question(pairs=pairs, metric=metric) for metric in metrics]
+    resources = Resources(batch_size=batch_size, report=progress)
+    return readings_of(model, questions, edges, resources)
+
+
+def readings_of(
+    model: Model, questions: Sequence[Question], edges: EdgeSet, resources: Resources
+) -> list[Reading]:
+    """What ``read_metrics`` gives, for questions that differ in their metric alone."""
     readings: list[Reading] = []
-    for metric, values in zip(metrics, found, strict=True):
+    of_metrics = values_of_sets(model, questions, [edges], resources)
+    for question, values in zip(questions, of_metrics, strict=True):
+        n_pairs = len(question.pairs)
         table = torch.stack([values.full, values.empty, values.circuit[0]]).cpu().double()
         full, empty, circuit = table.mean(1).tolist()
         errors = None
-        if len(pairs) > 1:
-            one, two, three = (table.std(1) / math.sqrt(len(pairs))).tolist()
-            errors = (one, two, three)
-        readings.append(Reading(metric, full, empty, circuit, errors))
+        if n_pairs > 1:
+            of_full, of_empty, of_circuit = (table.std(1) / math.sqrt(n_pairs)).tolist()
+            errors = (of_full, of_empty, of_circuit)
+        readings.append(Reading(question.metric_name, full, empty, circuit, errors))
     return readings
 
 
@@ -246,10 +269,11 @@ def curve(
     model: Model,
     pairs: PromptPairs,
     ranking: EdgeList,
+    *,
     metric: str | Metric = "logit_diff",
     sizes: Sequence[float] = MIB_SIZES,
     batch_size: int | None = None,
-    progress: Callable[[int, int], Any] | None = None,
+    progress: Report = silent,
 ) -> Curve:
     """Faithfulness of the best edges of a ranking, at growing fractions of the model's edges.
 
@@ -271,25 +295,26 @@ def curve(
         InputError: an empty ranking, an edge twice in it, sizes that cannot be used, the metric the
             same with and without all edges. Else as ``run_edge_sets``.
     """
-    (found,) = curves(model, pairs, [ranking], metric, sizes, batch_size, progress)
-    return found
+    question = Question(pairs=pairs, metric=metric)
+    resources = Resources(batch_size=batch_size, report=progress)
+    (only,) = curves_of(model, question, [ranking], sizes, resources)
+    return only
 
 
-def curves(
+def curves_of(
     model: Model,
-    pairs: PromptPairs,
+    question: Question,
     rankings: Sequence[EdgeList],
-    metric: str | Metric = "logit_diff",
-    sizes: Sequence[float] = MIB_SIZES,
-    batch_size: int | None = None,
-    progress: Callable[[int, int], Any] | None = None,
+    sizes: Sequence[float],
+    resources: Resources,
 ) -> list[Curve]:
     """The curve of each ranking, as ``curve``; all share the clean and the corrupted runs."""
     sizes = _check_sizes(sizes)
-    graph = model.graph
-    cuts = [cut for one in rankings for cut in _cuts(graph, edge_places(graph, one), sizes)]
+    graph, n_pairs = model.graph, len(question.pairs)
+    places = [edge_places(graph, ranking) for ranking in rankings]
+    cuts = [cut for ranking in places for cut in _cuts(graph, ranking, sizes)]
     masks = [live_mask(graph, mask) for _, mask in cuts]
-    (values,) = run_edge_sets(model, pairs, masks, [metric], batch_size, progress)
+    (values,) = values_of_sets(model, [question], masks, resources)
     full, empty = mean(values.full), mean(values.empty)
     check_gap(full, empty)
     means: Float64[Tensor, "set"] = values.circuit.cpu().double().mean(1)
@@ -301,7 +326,7 @@ def curves(
     ]
     starts = range(0, len(points), len(sizes))
     return [
-        Curve(tuple(points[start : start + len(sizes)]), full, empty, len(pairs), graph.n_edges)
+        Curve(tuple(points[start : start + len(sizes)]), full, empty, n_pairs, graph.n_edges)
         for start in starts
     ]
 
@@ -310,10 +335,11 @@ def localize(
     model: Model,
     pairs: PromptPairs,
     scores: EdgeScores | Mapping[str, float] | Iterable[tuple[str, float]],
+    *,
     metric: str | Metric = "logit_diff",
     sizes: Sequence[float] = MIB_SIZES,
     batch_size: int | None = None,
-    progress: Callable[[int, int], Any] | None = None,
+    progress: Report = silent,
 ) -> Localization:
     """CPR and CMD of scored edges, as MIB: see ``curve`` and ``Localization``.
 
@@ -325,6 +351,19 @@ def localize(
     Raises:
         InputError: a score that is not finite. Else as ``curve``.
     """
+    question = Question(pairs=pairs, metric=metric)
+    resources = Resources(batch_size=batch_size, report=progress)
+    return localization_of(model, question, scores, sizes, resources)
+
+
+def localization_of(
+    model: Model,
+    question: Question,
+    scores: EdgeScores | Mapping[str, float] | Iterable[tuple[str, float]],
+    sizes: Sequence[float],
+    resources: Resources,
+) -> Localization:
+    """CPR and CMD of scored edges; see ``localize``."""
     if isinstance(scores, EdgeScores):
         places, values = scores.ranking()
     else:
@@ -339,7 +378,7 @@ def localize(
     rankings = [
         places[worth.argsort(descending=True, stable=True)] for worth in (values, values.abs())
     ]
-    signed, absolute = curves(model, pairs, rankings, metric, sizes, batch_size, progress)
+    signed, absolute = curves_of(model, question, rankings, sizes, resources)
     return Localization(signed, absolute)
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ...edges.effects.reduced import run_edges
+from ...edges.effects.reduced import values_of_edges
 from ...edges.errors import InputError
 from ...edges.model.transformer import Model
 from ...edges.question.prompts import PromptPairs
+from ...edges.question.question import Question
+from ...edges.runs.sweep import Resources
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ def measure_gap(
     model: Model,
     pairs: PromptPairs,
     metric: str,
+    *,
     allow_weak: bool = False,
     batch_size: int | None = None,
 ) -> MetricGap:
@@ -51,20 +54,28 @@ def measure_gap(
         InputError: there is no behaviour to explain (see ``MetricGap.weakness``), unless
             ``allow_weak``.
     """
-    values = run_edges(model, pairs, [], metric, batch_size)
+    question = Question(pairs=pairs, metric=metric)
+    return gap_of(model, question, Resources(batch_size=batch_size), allow_weak)
+
+
+def gap_of(
+    model: Model, question: Question, resources: Resources, allow_weak: bool = False
+) -> MetricGap:
+    """The metric on clean and on corrupted prompts; see ``measure_gap``."""
+    values = values_of_edges(model, question, [], resources)
     full, empty = values.full.cpu().double(), values.empty.cpu().double()
     difference = full - empty
-    n_pairs = len(pairs)
-    found = MetricGap(
+    n_pairs = len(question.pairs)
+    gap = MetricGap(
         full.mean().item(),
         empty.mean().item(),
         difference.std().item() / math.sqrt(n_pairs) if n_pairs > 1 else math.nan,
     )
-    if found.weakness and not allow_weak:
+    if gap.weakness and not allow_weak:
         raise InputError(
-            f"expected model {model.name} to do the task; its mean {metric} is {found.clean:.4g} on "
-            f"the clean prompts and {found.corrupted:.4g} on the corrupted ones (gap "
-            f"{found.gap:.4g} +- {found.standard_error:.2g}): {found.weakness}. Use prompts it can "
+            f"expected model {model.name} to do the task; its mean {question.metric_name} is "
+            f"{gap.clean:.4g} on the clean prompts and {gap.corrupted:.4g} on the corrupted ones "
+            f"(gap {gap.gap:.4g} +- {gap.standard_error:.2g}): {gap.weakness}. Use prompts it can "
             "answer, or go on anyway with --allow-weak (allow_weak=True)"
         )
-    return found
+    return gap

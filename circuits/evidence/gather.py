@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
 
-from ...edges.effects.bounds import Bound, bound_unverified, enough_samples
+from ...edges.effects.bounds import Bound, BoundOptions, bound_names, enough_samples
 from ...edges.errors import InputError
 from ...edges.model.transformer import Model
-from ...edges.question.prompts import PromptPairs
+from ...edges.question.question import Question
 from ...edges.runs.masks import EdgeList
+from ...edges.runs.sweep import Resources
 from ...edges.scores.edge_scores import EdgeScores
 from ..record.effects_file import Verified
-from ..result.evidence import BoundEvidence, Evidence, StabilityEvidence
-from .claims import run_tests
-from .faithfulness import localize, read_metrics
-from .knockouts import completeness, minimality
+from ..result.evidence import BoundEvidence, StabilityEvidence
+from .claims import ClaimOptions, tests_of
+from .faithfulness import BESIDE, MIB_SIZES, localization_of, readings_of
+from .knockouts import EVEN, SPARSE, completeness_of, minimality_of
 from .stability import Stability, bootstrap, keep_above, keep_largest
-from .verification import BoundOptions
 
 BOUND_PAIRS = 16
 """Over how many pairs, the first, what was not verified is bounded by default."""
@@ -29,17 +29,8 @@ BOUND_PROBABILITY = 0.1
 """Larger than usual (0.03), so that few subsets are enough for every edge to be in some of them."""
 
 
-Report = Callable[[str, int, int], Any]
-
-
 def bound_rest(
-    model: Model,
-    pairs: PromptPairs,
-    rest: EdgeList,
-    metric: str,
-    direction: str,
-    batch_size: int | None,
-    report: Report,
+    model: Model, question: Question, rest: EdgeList, resources: Resources
 ) -> BoundEvidence | None:
     """A bound on the edges that were not verified, from as few subsets as allow one.
 
@@ -47,22 +38,15 @@ def bound_rest(
     """
     if not len(rest):
         return None
-    some = pairs.take(range(min(BOUND_PAIRS, len(pairs))))
-    n_samples = enough_samples(len(rest), BOUND_PROBABILITY)
-    found = bound_unverified(
-        model,
-        some,
-        rest,
-        metric,
-        direction,
-        "edges",
-        n_samples,
-        BOUND_PROBABILITY,
-        BoundOptions().confidence,
-        batch_size=batch_size,
-        progress=lambda done: report("bound the rest", done, n_samples * len(some)),
+    pairs = question.pairs
+    first = pairs.take(range(min(BOUND_PAIRS, len(pairs))))
+    options = BoundOptions(
+        samples=enough_samples(len(rest), BOUND_PROBABILITY),
+        probability=BOUND_PROBABILITY,
+        items="edges",
     )
-    return bound_evidence(found, len(some), len(pairs))
+    bound = bound_names(model, question.about(pairs=first), rest, options, resources)
+    return bound_evidence(bound, len(first), len(pairs))
 
 
 def bound_evidence(bound: Bound, n_pairs: int, of_pairs: int) -> BoundEvidence:
@@ -112,47 +96,46 @@ def resample(
 
 def gather(
     model: Model,
-    pairs: PromptPairs,
-    kept: Sequence[str],
+    question: Question,
+    kept: Collection[str],
     scores: EdgeScores,
-    method: Mapping[str, Any],
-    report: Report,
-) -> Evidence:
-    """Curves, other metrics and, if the method asks for ``tests``, tests."""
-    metric, batch_size = method["metric"], method["batch_size"]
-
-    def told(stage: str) -> Callable[[int, int], Any]:
-        return lambda done, total: report(stage, done, total)
-
-    found: dict[str, Any] = {
-        "curve": {
-            "ranked_by": "scores of all edges",
-            **localize(
-                model, pairs, scores, metric, batch_size=batch_size, progress=told("curve")
-            ).as_document(),
-        },
+    resources: Resources,
+) -> dict[str, Any]:
+    """Curves and other metrics, as plain JSON data."""
+    of_curve = resources.within("curve")
+    localization = localization_of(model, question, scores, MIB_SIZES, of_curve)
+    questions = [question.about(metric=metric) for metric in BESIDE]
+    readings = readings_of(model, questions, list(kept), resources.quiet())
+    return {
+        "curve": {"ranked_by": "scores of all edges", **localization.as_document()},
         "metrics": {
-            one.metric: {"full": one.full, "empty": one.empty, "circuit": one.circuit}
-            for one in read_metrics(model, pairs, kept, batch_size=batch_size)
+            reading.metric: {
+                "full": reading.full,
+                "empty": reading.empty,
+                "circuit": reading.circuit,
+            }
+            for reading in readings
         },
     }
-    if method["tests"]:
-        of = (model, pairs, kept, metric)
-        sections: dict[str, Callable[[], Any]] = {
-            "completeness": lambda: completeness(
-                *of, batch_size=batch_size, progress=told("completeness")
-            ).as_document(),
-            "minimality": lambda: minimality(
-                *of, batch_size=batch_size, progress=told("minimality")
-            ).as_document(),
-            "tests": lambda: [
-                one.as_document()
-                for one in run_tests(*of, batch_size=batch_size, progress=told("tests"))
-            ],
-        }
-        for name, measure in sections.items():
-            try:
-                found[name] = measure()
-            except InputError as error:  # such as a circuit of no edges, or of all
-                found.setdefault("not_done", {})[name] = str(error)
-    return Evidence.from_document(found)
+
+
+def gather_tests(
+    model: Model, question: Question, kept: Collection[str], resources: Resources
+) -> dict[str, Any]:
+    """Tests of what the circuit claims, as plain JSON data; and why those not done were not."""
+    sections: dict[str, Callable[[Resources], Any]] = {
+        "completeness": lambda part: completeness_of(
+            model, question, kept, EVEN, part
+        ).as_document(),
+        "minimality": lambda part: minimality_of(model, question, kept, SPARSE, part).as_document(),
+        "tests": lambda part: [
+            test.as_document() for test in tests_of(model, question, kept, ClaimOptions(), part)
+        ],
+    }
+    done: dict[str, Any] = {}
+    for name, measure in sections.items():
+        try:
+            done[name] = measure(resources.within(name))
+        except InputError as error:  # such as a circuit of no edges, or of all
+            done.setdefault("not_done", {})[name] = str(error)
+    return done

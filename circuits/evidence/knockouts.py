@@ -12,16 +12,18 @@ what a search over all K would find.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Collection
-from dataclasses import asdict, dataclass
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from ...edges.effects.reduced import run_edge_sets
+from ...edges.effects.reduced import values_of_sets
 from ...edges.errors import InputError
 from ...edges.model.transformer import Model
 from ...edges.question.metrics import Metric
 from ...edges.question.prompts import PromptPairs
+from ...edges.question.question import Question
 from ...edges.runs.masks import edge_places, full_mask, places_mask
+from ...edges.runs.sweep import Report, Resources, silent
 from .faithfulness import mean
 
 
@@ -130,15 +132,43 @@ class Minimality:
         }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Subsets:
+    """Random subsets of a circuit's edges: how many, with what each edge is in one, and the seed."""
+
+    n: int
+    probability: float
+    seed: int = 0
+
+    def of(self, n_edges: int, purpose: str) -> list[tuple[int, ...]]:
+        """The subsets of so many edges, by their numbers, drawn anew for each purpose."""
+        if self.n < 0:
+            raise InputError(f"expected a number of random subsets, 0 or more, got {self.n}")
+        rng = random.Random(f"{purpose} {self.seed}")
+        return [
+            tuple(edge for edge in range(n_edges) if rng.random() < self.probability)
+            for _ in range(self.n)
+        ]
+
+
+EVEN = Subsets(n=20, probability=0.5)
+"""Those of ``completeness``: every subset is as likely as any other."""
+
+
+SPARSE = Subsets(n=4, probability=0.25)
+"""Those of ``minimality``."""
+
+
 def completeness(
     model: Model,
     pairs: PromptPairs,
     edges: Collection[str],
+    *,
     metric: str | Metric = "logit_diff",
     n_subsets: int = 20,
     seed: int = 0,
     batch_size: int | None = None,
-    progress: Callable[[int, int], Any] | None = None,
+    progress: Report = silent,
 ) -> Completeness:
     """|F(C without K) - F(M without K)| for parts K of the circuit; 0 throughout if it is complete.
 
@@ -153,32 +183,47 @@ def completeness(
     Raises:
         InputError: a negative number of subsets. Else as ``run_edge_sets``.
     """
+    question = Question(pairs=pairs, metric=metric)
+    drawn = replace(EVEN, n=n_subsets, seed=seed)
+    resources = Resources(batch_size=batch_size, report=progress)
+    return completeness_of(model, question, edges, drawn, resources)
+
+
+def completeness_of(
+    model: Model,
+    question: Question,
+    edges: Collection[str],
+    drawn: Subsets,
+    resources: Resources,
+) -> Completeness:
+    """What knocking parts out of the circuit and the model does; see ``completeness``."""
     graph, names = model.graph, model.graph.in_order(edges)
     places = edge_places(graph, names)
     subsets: list[tuple[int, ...]] = [(), *((edge,) for edge in range(len(names)))]
     if names:
-        subsets += _random_subsets(len(names), n_subsets, 0.5, f"completeness {seed}")
+        subsets += drawn.of(len(names), "completeness")
     circuit, whole = places_mask(graph, places), full_mask(graph)
     removed = [places_mask(graph, places[list(subset)]) for subset in subsets]
     sets = [kept & ~less for kept in (circuit, whole) for less in removed]
-    (values,) = run_edge_sets(model, pairs, sets, [metric], batch_size, progress)
+    (values,) = values_of_sets(model, [question], sets, resources)
     means = values.circuit.cpu().double().mean(1).tolist()
     n_sets = len(subsets)
     gone = [tuple(names[edge] for edge in subset) for subset in subsets]
     knockouts = tuple(map(Knockout, gone, means[:n_sets], means[n_sets:]))
-    return Completeness(knockouts, mean(values.full), mean(values.empty), len(pairs))
+    return Completeness(knockouts, mean(values.full), mean(values.empty), len(question.pairs))
 
 
 def minimality(
     model: Model,
     pairs: PromptPairs,
     edges: Collection[str],
+    *,
     metric: str | Metric = "logit_diff",
     n_subsets: int = 4,
     probability: float = 0.25,
     seed: int = 0,
     batch_size: int | None = None,
-    progress: Callable[[int, int], Any] | None = None,
+    progress: Report = silent,
 ) -> Minimality:
     """For each edge e, the largest |F(C without K and e) - F(C without K)| over the K tried.
 
@@ -199,42 +244,44 @@ def minimality(
         InputError: no edges, a negative number of subsets, a probability outside (0, 1). Else as
             ``run_edge_sets``.
     """
+    question = Question(pairs=pairs, metric=metric)
+    drawn = Subsets(n=n_subsets, probability=probability, seed=seed)
+    resources = Resources(batch_size=batch_size, report=progress)
+    return minimality_of(model, question, edges, drawn, resources)
+
+
+def minimality_of(
+    model: Model,
+    question: Question,
+    edges: Collection[str],
+    drawn: Subsets,
+    resources: Resources,
+) -> Minimality:
+    """How much each edge of the circuit is needed; see ``minimality``."""
     names = model.graph.in_order(edges)
     if not names:
         raise InputError("expected the edges of a circuit, got none, of which none can be too many")
-    if not 0 < probability < 1:
-        raise InputError(f"expected a probability between 0 and 1, got {probability}")
-    drawn = [(), *_random_subsets(len(names), n_subsets, probability, f"minimality {seed}")]
+    if not 0 < drawn.probability < 1:
+        raise InputError(f"expected a probability between 0 and 1, got {drawn.probability}")
+    subsets = [(), *drawn.of(len(names), "minimality")]
     every = frozenset(range(len(names)))
     kept_sets: dict[frozenset[int], None] = {}
     ends: list[list[tuple[frozenset[int], frozenset[int]]]] = []
     for edge in range(len(names)):
         of_edge = [
-            (every - set(removed) | {edge}, every - set(removed) - {edge}) for removed in drawn
+            (every - set(removed) | {edge}, every - set(removed) - {edge}) for removed in subsets
         ]
         ends.append(of_edge)
-        kept_sets |= dict.fromkeys(one for both in of_edge for one in both)
+        kept_sets |= dict.fromkeys(kept for both in of_edge for kept in both)
     places = edge_places(model.graph, names)
     masks = [places_mask(model.graph, places[list(kept)]) for kept in kept_sets]
-    (values,) = run_edge_sets(model, pairs, masks, [metric], batch_size, progress)
+    (values,) = values_of_sets(model, [question], masks, resources)
     means = dict(zip(kept_sets, values.circuit.cpu().double().mean(1).tolist(), strict=True))
     needs: list[EdgeNeed] = []
     for edge, of_edge in enumerate(ends):
         scores = [abs(means[with_it] - means[without]) for with_it, without in of_edge]
         best = max(range(len(scores)), key=scores.__getitem__)
-        removed = tuple(names[other] for other in drawn[best] if other != edge)
+        removed = tuple(names[other] for other in subsets[best] if other != edge)
         needs.append(EdgeNeed(names[edge], scores[0], scores[best], removed))
     needs.sort(key=lambda one: one.score)
-    return Minimality(tuple(needs), mean(values.full), mean(values.empty), len(pairs))
-
-
-def _random_subsets(
-    n_edges: int, n_subsets: int, probability: float, seed: str
-) -> list[tuple[int, ...]]:
-    if n_subsets < 0:
-        raise InputError(f"expected a number of random subsets, 0 or more, got {n_subsets}")
-    rng = random.Random(seed)
-    return [
-        tuple(edge for edge in range(n_edges) if rng.random() < probability)
-        for _ in range(n_subsets)
-    ]
+    return Minimality(tuple(needs), mean(values.full), mean(values.empty), len(question.pairs))

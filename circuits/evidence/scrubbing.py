@@ -16,25 +16,35 @@ When much is dropped, the later ones are stricter, so a result means little with
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float32, Float64, Int64
+from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
-from ...edges.effects.reduced import BASE, masked_logits
+from ...edges.effects.reduced import BASE, cost_of_reduced_run, masked_logits
 from ...edges.effects.resampling import Pool, Tree, edge_logits, refuse_trees, tree_logits
 from ...edges.errors import InputError
 from ...edges.model.transformer import Model
 from ...edges.names.graph import ROOT, ModelGraph
-from ...edges.question.metrics import Metric, Targets, resolve_metric
+from ...edges.question.metrics import Metric, Targets
 from ...edges.question.prompts import PairBatch, PromptPairs
+from ...edges.question.question import Question
 from ...edges.runs.masks import edge_places, live_mask, places_mask
 from ...edges.runs.memory import BatchSize
-from ...edges.runs.sweep import check_finite, pairs_at_once
-from ...edges.runs.trace import run
+from ...edges.runs.sweep import (
+    Report,
+    Resources,
+    Turn,
+    Work,
+    check_finite,
+    silent,
+    sweep,
+    table,
+)
+from ...edges.runs.trace import Run, run
 from ..result.hypothesis import check_settings, random_baseline
 from .other_prompts import OtherPrompts, groups_of, rows_alone, without_rows
 from .random_circuits import random_circuit
@@ -121,6 +131,7 @@ def scrub(
     model: Model,
     pairs: PromptPairs,
     edges: Collection[str],
+    *,
     scheme: str = "together",
     other: str = "any",
     metric: str | Metric = "logit_diff",
@@ -131,7 +142,7 @@ def scrub(
     leave_out: bool = False,
     max_tree: int = MAX_TREE,
     batch_size: int | None = None,
-    progress: Callable[[int, int], Any] | None = None,
+    progress: Report = silent,
 ) -> Scrubbing:
     """Tests the claim that of all edges only these matter, by resampling what the others carry.
 
@@ -166,8 +177,8 @@ def scrub(
         leave_out: leave out pairs that no other prompt goes with, instead of refusing them.
         max_tree: of ``per-path``; larger trees are refused.
         batch_size: pairs at once; None takes what fits into memory.
-        progress: called with pairs scrubbed since the last call, and in all, over all repeats and
-            sets of edges.
+        progress: called with (stage, pairs scrubbed since the last call, pairs in all), over all
+            repeats and sets of edges.
 
     Raises:
         InputError: edges the model does not have, unknown options or columns, pairs without another
@@ -175,56 +186,96 @@ def scrub(
             change.
         WiremapError: a metric that is not finite; the pairs are named.
     """
-    check_settings(scheme, other, repeats, None)
-    chosen_metric = resolve_metric(metric, pairs.wrong.shape[1] > 0)
-    if scheme == "per-path":
+    options = ScrubOptions(
+        scheme=scheme,
+        other=other,
+        repeats=repeats,
+        seed=seed,
+        random_circuits=random_circuits,
+        drop_one=drop_one,
+        leave_out=leave_out,
+        max_tree=max_tree,
+    )
+    question = Question(pairs=pairs, metric=metric)
+    resources = Resources(batch_size=batch_size, report=progress)
+    return scrubbing_of(model, question, edges, options, resources)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScrubOptions:
+    """What takes the place of what is dropped, and what else is scrubbed; see ``scrub``."""
+
+    scheme: str = "together"
+    other: str = "any"
+    repeats: int = 10
+    seed: int = 0
+    random_circuits: int = 0
+    drop_one: bool = False
+    leave_out: bool = False
+    max_tree: int = MAX_TREE
+
+    def __post_init__(self) -> None:
+        check_settings(self.scheme, self.other, self.repeats, None)
+
+    @property
+    def n_repeats(self) -> int:
+        """How many draws there are: of paired prompts a single one."""
+        return 1 if self.other == "paired" else self.repeats
+
+
+def scrubbing_of(
+    model: Model,
+    question: Question,
+    edges: Collection[str],
+    options: ScrubOptions,
+    resources: Resources,
+) -> Scrubbing:
+    """Tests the claim that of all edges only these matter; see ``scrub``."""
+    graph, seed, n_drawn = model.graph, options.seed, options.random_circuits
+    if options.scheme == "per-path":
         refuse_trees(model)
-    graph = model.graph
-    asked = graph.in_order(edges)
-    places = edge_places(graph, asked)
+    named = graph.in_order(edges)
+    places = edge_places(graph, named)
     live = live_mask(graph, places_mask(graph, places))
-    repeats = 1 if other == "paired" else repeats
     rng = random.Random(f"random circuits {seed}")
     n_live = int(live.sum())
-    drawn = [places_mask(graph, random_circuit(graph, n_live, rng)) for _ in range(random_circuits)]
+    drawn = [places_mask(graph, random_circuit(graph, n_live, rng)) for _ in range(n_drawn)]
     is_live = live[places[:, 0], places[:, 1]].tolist()
     dropped = {
         name: live & ~places_mask(graph, place)
-        for name, place, of_circuit in zip(asked, places, is_live, strict=True)
-        if of_circuit and drop_one
+        for name, place, of_circuit in zip(named, places, is_live, strict=True)
+        if of_circuit and options.drop_one
     }
     kept = [live, *(live_mask(graph, mask) for mask in (*drawn, *dropped.values()))]
     trees = [Tree.of(graph, mask) for mask in kept]
-    if scheme == "per-path":
-        _refuse_large([tree.size for tree in trees], random_circuits, max_tree)
+    if options.scheme == "per-path":
+        _refuse_large([tree.size for tree in trees], n_drawn, options.max_tree)
     left_out: list[int] = []
-    if leave_out and other != "paired":
-        left_out = rows_alone(groups_of(pairs, other))
-        pairs = without_rows(pairs, left_out)
-    others = OtherPrompts(pairs, other, seed)
-    unrelated = OtherPrompts(pairs, other if other == "paired" else "any", seed)
-    model.check_pairs(pairs)
-    experiment = _Experiment(model, chosen_metric, scheme, others, unrelated, repeats, kept, trees)
-    original, random_values, scrubbed = experiment.run(pairs, batch_size, progress)
-    found = [
+    if options.leave_out and options.other != "paired":
+        left_out = rows_alone(groups_of(question.pairs, options.other))
+        question = question.about(pairs=without_rows(question.pairs, left_out))
+    experiment = _Experiment(model, question, options, kept, trees)
+    original, random_values, scrubbed = experiment.run(resources)
+    summaries = [
         _summary(original, random_values, values, tree.size, seed)
         for values, tree in zip(scrubbed, trees, strict=True)
     ]
+    metric = question.metric
     return Scrubbing(
         original=original,
         random=random_values.mean(0),
-        circuit=found[0],
-        n_edges=len(asked),
-        dead=tuple(name for name, of_circuit in zip(asked, is_live, strict=True) if not of_circuit),
+        circuit=summaries[0],
+        n_edges=len(named),
+        dead=tuple(name for name, of_circuit in zip(named, is_live, strict=True) if not of_circuit),
         left_out=tuple(left_out),
-        random_circuits=tuple(found[1 : 1 + random_circuits]),
-        without=dict(zip(dropped, found[1 + random_circuits :], strict=True)),
+        random_circuits=tuple(summaries[1 : 1 + n_drawn]),
+        without=dict(zip(dropped, summaries[1 + n_drawn :], strict=True)),
         settings={
-            "scheme": scheme,
-            "other": other,
+            "scheme": options.scheme,
+            "other": options.other,
             "metric": metric if isinstance(metric, str) else getattr(metric, "__name__", "custom"),
-            "baselines": {"original": "identity", "random": random_baseline(other)},
-            "repeats": repeats,
+            "baselines": {"original": "identity", "random": random_baseline(options.other)},
+            "repeats": options.n_repeats,
             "seed": seed,
         },
     )
@@ -253,126 +304,142 @@ def _refuse_large(sizes: Sequence[int], random_circuits: int, max_tree: int) -> 
         )
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Experiment:
-    """Sets of edges to scrub, all with the same draws."""
+    """Sets of edges to scrub, all with the same draws.
+
+    Attributes:
+        prompts, pool, place: of the pairs of one length: the prompts that draws name by their
+            places, runs of them, and each pair's own place among them.
+    """
 
     model: Model
-    metric: Metric
-    scheme: str
-    others: OtherPrompts
-    unrelated: OtherPrompts
-    repeats: int
+    question: Question
+    options: ScrubOptions
     kept: Sequence[Bool[Tensor, "writer reader"]]
     trees: Sequence[Tree]
+    prompts: Int64[Tensor, "prompt pos"] = field(init=False)
+    pool: Pool | None = field(init=False)
+    place: Int64[Tensor, "pair"] = field(init=False)
 
-    @torch.no_grad()
+    def __post_init__(self) -> None:
+        pairs, other, seed = self.question.pairs, self.options.other, self.options.seed
+        self.others = OtherPrompts(pairs, other, seed)
+        self.unrelated = OtherPrompts(pairs, other if other == "paired" else "any", seed)
+
     def run(
-        self,
-        pairs: PromptPairs,
-        batch_size: int | None,
-        progress: Callable[[int, int], Any] | None,
+        self, resources: Resources
     ) -> tuple[
         Float64[Tensor, "pair"], Float64[Tensor, "repeat pair"], Float64[Tensor, "set repeat pair"]
     ]:
         """The metric on each pair: original, random, and scrubbed by each set of edges."""
-        n_runs = 1 + self.repeats * (1 + len(self.kept))
-        table = torch.zeros(n_runs, len(pairs), device=self.model.device)
-        steps = self.repeats * len(self.kept)
-        with self.model.borrowed():
-            for bucket in pairs.batches():
-                size = BatchSize(batch_size) if batch_size else self._pairs_at_once(bucket)
-                prompts = self.others.prompts(bucket).to(self.model.device)
-                pool = None
-                if self.scheme != "together":
-                    at_once = pairs_at_once(self.model, bucket)
-                    pool = Pool.of(self.model, prompts, at_once, self.scheme == "per-path")
-                place = torch.zeros(len(pairs), dtype=torch.int64)
-                place[bucket.rows] = torch.arange(len(bucket))
+        pairs, n_repeats, n_sets = self.question.pairs, self.options.n_repeats, len(self.kept)
+        values = table(self.model, 1 + n_repeats * (1 + n_sets), len(pairs))
 
-                def values(
-                    batch: PairBatch,
-                    prompts: Tensor = prompts,
-                    pool: Pool | None = pool,
-                    place: Tensor = place,
-                ) -> Tensor:
-                    return self._values(batch, prompts, pool, place[batch.rows])
+        def collect(batch: PairBatch, of_batch: Float[Tensor, "run pair"]) -> None:
+            values[:, batch.rows] = of_batch.float()
 
-                for batch, found in size.map(bucket, values):
-                    table[:, batch.rows] = found.float()
-                    if progress is not None:
-                        progress(len(batch) * steps, len(pairs) * steps)
-        check_finite(table)
-        original, *rest = table.cpu().double()
-        by_repeat = torch.stack(rest).unflatten(0, (self.repeats, 1 + len(self.kept)))
+        per_path = self.options.scheme == "per-path"
+        work = Work(
+            stage="scrub",
+            begin=self._begin,
+            function=self._values,
+            collect=collect,
+            cost=self._cost_of_largest_tree if per_path else cost_of_reduced_run,
+            steps=n_repeats * n_sets,
+        )
+        sweep(self.model, pairs, work, resources)
+        check_finite(values)
+        original, *rest = values.cpu().double()
+        by_repeat = torch.stack(rest).unflatten(0, (n_repeats, 1 + n_sets))
         return original, by_repeat[:, 0], by_repeat[:, 1:].transpose(0, 1)
 
-    def _pairs_at_once(self, bucket: PairBatch) -> BatchSize:
-        """How many pairs to run at once; of a tree, every copy counts."""
-        if self.scheme != "per-path":
-            return pairs_at_once(self.model, bucket)
-        model, tree = self.model, max(self.trees, key=lambda tree: tree.size)
+    def _begin(self, bucket: PairBatch) -> None:
+        """Runs the other prompts of a length, which all its pairs draw from."""
+        model, scheme = self.model, self.options.scheme
+        self.prompts = self.others.prompts(bucket).to(model.device)
+        self.pool = None
+        if scheme != "together":
+            size = BatchSize.fitting(
+                cost_of_reduced_run(model, bucket.clean.shape[1]), model.device
+            )
+            self.pool = Pool.of(model, self.prompts, size, scheme == "per-path")
+        self.place = torch.zeros(len(self.question.pairs), dtype=torch.int64)
+        self.place[bucket.rows] = torch.arange(len(bucket))
+
+    def _cost_of_largest_tree(self, model: Model, n_pos: int) -> int:
+        """Bytes that the tree of one pair needs: every copy of a node counts."""
+        tree = max(self.trees, key=lambda tree: tree.size)
         most = max(tree.copies.values())
         numbers = tree.size * model.d_model + most * (8 * model.d_model + 3 * model.d_mlp)
-        n_pos = bucket.clean.shape[1]
-        return BatchSize.fitting(4 * n_pos * (numbers + 2 * most * n_pos), model.device)
+        return model.dtype.itemsize * n_pos * (numbers + 2 * most * n_pos)
 
-    def _values(
-        self,
-        batch: PairBatch,
-        prompts: Int64[Tensor, "prompt pos"],
-        pool: Pool | None,
-        own: Int64[Tensor, "pair"],
-    ) -> Float32[Tensor, "run pair"]:
+    def _values(self, batch: PairBatch, turn: Turn) -> Float[Tensor, "run pair"]:
         """The metric on a batch: original; for each repeat random, and scrubbed by each set."""
-        model, device = self.model, self.model.device
-        clean = run(model, batch.clean, BASE if self.scheme == "per-edge" else ())
+        model, device, measure = self.model, self.model.device, self.question.measure
+        scheme = self.options.scheme
+        clean = run(model, batch.clean, BASE if scheme == "per-edge" else ())
         targets = Targets.of(batch, clean.logits)
-        found = [self.metric(clean.logits, targets)]
-        own = own.to(device)
-        for repeat in range(self.repeats):
+        values = [measure(clean.logits, targets)]
+        for repeat in range(self.options.n_repeats):
             unrelated = self.unrelated.draw("logits", repeat)[0, batch.rows]
             other = self.others.draw("logits", repeat)[0, batch.rows]
-            needed = BASE if self.scheme == "together" else ()
-            base = run(model, prompts[other.to(device)], needed)
+            needed = BASE if scheme == "together" else ()
+            base = run(model, self.prompts[other.to(device)], needed)
             random_logits = base.logits
             if not torch.equal(unrelated, other):
-                random_logits = run(model, prompts[unrelated.to(device)], ()).logits
-            found.append(self.metric(random_logits, targets))
+                random_logits = run(model, self.prompts[unrelated.to(device)], ()).logits
+            values.append(measure(random_logits, targets))
             for kept, tree in zip(self.kept, self.trees, strict=True):
-
-                def draw(
-                    site: str, n_draws: int, repeat: int = repeat
-                ) -> Int64[Tensor, "draw pair"]:
-                    return self.others.draw(site, repeat, n_draws)[:, batch.rows]
-
-                if pool is None:
+                if self.pool is None:
                     logits = masked_logits(model, kept, clean.input, base)
-                elif self.scheme == "per-edge":
-                    readers = model.graph.readers
-                    logits = edge_logits(
-                        model,
-                        kept,
-                        clean,
-                        pool,
-                        own,
-                        lambda reader, draw=draw, readers=readers: draw(
-                            readers[reader].name, readers[reader].n_writers
-                        ),
-                    )
                 else:
-                    logits = tree_logits(
-                        model,
-                        tree,
-                        pool,
-                        own,
-                        lambda node, draw=draw, tree=tree: draw(
-                            "logits" if node == ROOT else model.graph.writers[node].name,
-                            tree.copies[node],
-                        ),
-                    )
-                found.append(self.metric(logits, targets))
-        return torch.stack(found)
+                    drawn = _Drawn(self, self.pool, batch, repeat)
+                    per_edge = scheme == "per-edge"
+                    logits = drawn.of_edges(kept, clean) if per_edge else drawn.of_tree(tree)
+                values.append(measure(logits, targets))
+                turn.done(len(batch))
+        return torch.stack(values)
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """A batch whose dropped edges carry values of the prompts drawn for one repeat."""
+
+    experiment: _Experiment
+    pool: Pool
+    batch: PairBatch
+    repeat: int
+
+    @property
+    def _own(self) -> Int64[Tensor, "pair"]:
+        """Each pair's own place in the pool."""
+        return self.experiment.place[self.batch.rows].to(self.experiment.model.device)
+
+    def _draw(self, site: str, n_draws: int) -> Int64[Tensor, "draw pair"]:
+        return self.experiment.others.draw(site, self.repeat, n_draws)[:, self.batch.rows]
+
+    def of_edges(
+        self, kept: Bool[Tensor, "writer reader"], clean: Run
+    ) -> Float[Tensor, "pair d_vocab"]:
+        """Logits where each dropped edge has a prompt of its own."""
+        model = self.experiment.model
+
+        def others(reader: int) -> Int64[Tensor, "writer pair"]:
+            target = model.graph.readers[reader]
+            return self._draw(target.name, target.n_writers)
+
+        return edge_logits(model, kept, clean, self.pool, self._own, others)
+
+    def of_tree(self, tree: Tree) -> Float[Tensor, "pair d_vocab"]:
+        """Logits where each copy of a node has a prompt of its own."""
+        model = self.experiment.model
+
+        def others(node: int) -> Int64[Tensor, "copy pair"]:
+            site = "logits" if node == ROOT else model.graph.writers[node].name
+            return self._draw(site, tree.copies[node])
+
+        return tree_logits(model, tree, self.pool, self._own, others)
 
 
 def _mean_and_error(values: Float64[Tensor, "pair"]) -> dict[str, float | None]:

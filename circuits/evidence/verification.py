@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float32
 from torch import Tensor
 
-from ...edges.effects.bounds import Bound, bound_unverified, subsets_for_bound
-from ...edges.effects.edge_effects import patch_edges
-from ...edges.effects.node_effects import patch_nodes
-from ...edges.effects.reduced import patch_together
-from ...edges.effects.sources import Source
+from ...edges.effects.bounds import Bound, BoundOptions, bound_names, subsets_for_bound
+from ...edges.effects.edge_effects import effects_of_edges
+from ...edges.effects.node_effects import effects_of_nodes
+from ...edges.effects.reduced import effects_of_sets
 from ...edges.errors import InputError
 from ...edges.model.transformer import Model
 from ...edges.question.metrics import Metric
 from ...edges.question.prompts import PromptPairs
+from ...edges.question.question import Question
+from ...edges.question.source import CORRUPTED, Source
+from ...edges.runs.sweep import Report, Resources, silent
 from ..record.effects_file import CHUNK, Verified, append_lines, resume_effects, shortest
 
 TOGETHER = " + "
@@ -32,13 +33,14 @@ def verify(
     model: Model,
     pairs: PromptPairs,
     names: Sequence[str],
+    *,
     metric: str | Metric = "logit_diff",
     direction: str = "noising",
     batch_size: int | None = None,
     effects_file: Path | None = None,
     nodes: bool = False,
     patch_with: Source | None = None,
-    progress: Callable[[int], Any] | None = None,
+    progress: Report = silent,
     frozen: str = "none",
 ) -> list[Verified]:
     """Exact effects of edges, in the order of ``names``, a chunk at a time.
@@ -50,125 +52,137 @@ def verify(
         patch_with: where nodes' patched values come from; None takes the pairs' other runs.
         effects_file: a JSON Lines file that grows by whole chunks. Chunks it holds already are
             taken from it; what a killed run left of a chunk is dropped and measured again.
-        progress: called with the number of names finished since the last call.
+        progress: called with (stage, names finished since the last call, names in all).
         frozen: what keeps its values downstream of an edge; see ``patch_edges``.
 
     Raises:
         InputError: the file holds effects of another question. Else as ``patch_edges``.
     """
-    return list(
-        _measuring(
-            model,
-            pairs,
-            names,
-            metric,
-            direction,
-            batch_size,
-            effects_file,
-            nodes,
-            patch_with,
-            progress,
-            frozen,
-        )
+    question = Question(
+        pairs=pairs, metric=metric, direction=direction, patch_with=patch_with or CORRUPTED
     )
-
-
-def _measuring(
-    model: Model,
-    pairs: PromptPairs,
-    names: Sequence[str],
-    metric: str | Metric,
-    direction: str,
-    batch_size: int | None,
-    effects_file: Path | None,
-    nodes: bool,
-    patch_with: Source | None,
-    progress: Callable[[int], Any] | None,
-    frozen: str = "none",
-) -> Iterator[Verified]:
-    """What ``verify`` gives, one by one: a chunk is measured when its first effect is asked for."""
-    if patch_with is not None and not nodes:
-        raise InputError("edges are patched with the pairs' other runs; leave patch_with out")
-    if frozen != "none" and (nodes or any(TOGETHER in name for name in names)):
-        raise InputError(
-            f"frozen {frozen} is for single edges and paths; measure nodes and groups of edges "
-            "with nothing frozen"
-        )
-    source = patch_with or Source()
-    question = ""
-    n_known = 0
-    if effects_file is not None:
-        name = metric if isinstance(metric, str) else repr(metric)
-        told = (
-            model.fingerprint(),
-            pairs.fingerprint(),
-            name,
-            direction,
-            frozen,
-            source.fingerprint(),
-            f"{model.device.type} {model.tf32}",
-        )
-        question = "-".join(hashlib.sha256(part.encode()).hexdigest()[:8] for part in told)
-        known = resume_effects(effects_file, names, len(pairs), question)
-        n_known = len(known)
-        if progress is not None and known:
-            progress(n_known)
-        yield from known
-    for start in range(n_known, len(names), CHUNK):
-        chunk = names[start : start + CHUNK]
-        if nodes:
-            rows = patch_nodes(
-                model, pairs, chunk, metric, direction, batch_size, patch_with=source
-            ).effects
-        else:
-            rows = _edge_effects(model, pairs, chunk, metric, direction, batch_size, frozen)
-        new = [
-            Verified(name, shortest(row), question)
-            for name, row in zip(chunk, rows.cpu().numpy(), strict=True)
-        ]
-        if effects_file is not None:
-            append_lines(effects_file, "".join(item.line() for item in new))
-        if progress is not None:
-            progress(len(new))
-        yield from new
-
-
-def _edge_effects(
-    model: Model,
-    pairs: PromptPairs,
-    names: Sequence[str],
-    metric: str | Metric,
-    direction: str,
-    batch_size: int | None,
-    frozen: str,
-) -> Float32[Tensor, "name pair"]:
-    """Effects of edges and paths, and of groups of edges patched together."""
-    groups = [place for place, name in enumerate(names) if TOGETHER in name]
-    alone = [place for place, name in enumerate(names) if TOGETHER not in name]
-    effects = torch.empty(len(names), len(pairs), device=model.device)
-    if alone:
-        effects[alone] = patch_edges(
-            model, pairs, [names[one] for one in alone], metric, direction, batch_size, None, frozen
-        ).effects
-    if groups:
-        sets = [names[group].split(TOGETHER) for group in groups]
-        effects[groups] = patch_together(model, pairs, sets, metric, direction, batch_size)
-    return effects
+    options = VerifyOptions(nodes=nodes, frozen=frozen, effects_file=effects_file)
+    resources = Resources(batch_size=batch_size, report=progress)
+    return list(Verifier(model, question, options, resources).measure(names))
 
 
 @dataclass(frozen=True, kw_only=True)
-class BoundOptions:
-    """How what was not verified is bounded; see ``bound_unverified``."""
+class VerifyOptions:
+    """What is measured, and where it is kept; see ``verify``."""
 
-    samples: int = 1000
-    probability: float = 0.03
-    confidence: float = 0.99
+    nodes: bool = False
+    frozen: str = "none"
+    effects_file: Path | None = None
+
+
+@dataclass(frozen=True)
+class Verifier:
+    """Measures items in rank order, all by one question; see ``verify``."""
+
+    model: Model
+    question: Question
+    options: VerifyOptions
+    resources: Resources
+
+    @property
+    def inner(self) -> Resources:
+        """For the parts of what is reported by itself, item by item."""
+        return self.resources.quiet()
+
+    def measure(self, names: Sequence[str]) -> Iterator[Verified]:
+        """The effects, one by one: a chunk is measured when its first effect is asked for."""
+        options, n_known, fingerprint = self.options, 0, ""
+        self._check(names)
+        if options.effects_file is not None:
+            fingerprint, n_pairs = self._fingerprint(), len(self.question.pairs)
+            known = resume_effects(options.effects_file, names, n_pairs, fingerprint)
+            n_known = len(known)
+            if known:
+                self._report(n_known, len(names))
+            yield from known
+        for start in range(n_known, len(names), CHUNK):
+            chunk = names[start : start + CHUNK]
+            rows = self.effects(chunk).cpu().numpy()
+            new = [
+                Verified(name, shortest(row), fingerprint)
+                for name, row in zip(chunk, rows, strict=True)
+            ]
+            if options.effects_file is not None:
+                append_lines(options.effects_file, "".join(item.line() for item in new))
+            self._report(len(new), len(names))
+            yield from new
+
+    def until(
+        self, ranked: Sequence[str], largest: float, options: BoundOptions
+    ) -> tuple[list[Verified], Bound | None]:
+        """Measures until what is left is bounded below ``largest``; see ``verify_until``."""
+        check_bound(largest)
+        options = replace(options, items="nodes" if self.options.nodes else "edges")
+        budgets = [CHUNK << looks for looks in range(64) if CHUNK << looks < len(ranked)]
+        for budget in budgets[:1]:  # before anything is measured
+            subsets_for_bound(ranked[budget:], options)
+        # Each look is at a bound of its own: together they are as sure as one was to be.
+        each = replace(options, confidence=1 - (1 - options.confidence) / max(len(budgets), 1))
+        measuring = self.measure(ranked)
+        verified: list[Verified] = []
+        for budget in budgets:
+            verified += islice(measuring, budget - len(verified))
+            bound = bound_names(self.model, self.question, ranked[budget:], each, self.inner)
+            if bound.largest < largest:
+                looks = f"Bonferroni over at most {len(budgets)} such bounds and"
+                return verified, replace(bound, confidence=options.confidence, correction=looks)
+        return [*verified, *measuring], None
+
+    def effects(self, names: Sequence[str]) -> Float32[Tensor, "name pair"]:
+        """Effects of nodes, or of edges and paths, and of groups of edges patched together."""
+        model, question = self.model, self.question
+        if self.options.nodes:
+            return effects_of_nodes(model, question, names, self.inner).effects
+        groups = [place for place, name in enumerate(names) if TOGETHER in name]
+        alone = [place for place, name in enumerate(names) if TOGETHER not in name]
+        effects = torch.empty(len(names), len(question.pairs), device=model.device)
+        if alone:
+            single = [names[place] for place in alone]
+            effects[alone] = effects_of_edges(
+                model, question, single, self.inner, self.options.frozen
+            ).effects
+        if groups:
+            sets = [names[place].split(TOGETHER) for place in groups]
+            effects[groups] = effects_of_sets(model, question, sets, self.inner)
+        return effects
+
+    def _check(self, names: Sequence[str]) -> None:
+        nodes, frozen = self.options.nodes, self.options.frozen
+        if self.question.patch_with.kind != CORRUPTED.kind and not nodes:
+            raise InputError("edges are patched with the pairs' other runs; leave patch_with out")
+        if frozen != "none" and (nodes or any(TOGETHER in name for name in names)):
+            raise InputError(
+                f"frozen {frozen} is for single edges and paths; measure nodes and groups of edges "
+                "with nothing frozen"
+            )
+
+    def _fingerprint(self) -> str:
+        """What effects belong to: eight digits of a hash for each of ``QUESTION``."""
+        parts = (
+            self.model.fingerprint(),
+            self.question.pairs.fingerprint(),
+            self.question.metric_name,
+            self.question.direction,
+            self.options.frozen,
+            self.question.patch_with.fingerprint(),
+            f"{self.model.device.type} {self.model.tf32}",
+        )
+        return "-".join(hashlib.sha256(part.encode()).hexdigest()[:8] for part in parts)
+
+    def _report(self, done: int, total: int) -> None:
+        self.resources.report("verify nodes" if self.options.nodes else "verify edges", done, total)
 
 
 def verify_until(
     model: Model,
     pairs: PromptPairs,
     ranked: Sequence[str],
+    *,
     largest: float,
     metric: str | Metric = "logit_diff",
     direction: str = "noising",
@@ -176,7 +190,7 @@ def verify_until(
     effects_file: Path | None = None,
     nodes: bool = False,
     options: BoundOptions | None = None,
-    progress: Callable[[int], Any] | None = None,
+    progress: Report = silent,
 ) -> tuple[list[Verified], Bound | None]:
     """Measures in rank order until what is left is bounded below ``largest``.
 
@@ -193,35 +207,11 @@ def verify_until(
     Raises:
         InputError: ``largest`` is not above 0. Else as ``verify`` and ``bound_unverified``.
     """
-    check_bound(largest)
-    options, items = options or BoundOptions(), "nodes" if nodes else "edges"
-    budgets = [CHUNK << looks for looks in range(64) if CHUNK << looks < len(ranked)]
-    for budget in budgets[:1]:  # before anything is measured
-        subsets_for_bound(
-            ranked[budget:], options.samples, options.probability, options.confidence, items=items
-        )
-    measuring = _measuring(
-        model, pairs, ranked, metric, direction, batch_size, effects_file, nodes, None, progress
-    )
-    verified: list[Verified] = []
-    for budget in budgets:
-        verified += islice(measuring, budget - len(verified))
-        bound = bound_unverified(
-            model,
-            pairs,
-            ranked[budget:],
-            metric,
-            direction,
-            items,
-            options.samples,
-            options.probability,
-            1 - (1 - options.confidence) / len(budgets),
-            batch_size=batch_size,
-        )
-        if bound.largest < largest:
-            looks = f"Bonferroni over at most {len(budgets)} such bounds and"
-            return verified, replace(bound, confidence=options.confidence, correction=looks)
-    return [*verified, *measuring], None
+    question = Question(pairs=pairs, metric=metric, direction=direction)
+    how = VerifyOptions(nodes=nodes, effects_file=effects_file)
+    resources = Resources(batch_size=batch_size, report=progress)
+    verifier = Verifier(model, question, how, resources)
+    return verifier.until(ranked, largest, options or BoundOptions())
 
 
 def check_bound(largest: float) -> None:
@@ -240,6 +230,7 @@ def precision_error(
     model: Model,
     pairs: PromptPairs,
     verified: Sequence[Verified],
+    *,
     metric: str | Metric = "logit_diff",
     direction: str = "noising",
     batch_size: int | None = None,
@@ -251,9 +242,10 @@ def precision_error(
         model: the same model in float32, without TF32.
         verified: edges and paths; the first ``PRECISION_SAMPLE`` are measured again.
     """
+    question = Question(pairs=pairs, metric=metric, direction=direction)
+    options = VerifyOptions(frozen=frozen)
+    verifier = Verifier(model, question, options, Resources(batch_size=batch_size))
     sample = verified[:PRECISION_SAMPLE]
-    exact = _edge_effects(
-        model, pairs, [one.name for one in sample], metric, direction, batch_size, frozen
-    )
-    found = torch.tensor([one.effects for one in sample], device=exact.device)
-    return float((found - exact).abs().max())
+    exact = verifier.effects([item.name for item in sample])
+    measured = torch.tensor([item.effects for item in sample], device=exact.device)
+    return float((measured - exact).abs().max())

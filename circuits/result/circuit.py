@@ -190,7 +190,7 @@ class Circuit:
         from ..evidence.faithfulness import evaluate  # runs models, which this file does not
 
         metric = metric or str(self.method.get("metric", "logit_diff"))
-        return evaluate(model, pairs, [edge.name for edge in self.edges], metric)
+        return evaluate(model, pairs, [edge.name for edge in self.edges], metric=metric)
 
     def show(self, height: int = 700) -> Any:
         """The viewer, as a cell of a notebook shows it; elsewhere, write a ``.html`` file.

@@ -24,7 +24,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import compress
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Float64
@@ -36,10 +35,11 @@ from ..model.transformer import Model
 from ..names.graph import Edge
 from ..question.metrics import Metric
 from ..question.prompts import PromptPairs
-from ..question.question import check_direction
+from ..question.question import Question
 from ..runs.masks import EdgeList, edge_places, places_mask
+from ..runs.sweep import Report, Resources, silent
 from .node_effects import NodeEdits, patch_edits
-from .reduced import patch_together
+from .reduced import effects_of_sets
 
 Measure = Callable[[Bool[Tensor, "sample item"]], Float[Tensor, "sample"]]
 """Effects of subsets patched jointly, each the mean over pairs."""
@@ -103,10 +103,31 @@ class Bound:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class BoundOptions:
+    """How what was not verified is bounded.
+
+    Args:
+        samples: how many random subsets are patched.
+        probability: with which each subset has each item: small, to stay near the intact model,
+            and such that subsets with an item (samples * probability) are some tens.
+        confidence: of all bounds together.
+        seed: of the subsets.
+        items: ``nodes`` or ``edges``.
+    """
+
+    samples: int = 1000
+    probability: float = 0.03
+    confidence: float = 0.99
+    seed: int = 0
+    items: str = "nodes"
+
+
 def bound_unverified(
     model: Model,
     pairs: PromptPairs,
     names: EdgeList,
+    *,
     metric: str | Metric = "logit_diff",
     direction: str = "noising",
     items: str = "nodes",
@@ -115,7 +136,7 @@ def bound_unverified(
     confidence: float = 0.99,
     seed: int = 0,
     batch_size: int | None = None,
-    progress: Callable[[int], Any] | None = None,
+    progress: Report = silent,
 ) -> Bound:
     """Bounds the average marginal effects of nodes or edges that were not verified.
 
@@ -125,82 +146,72 @@ def bound_unverified(
         names: all that was not verified, nodes or edges as ``items`` says; edges also by places.
         metric: a name in ``METRICS`` or a function ``(logits, targets) -> [row]``.
         direction: ``noising`` or ``denoising``.
-        n_samples: how many random subsets are patched.
-        probability: with which each subset has each item: small, to stay near the intact model,
-            and such that subsets with an item (n_samples * probability) are some tens.
-        confidence: of all bounds together.
+        n_samples, probability, confidence, seed: see ``BoundOptions``.
         batch_size: rows (subsets x pairs) at once; None takes what fits into memory.
-        progress: called with the number of rows finished since the last call.
+        progress: called with (stage, rows finished since the last call, rows in all).
 
     Raises:
         InputError: no names, a name that is unknown or given twice, unknown options, a confidence
             or probability outside (0, 1), too few samples (the number needed is named).
         WiremapError: an effect that is not finite.
     """
-    if items not in ("nodes", "edges"):
-        raise InputError(f"unknown items {items!r}; there are nodes, edges")
-    options = (metric, direction, batch_size, progress)
-    edges = names
+    options = BoundOptions(
+        samples=n_samples, probability=probability, confidence=confidence, seed=seed, items=items
+    )
+    question = Question(pairs=pairs, metric=metric, direction=direction)
+    resources = Resources(batch_size=batch_size, report=progress)
+    return bound_names(model, question, names, options, resources)
+
+
+def bound_names(
+    model: Model,
+    question: Question,
+    items: EdgeList,
+    options: BoundOptions,
+    resources: Resources,
+) -> Bound:
+    """Bounds the average marginal effects of nodes or edges; see ``bound_unverified``."""
+    if options.items not in ("nodes", "edges"):
+        raise InputError(f"unknown items {options.items!r}; there are nodes, edges")
+    names = items
     if isinstance(names, Tensor):
         names = [model.graph.edge_name(Edge(*ends)) for ends in names.tolist()]
-    if items == "nodes":
-        measure = node_effects(model, pairs, names, *options)
+    whole = resources.within("bound the rest", options.samples * len(question.pairs))
+    if options.items == "nodes":
+        measure = measure_nodes(model, question, names, whole)
     else:
-        measure = edge_effects(model, pairs, edges, *options)
-    unit = _UNITS.get(metric, "") if isinstance(metric, str) else ""
-    return bound_effects(
-        measure,
-        names,
-        n_samples,
-        probability,
-        confidence,
-        seed,
-        items=items,
-        unit=unit or "units of the metric",
-    )
+        measure = measure_edges(model, question, items, whole)
+    unit = _UNITS.get(question.metric_name, "units of the metric")
+    return bound_effects(measure, names, options, unit)
 
 
-def node_effects(
-    model: Model,
-    pairs: PromptPairs,
-    names: Sequence[str],
-    metric: str | Metric = "logit_diff",
-    direction: str = "noising",
-    batch_size: int | None = None,
-    progress: Callable[[int], Any] | None = None,
+def measure_nodes(
+    model: Model, question: Question, names: Sequence[str], resources: Resources
 ) -> Measure:
     """What measures subsets of these nodes: see ``patch_nodes``. Raises InputError likewise."""
-    NodeEdits.of_names(model, [names]).check_positions(pairs)
+    NodeEdits.of_names(model, [names]).check_positions(question.pairs)
 
     def measure(members: Bool[Tensor, "sample item"]) -> Float[Tensor, "sample"]:
         edits = NodeEdits.of_names(model, _named(names, members))
         labels = [f"subset {sample + 1} of the nodes" for sample in range(len(members))]
-        effects = patch_edits(model, pairs, labels, edits, metric, direction, batch_size, progress)
+        effects = patch_edits(model, question, labels, edits, resources)
         return effects.effects.cpu().double().mean(1)
 
     return measure
 
 
-def edge_effects(
-    model: Model,
-    pairs: PromptPairs,
-    names: EdgeList,
-    metric: str | Metric = "logit_diff",
-    direction: str = "noising",
-    batch_size: int | None = None,
-    progress: Callable[[int], Any] | None = None,
+def measure_edges(
+    model: Model, question: Question, names: EdgeList, resources: Resources
 ) -> Measure:
     """What measures subsets of these edges: see ``patch_together``. Raises InputError likewise."""
-    check_direction(direction)
     places = edge_places(model.graph, names)
-    told = progress and (lambda done, total: progress(done))
 
     def measure(members: Bool[Tensor, "sample item"]) -> Float[Tensor, "sample"]:
         effects: list[Tensor] = []
-        for some in members.split(_SUBSETS_AT_ONCE):
-            sets = [places_mask(model.graph, places[row]) for row in some]
-            found = patch_together(model, pairs, sets, metric, direction, batch_size, told)
-            effects.append(found.cpu().double().mean(1))
+        for chunk in members.split(_SUBSETS_AT_ONCE):
+            sets = [places_mask(model.graph, places[row]) for row in chunk]
+            of_chunk = effects_of_sets(model, question, sets, resources)
+            effects.append(of_chunk.cpu().double().mean(1))
         return torch.cat(effects)
 
     return measure
@@ -214,11 +225,7 @@ def _named(names: Sequence[str], members: Bool[Tensor, "sample item"]) -> list[l
 def bound_effects(
     measure: Measure,
     names: Sequence[str],
-    n_samples: int = 1000,
-    probability: float = 0.03,
-    confidence: float = 0.99,
-    seed: int = 0,
-    items: str = "nodes",
+    options: BoundOptions,
     unit: str = "units of the metric",
 ) -> Bound:
     """Bounds the average marginal effects of anything whose subsets can be measured.
@@ -226,22 +233,23 @@ def bound_effects(
     Raises:
         InputError: as ``bound_unverified``.
     """
-    members = subsets_for_bound(names, n_samples, probability, confidence, seed, items)
-    estimates, bounds = welch_bounds(measure(members), members, confidence)
+    members = subsets_for_bound(names, options)
+    estimates, bounds = welch_bounds(measure(members), members, options.confidence)
     return Bound(
-        tuple(names), estimates, bounds, confidence, probability, n_samples, items=items, unit=unit
+        tuple(names),
+        estimates,
+        bounds,
+        options.confidence,
+        options.probability,
+        options.samples,
+        items=options.items,
+        unit=unit,
     )
 
 
-def subsets_for_bound(
-    names: Sequence[str],
-    n_samples: int,
-    probability: float,
-    confidence: float,
-    seed: int = 0,
-    items: str = "nodes",
-) -> Bool[Tensor, "sample item"]:
+def subsets_for_bound(names: Sequence[str], options: BoundOptions) -> Bool[Tensor, "sample item"]:
     """The subsets that a bound measures. Raises InputError where no bound can come of them."""
+    n_samples, probability, items = options.samples, options.probability, options.items
     if not names:
         raise InputError(
             f"expected the names of the {items} that were not verified, got none; where all were "
@@ -250,8 +258,8 @@ def subsets_for_bound(
     twice = [name for name, times in Counter(names).items() if times > 1]
     if twice:
         raise InputError(f"expected each name once, got {', '.join(twice)} again; give it once")
-    _check_confidence(confidence)
-    members = draw_subsets(n_samples, len(names), probability, seed)
+    _check_confidence(options.confidence)
+    members = draw_subsets(n_samples, len(names), probability, options.seed)
     rare = _too_rare(members)
     if rare is not None:
         needed = max(samples_needed(len(names), probability), n_samples + 1)

@@ -19,18 +19,21 @@ the last position needs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, get_args
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import InputError
 from ..model.transformer import Model
 from ..question.metrics import Metric
-from ..question.prompts import PairBatch, PromptPairs
-from ..runs.trace import Run, run
-from .engine import Effects, Runs, patch_items
+from ..question.prompts import PromptPairs
+from ..question.question import Question
+from ..runs.sweep import Report, Resources, silent
+from .engine import Effects, Items, Runs, patch_items
 from .hop import Hop, path_change, through_mlps
 
 Frozen = Literal["none", "heads", "all"]
@@ -50,10 +53,11 @@ def patch_edges(
     model: Model,
     pairs: PromptPairs,
     edges: Sequence[str],
+    *,
     metric: str | Metric = "logit_diff",
     direction: str = "noising",
     batch_size: int | None = None,
-    progress: Callable[[int], Any] | None = None,
+    progress: Report = silent,
     frozen: str = "none",
 ) -> Effects:
     """Exact effects of edges, or of paths, by path patching, on each pair.
@@ -68,7 +72,7 @@ def patch_edges(
         metric: a name in ``METRICS`` or a function ``(logits, targets) -> [row]``.
         direction: ``noising`` edits the clean run, ``denoising`` the corrupted one.
         batch_size: rows (edges x pairs) at once; None takes what fits into memory.
-        progress: called with the number of rows finished since the last call.
+        progress: called with (stage, rows finished since the last call, rows in all).
         frozen: what keeps the edited run's values downstream of the (last) reader's head or MLP:
             ``none``: all is recomputed; ``heads``: other heads write what they wrote, MLPs are
             recomputed; ``all``: other heads and MLPs write what they wrote, which makes it the
@@ -80,49 +84,71 @@ def patch_edges(
         InputError: an edge the model does not have, unknown options, pairs it cannot run.
         WiremapError: an effect that is not finite; the edge and the pair are named.
     """
+    question = Question(pairs=pairs, metric=metric, direction=direction)
+    resources = Resources(batch_size=batch_size, report=progress)
+    return effects_of_edges(model, question, edges, resources, frozen)
+
+
+def effects_of_edges(
+    model: Model,
+    question: Question,
+    edges: Sequence[str],
+    resources: Resources,
+    frozen: str = "none",
+) -> Effects:
+    """Exact effects of edges or paths; see ``patch_edges``."""
     if frozen not in FROZEN:
         raise InputError(f"unknown frozen {frozen!r:.60}; there are {', '.join(FROZEN)}")
     readers = model.graph.readers
-    asked = [model.graph.path(name) for name in edges]
+    named = [model.graph.path(name) for name in edges]
     # Edges of one slot and writer stand together, so that a batch has few writers to normalize.
     order = sorted(
-        range(len(asked)), key=lambda item: (readers[asked[item][1][-1]].kind, asked[item])
+        range(len(named)), key=lambda item: (readers[named[item][1][-1]].kind, named[item])
     )
-    paths = [asked[item] for item in order]
+    paths = [named[item] for item in order]
+    items = Items(
+        names=[edges[item] for item in order],
+        layers=[readers[path[-1]].layer for _, path in paths],
+        base=_BASE,
+        other=_OTHER,
+        final=_Resumed(model, paths, frozen).final,
+    )
+    ordered = patch_items(model, question, items, resources).effects
+    effects = torch.empty_like(ordered)
+    effects[torch.tensor(order, device=effects.device)] = ordered
+    return Effects(tuple(edges), effects)
 
-    def both_runs(batch: PairBatch) -> Iterator[tuple[Run, Run]]:
-        noising = direction == "noising"
-        clean = run(model, batch.clean, _BASE if noising else _OTHER)
-        yield clean, run(model, batch.corrupted, _OTHER if noising else _BASE)
 
-    def final(runs: Runs, layer: int, items: Sequence[int]) -> Tensor:
-        sources = sorted({(paths[item][0], paths[item][1][:-1]) for item in items})
-        changes = torch.stack([path_change(model, runs, *source) for source in sources])
-        place = {source: place for place, source in enumerate(sources)}
-        of = [place[paths[item][0], paths[item][1][:-1]] for item in items]
-        hop = Hop(model, runs, layer, [readers[paths[item][1][-1]] for item in items], changes, of)
-        if layer == model.graph.n_layers:
+@dataclass(frozen=True)
+class _Resumed:
+    """Runs resumed where the last reader of a path sees another input.
+
+    Attributes:
+        paths: of each item, a writer and the readers it goes through.
+    """
+
+    model: Model
+    paths: Sequence[tuple[int, tuple[int, ...]]]
+    frozen: str
+
+    def final(
+        self, runs: Runs, layer: int, items: Sequence[int]
+    ) -> Float[Tensor, "row pos d_model"]:
+        """The last residual stream of these items, whose last readers are in ``layer``."""
+        model, paths = self.model, [self.paths[item] for item in items]
+        # Paths that differ in their last reader alone change what it reads in the same way.
+        before = [(writer, readers[:-1]) for writer, readers in paths]
+        distinct = sorted(set(before))
+        changes = torch.stack([path_change(model, runs, *path) for path in distinct])
+        place = {path: index for index, path in enumerate(distinct)}
+        last = [model.graph.readers[readers[-1]] for _, readers in paths]
+        hop = Hop(model, runs, layer, last, changes, [place[path] for path in before])
+        if layer == model.graph.n_layers:  # the logits read: nothing is left to run
             return (runs.base.final[:, -1:] + hop.read_changes()[:, :, -1:]).flatten(0, 1)
-        if frozen == "none":
-            resid = hop.resid_after().flatten(0, 1)
+        if self.frozen == "none":
+            resid = hop.resid_after().flatten(0, 1)  # [item pair pos d_model] -> [row ...]
             return model.run(resid, start=layer + 1, past=runs.past, last_only=True)
         change = hop.written_changes()[:, :, -1:]
-        if frozen == "heads":
+        if self.frozen == "heads":
             change = through_mlps(model, runs, hop, change)
         return (runs.base.final[:, -1:] + change).flatten(0, 1)
-
-    found = patch_items(
-        model,
-        pairs,
-        [edges[item] for item in order],
-        [readers[path[-1]].layer for _, path in paths],
-        metric,
-        direction,
-        batch_size,
-        progress,
-        both_runs,
-        final,
-    )
-    effects = torch.empty_like(found.effects)
-    effects[torch.tensor(order, device=effects.device)] = found.effects
-    return Effects(tuple(edges), effects)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float, Float32
@@ -13,11 +12,12 @@ from torch import Tensor
 from ..errors import WiremapError
 from ..model.activations import Activations, Past
 from ..model.transformer import Model
-from ..question.metrics import Metric, Targets, resolve_metric
-from ..question.prompts import PairBatch, PromptPairs
-from ..question.question import check_direction
-from ..runs.memory import BatchSize
-from ..runs.trace import Run, answer_logits
+from ..question.metrics import Targets
+from ..question.prompts import PairBatch
+from ..question.question import Question
+from ..runs.sweep import Resources, Turn, Work, sweep, table
+from ..runs.trace import Run, answer_logits, run
+from .sources import values_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,18 +57,17 @@ class Runs:
     start: int
 
     @classmethod
-    def of(
-        cls, batch: PairBatch, clean: Run, other: Run | Activations, metric: Metric, direction: str
-    ) -> Runs:
+    def of(cls, batch: PairBatch, clean: Run, other: Run | Activations, question: Question) -> Runs:
         """Noising edits the clean run, denoising the other one."""
         targets = Targets.of(batch, clean.logits)
-        noising = direction == "noising"
-        base, source = (clean, other) if noising else (other, clean)
+        base, source = (clean, other) if question.noising else (other, clean)
         if isinstance(base, Activations):
             raise TypeError("values that are no run cannot be edited")
         start = 0 if isinstance(source, Activations) else first_difference(batch)
         values = source if isinstance(source, Activations) else source.kept
-        return cls(base, values, metric(base.logits, targets), targets, 1 if noising else -1, start)
+        return cls(
+            base, values, question.measure(base.logits, targets), targets, question.sign, start
+        )
 
     @property
     def past(self) -> Past | None:
@@ -93,80 +92,82 @@ def first_difference(batch: PairBatch) -> int:
     return differs.index(True) if True in differs else len(differs) - 1
 
 
-def patch_items(
-    model: Model,
-    pairs: PromptPairs,
-    names: Sequence[str],
-    layers: Sequence[int],
-    metric: str | Metric,
-    direction: str,
-    batch_size: int | None,
-    progress: Callable[[int], Any] | None,
-    both_runs: Callable[[PairBatch], Iterable[tuple[Run, Run | Activations]]],
-    final: Callable[[Runs, int, Sequence[int]], Float[Tensor, "row pos d_model"]],
-    n_draws: int = 1,
-) -> Effects:
-    """Effects of all items, those of a layer sharing batches.
+@dataclass(frozen=True, kw_only=True)
+class Items:
+    """What is patched: items that are edited by themselves, each in a run of its own.
 
-    Args:
+    Attributes:
+        names: of the items.
         layers: of each item, where its edited run is resumed.
-        both_runs: of a batch, for each draw, the clean run, and the run or values of the other.
+        base, other: names of the activations needed of the run edited, and of what values are
+            taken from.
         final: the last residual stream of the edited runs of some items of a layer, item by item.
-        n_draws: how many draws ``both_runs`` gives; effects are their mean.
     """
-    chosen_metric = resolve_metric(metric, pairs.wrong.shape[1] > 0)
-    check_direction(direction)
-    model.check_pairs(pairs)
-    table = torch.zeros(len(names), len(pairs), device=model.device)
+
+    names: Sequence[str]
+    layers: Sequence[int]
+    base: Collection[str]
+    other: Collection[str]
+    final: Callable[[Runs, int, Sequence[int]], Float[Tensor, "row pos d_model"]]
+
+
+def patch_items(model: Model, question: Question, items: Items, resources: Resources) -> Effects:
+    """Effects of all items, those of a layer sharing batches; of several draws their mean."""
+    pairs, n_draws = question.pairs, question.patch_with.n_draws
+    of_clean, of_other = items.base, items.other
+    if not question.noising:
+        of_clean, of_other = of_other, of_clean
+    source = values_of(model, question, of_other)
+    effects = table(model, len(items.names), len(pairs))
     by_layer: dict[int, list[int]] = {}
-    for item, layer in enumerate(layers):
+    for item, layer in enumerate(items.layers):
         by_layer.setdefault(layer, []).append(item)
 
-    def patch(batch: PairBatch) -> None:
-        items_at_once = BatchSize(n_rows // len(batch))
-        table[:, batch.rows] = 0  # a batch that ran out of memory may have left something
-        for clean, other in both_runs(batch):
-            runs = Runs.of(batch, clean, other, chosen_metric, direction)
-            for layer, items in sorted(by_layer.items()):
+    def patch(batch: PairBatch, turn: Turn) -> None:
+        effects[:, batch.rows] = 0  # a batch that ran out of memory may have left something
+        clean = run(model, batch.clean, of_clean)
+        for other in source.draws(batch):
+            runs = Runs.of(batch, clean, other, question)
+            for layer, of_layer in sorted(by_layer.items()):
 
-                def effects_of(
+                def differences(
                     part: Sequence[int], layer: int = layer, runs: Runs = runs
-                ) -> Tensor:
-                    logits = answer_logits(model, final(runs, layer, part))
-                    values = chosen_metric(logits, runs.targets.repeat(len(part)))
+                ) -> Float[Tensor, "item pair"]:
+                    logits = answer_logits(model, items.final(runs, layer, part))
+                    values = question.measure(logits, runs.targets.repeat(len(part)))
                     return runs.sign * (runs.values - values.view(len(part), -1))
 
-                for part, effects in items_at_once.map(items, effects_of):
-                    table[torch.tensor(part)[:, None], batch.rows] += effects.float() / n_draws
-                    if progress is not None:
-                        progress(effects.numel())
+                for part, found in turn.rows.map_times(of_layer, len(batch), differences):
+                    effects[torch.tensor(part)[:, None], batch.rows] += found.float() / n_draws
+                    turn.done(found.numel())
 
-    with torch.no_grad(), model.borrowed():
-        for bucket in pairs.batches():
-            n_rows, pairs_at_once = _sizes(model, bucket)
-            if batch_size is not None:
-                n_rows = batch_size
-                pairs_at_once = BatchSize(min(batch_size, pairs_at_once.rows))
-            for _ in pairs_at_once.map(bucket, patch):
-                pass
-    strange = (~torch.isfinite(table)).nonzero().tolist()
+    work = Work(
+        stage="patch",
+        function=patch,
+        collect=lambda batch, result: None,  # effects are where they belong
+        cost=_cost_of_both_runs,
+        row_cost=_cost_of_row,
+        counts_rows=True,
+        steps=len(items.names) * n_draws,
+    )
+    sweep(model, pairs, work, resources)
+    strange = (~torch.isfinite(effects)).nonzero().tolist()
     if strange:
         item, pair = strange[0]
         raise WiremapError(
-            f"the effect of {names[item]} on pair {pair + 1} is not finite ({len(strange)} such); "
-            "try float32 (--dtype float32)"
+            f"the effect of {items.names[item]} on pair {pair + 1} is not finite ({len(strange)} "
+            "such); try float32 (--dtype float32)"
         )
-    return Effects(tuple(names), table)
+    return Effects(tuple(items.names), effects)
 
 
-def _sizes(model: Model, bucket: PairBatch) -> tuple[int, BatchSize]:
-    """How many edited rows to run at once, and of how many pairs to keep both runs.
+def _cost_of_row(model: Model, n_pos: int) -> int:
+    """Bytes that one row of an edited run needs: what a block makes of it."""
+    numbers = 24 * n_pos * model.d_model + 4 * model.graph.n_heads * n_pos**2 + 2 * model.d_vocab
+    return model.dtype.itemsize * numbers
 
-    Estimates: of what a block needs for one row, and of what both runs leave behind of one pair.
-    """
-    n_pos = bucket.clean.shape[1]
-    stream = n_pos * model.d_model
-    of_row = 24 * stream + 4 * model.graph.n_heads * n_pos**2 + 2 * model.d_vocab
-    of_pair = of_row + 10 * model.graph.n_layers * stream
-    rows = BatchSize.fitting(4 * of_row, model.device).rows
-    return rows, BatchSize.fitting(4 * of_pair, model.device)
+
+def _cost_of_both_runs(model: Model, n_pos: int) -> int:
+    """Bytes that both runs of one pair leave behind, and the run itself."""
+    kept = 10 * model.graph.n_layers * n_pos * model.d_model
+    return _cost_of_row(model, n_pos) + model.dtype.itemsize * kept

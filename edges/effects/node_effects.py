@@ -7,10 +7,8 @@ Many are run at once, one row for each set and pair. Signs and directions as in 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -21,11 +19,14 @@ from ..model.activations import Activations
 from ..model.transformer import Model
 from ..names.nodes import ACTIVATION, NodeSet, parse_node
 from ..question.metrics import Metric
-from ..question.prompts import PairBatch, PromptPairs
-from ..runs.trace import Run, run
+from ..question.prompts import PromptPairs
+from ..question.question import Question
+from ..question.source import Source
+from ..runs.sweep import Report, Resources, silent
 from .edits import ALL, Edit, applying
-from .engine import Effects, Runs, patch_items
-from .sources import Source
+from .engine import Effects, Items, Runs, patch_items
+
+_BASE = ("resid_pre", "k", "v")
 
 
 @dataclass(frozen=True)
@@ -108,10 +109,11 @@ def patch_nodes(
     model: Model,
     pairs: PromptPairs,
     nodes: Sequence[str | Sequence[str]],
+    *,
     metric: str | Metric = "logit_diff",
     direction: str = "noising",
     batch_size: int | None = None,
-    progress: Callable[[int], Any] | None = None,
+    progress: Report = silent,
     patch_with: str | Source = "corrupted",
 ) -> Effects:
     """Exact effects of nodes by activation patching, on each pair.
@@ -122,72 +124,55 @@ def patch_nodes(
     is the corrupted (or noised) one, and the clean value is what is patched in.
 
     Args:
-        nodes: names (see ``wiremap.edges.nodes``); a list of names is patched together.
+        nodes: names (see ``wiremap.edges.names.nodes``); a list of names is patched together.
         metric: a name in ``METRICS`` or a function ``(logits, targets) -> [row]``.
         direction: ``noising`` or ``denoising``; see ``patch_edges``.
         batch_size: rows (nodes x pairs) at once; None takes what fits into memory.
-        progress: called with the number of rows finished since the last call.
-        patch_with: where patched values come from; see ``wiremap.edges.sources``.
+        progress: called with (stage, rows finished since the last call, rows in all).
+        patch_with: where patched values come from; see ``wiremap.edges.question.source``.
 
     Raises:
         InputError: a node the model does not have, a position outside a prompt, unknown options, a
             source that the pairs or the direction do not allow.
         WiremapError: an effect that is not finite; the node and the pair are named.
     """
-    items = [[node] if isinstance(node, str) else list(node) for node in nodes]
-    edits = NodeEdits.of_names(model, items)
-    names = [" + ".join(item) for item in items]
-    return patch_edits(
-        model, pairs, names, edits, metric, direction, batch_size, progress, patch_with
+    question = Question(
+        pairs=pairs,
+        metric=metric,
+        direction=direction,
+        patch_with=patch_with if isinstance(patch_with, Source) else Source(patch_with),
+    )
+    return effects_of_nodes(
+        model, question, nodes, Resources(batch_size=batch_size, report=progress)
     )
 
 
-def patch_edits(
-    model: Model,
-    pairs: PromptPairs,
-    names: Sequence[str],
-    edits: NodeEdits,
-    metric: str | Metric = "logit_diff",
-    direction: str = "noising",
-    batch_size: int | None = None,
-    progress: Callable[[int], Any] | None = None,
-    patch_with: str | Source = "corrupted",
+def effects_of_nodes(
+    model: Model, question: Question, nodes: Sequence[str | Sequence[str]], resources: Resources
 ) -> Effects:
-    """Exact effects of sets of nodes; else as ``patch_nodes``."""
-    source = patch_with if isinstance(patch_with, Source) else Source(patch_with)
-    source.check(pairs, direction)
-    if source.mean_over is not None:
-        model.check_pairs(source.mean_over)
-    edits.check_positions(pairs)
-    needed = {name for name, _ in edits.by_site}
+    """Exact effects of nodes, or of lists of them together; see ``patch_nodes``."""
+    items = [[node] if isinstance(node, str) else list(node) for node in nodes]
+    edits = NodeEdits.of_names(model, items)
+    return patch_edits(model, question, [" + ".join(item) for item in items], edits, resources)
 
-    @cache
-    def means() -> Activations:
-        return source.means(model, pairs, needed)
 
-    def both_runs(batch: PairBatch) -> Iterator[tuple[Run, Run | Activations]]:
-        noising = direction == "noising"
-        base = {"resid_pre", "k", "v"}
-        clean = run(model, batch.clean, base if noising else needed)
-        for other in source.others(model, batch, needed if noising else base, means):
-            yield clean, other
+def patch_edits(
+    model: Model, question: Question, names: Sequence[str], edits: NodeEdits, resources: Resources
+) -> Effects:
+    """Exact effects of sets of nodes, one for each of ``names``; else as ``patch_nodes``."""
+    edits.check_positions(question.pairs)
 
     def final(runs: Runs, layer: int, part: Sequence[int]) -> Float[Tensor, "row pos d_model"]:
         base = runs.resid_before(layer)
         see = applying(edits.edits(part, runs.other), len(part))
-        rows = base.repeat(len(part), 1, 1)
+        rows = base.repeat(len(part), 1, 1)  # [pair pos d_model] -> [(item pair) pos d_model]
         return model.run(rows, see, start=layer, past=runs.past, last_only=True)
 
-    return patch_items(
-        model,
-        pairs,
-        names,
-        edits.first_layers,
-        metric,
-        direction,
-        batch_size,
-        progress,
-        both_runs,
-        final,
-        source.n_draws,
+    items = Items(
+        names=names,
+        layers=edits.first_layers,
+        base=_BASE,
+        other={name for name, _ in edits.by_site},
+        final=final,
     )
+    return patch_items(model, question, items, resources)

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import groupby
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Float32
@@ -20,12 +18,20 @@ from torch import Tensor
 from ..errors import InputError
 from ..model.transformer import Model
 from ..names.graph import SLOTS, Slot
-from ..question.metrics import Metric, Targets, resolve_metric
+from ..question.metrics import Metric, Targets
 from ..question.prompts import PairBatch, PromptPairs
-from ..question.question import check_direction
+from ..question.question import Question
 from ..runs.masks import EdgeSet, as_mask, full_mask, live_mask
-from ..runs.memory import BatchSize
-from ..runs.sweep import check_finite, pairs_at_once
+from ..runs.sweep import (
+    Report,
+    Resources,
+    Turn,
+    Work,
+    check_finite,
+    silent,
+    sweep,
+    table,
+)
 from ..runs.trace import Run, answer_logits, run
 from ..runs.writes import head_writes
 
@@ -66,27 +72,35 @@ def run_edges(
     model: Model,
     pairs: PromptPairs,
     edges: EdgeSet,
+    *,
     metric: str | Metric = "logit_diff",
     batch_size: int | None = None,
-    progress: Callable[[int], Any] | None = None,
+    progress: Report = silent,
 ) -> CircuitValues:
     """The metric of the model reduced to ``edges``, everything outside patched, on each pair.
 
-    Args and errors as for ``run_edge_sets``, of one set and one metric; ``progress`` is called with
-    the number of pairs finished since the last call.
+    Args and errors as for ``run_edge_sets``, of one set and one metric.
     """
-    told = progress and (lambda done, total: progress(done))
-    (found,) = run_edge_sets(model, pairs, [edges], [metric], batch_size, told)
-    return CircuitValues(found.full, found.empty, found.circuit[0])
+    resources = Resources(batch_size=batch_size, report=progress)
+    return values_of_edges(model, Question(pairs=pairs, metric=metric), edges, resources)
+
+
+def values_of_edges(
+    model: Model, question: Question, edges: EdgeSet, resources: Resources
+) -> CircuitValues:
+    """The metric of the model reduced to ``edges``; see ``run_edges``."""
+    (values,) = values_of_sets(model, [question], [edges], resources)
+    return CircuitValues(values.full, values.empty, values.circuit[0])
 
 
 def run_edge_sets(
     model: Model,
     pairs: PromptPairs,
     sets: Sequence[EdgeSet],
+    *,
     metrics: Sequence[str | Metric] = ("logit_diff",),
     batch_size: int | None = None,
-    progress: Callable[[int, int], Any] | None = None,
+    progress: Report = silent,
 ) -> list[EdgeSetValues]:
     """Metrics of the model reduced to each of many sets of edges, everything outside patched.
 
@@ -98,8 +112,8 @@ def run_edge_sets(
         sets: edges by names such as ``a0.h1->a2.h3<q>``, or masks.
         metrics: names in ``METRICS`` or functions ``(logits, targets) -> [row]``.
         batch_size: rows (sets x pairs) at once; None takes what fits into memory.
-        progress: called with the number of runs (sets x pairs) finished since the last call, and in
-            all.
+        progress: called with (stage, runs finished since the last call, runs in all), a run being
+            that of one pair with one set.
 
     Returns:
         One for each metric, in their order.
@@ -109,18 +123,27 @@ def run_edge_sets(
             not exist, no metric, unknown options, pairs it cannot run.
         WiremapError: a metric that is not finite; the pairs are named.
     """
+    questions = [Question(pairs=pairs, metric=metric) for metric in metrics]
+    return values_of_sets(model, questions, sets, Resources(batch_size=batch_size, report=progress))
+
+
+def values_of_sets(
+    model: Model, questions: Sequence[Question], sets: Sequence[EdgeSet], resources: Resources
+) -> list[EdgeSetValues]:
+    """What ``run_edge_sets`` gives, for questions that differ in their metric alone."""
     masks = (as_mask(model.graph, edges) for edges in sets)
-    return _run_masks(model, pairs, masks, len(sets), metrics, batch_size, progress)
+    return _ReducedSets.of(model, questions, masks, len(sets)).values(resources)
 
 
 def patch_together(
     model: Model,
     pairs: PromptPairs,
     sets: Sequence[EdgeSet],
+    *,
     metric: str | Metric = "logit_diff",
     direction: str = "noising",
     batch_size: int | None = None,
-    progress: Callable[[int, int], Any] | None = None,
+    progress: Report = silent,
 ) -> Float32[Tensor, "set pair"]:
     """Exact effects of sets of edges, all edges of a set patched at once, on each pair.
 
@@ -134,67 +157,105 @@ def patch_together(
 
     Else, args and errors as for ``run_edge_sets``.
     """
-    check_direction(direction)
-    noising, every = direction == "noising", full_mask(model.graph)
+    question = Question(pairs=pairs, metric=metric, direction=direction)
+    return effects_of_sets(model, question, sets, Resources(batch_size=batch_size, report=progress))
+
+
+def effects_of_sets(
+    model: Model, question: Question, sets: Sequence[EdgeSet], resources: Resources
+) -> Float32[Tensor, "set pair"]:
+    """Exact effects of sets of edges patched at once; see ``patch_together``."""
+    every = full_mask(model.graph)
+    # The set carries the other run's values: the model reduced to all its other edges, with the
+    # run edited in the place of the clean one.
     rest = (every & ~as_mask(model.graph, edges) for edges in sets)
-    (found,) = _run_masks(
-        model, pairs, rest, len(sets), [metric], batch_size, progress, swapped=not noising
-    )
-    return found.full - found.circuit if noising else found.circuit - found.empty
+    reduced = _ReducedSets.of(model, [question], rest, len(sets), swapped=not question.noising)
+    (values,) = reduced.values(resources)
+    return values.full - values.circuit if question.noising else values.circuit - values.empty
 
 
-def _run_masks(
-    model: Model,
-    pairs: PromptPairs,
-    kept: Iterable[Bool[Tensor, "writer reader"]],
-    n_sets: int,
-    metrics: Sequence[str | Metric],
-    batch_size: int | None,
-    progress: Callable[[int, int], Any] | None,
-    swapped: bool = False,
-) -> list[EdgeSetValues]:
-    """See ``run_edge_sets``; ``swapped`` puts the two runs in each other's place in reduced models."""
-    if not metrics:
-        raise InputError("expected at least one metric, got none; name one, such as logit_diff")
-    chosen = [resolve_metric(metric, pairs.wrong.shape[1] > 0) for metric in metrics]
-    masks = torch.zeros(n_sets, *full_mask(model.graph).shape, dtype=torch.bool)
-    for row, mask in enumerate(kept):
-        # Where heads share a scale, a head may change without a kept edge into it.
-        masks[row] = mask if model.heads_share_scale else live_mask(model.graph, mask)
-    model.check_pairs(pairs)
-    table = torch.zeros(len(chosen), 2 + len(masks), len(pairs), device=model.device)
+@dataclass(frozen=True)
+class _ReducedSets:
+    """The model reduced to each of some sets of edges.
 
-    def values(batch: PairBatch, size: BatchSize) -> Float[Tensor, "metric run pair"]:
-        clean = run(model, batch.clean, BASE if swapped else ())
-        corrupted = run(model, batch.corrupted, () if swapped else BASE)
-        now, base = (corrupted, clean) if swapped else (clean, corrupted)
+    Attributes:
+        questions: of the same pairs, one for each metric.
+        masks: the sets.
+        swapped: the two runs are in each other's place.
+    """
+
+    model: Model
+    questions: Sequence[Question]
+    masks: Bool[Tensor, "set writer reader"]
+    swapped: bool
+
+    @classmethod
+    def of(
+        cls,
+        model: Model,
+        questions: Sequence[Question],
+        kept: Iterable[Bool[Tensor, "writer reader"]],
+        n_sets: int,
+        swapped: bool = False,
+    ) -> _ReducedSets:
+        """Of so many masks, one after the other: only those rows are ever in memory."""
+        if not questions:
+            raise InputError("expected at least one metric, got none; name one, such as logit_diff")
+        masks = torch.zeros(n_sets, *full_mask(model.graph).shape, dtype=torch.bool)
+        for row, mask in enumerate(kept):
+            # Where heads share a scale, a head may change without a kept edge into it.
+            masks[row] = mask if model.heads_share_scale else live_mask(model.graph, mask)
+        return cls(model, questions, masks, swapped)
+
+    def values(self, resources: Resources) -> list[EdgeSetValues]:
+        """The metrics of all pairs; see ``run_edge_sets``."""
+        pairs = self.questions[0].pairs
+        values = table(self.model, len(self.questions), 2 + len(self.masks), len(pairs))
+
+        def collect(batch: PairBatch, of_batch: Tensor) -> None:
+            values[:, :, batch.rows] = of_batch.float()
+
+        work = Work(
+            stage="run circuits",
+            function=self._of_batch,
+            collect=collect,
+            cost=cost_of_reduced_run,
+            counts_rows=True,
+            steps=len(self.masks),
+        )
+        sweep(self.model, pairs, work, resources)
+        check_finite(values.flatten(0, 1))
+        return [EdgeSetValues(metric[0], metric[1], metric[2:]) for metric in values]
+
+    def _of_batch(self, batch: PairBatch, turn: Turn) -> Float[Tensor, "metric run pair"]:
+        """Of the clean run, the corrupted one, and each set."""
+        model = self.model
+        clean = run(model, batch.clean, BASE if self.swapped else ())
+        corrupted = run(model, batch.corrupted, () if self.swapped else BASE)
+        now, base = (corrupted, clean) if self.swapped else (clean, corrupted)
         targets = Targets.of(batch, clean.logits)
 
         def measured(logits: Float[Tensor, "pair d_vocab"]) -> Float[Tensor, "metric pair"]:
-            return torch.stack([metric(logits, targets) for metric in chosen])
+            return torch.stack([question.measure(logits, targets) for question in self.questions])
 
-        found = [measured(clean.logits), measured(corrupted.logits)]
+        values = [measured(clean.logits), measured(corrupted.logits)]
 
-        def of_sets(some: Bool[Tensor, "set writer reader"]) -> list[Tensor]:
-            return [measured(logits) for logits in set_logits(model, some, now.input, base)]
+        def of_sets(masks: Bool[Tensor, "set writer reader"]) -> list[Tensor]:
+            return [measured(logits) for logits in set_logits(model, masks, now.input, base)]
 
-        tried = max(1, min(_SETS_AT_ONCE, size.rows // len(batch)))
-        sets_at_once = BatchSize(tried)
-        for _, some in sets_at_once.map(masks, of_sets):
-            found += some
-        if sets_at_once.rows < tried:  # so that the next batch begins with what fits
-            size.rows = sets_at_once.rows * len(batch)
-        return torch.stack(found, 1)
+        sets = turn.rows.map_times(self.masks, len(batch), of_sets, most=_SETS_AT_ONCE)
+        for masks, of_masks in sets:
+            values += of_masks
+            turn.done(len(masks) * len(batch))
+        return torch.stack(values, 1)
 
-    with torch.no_grad(), model.borrowed():
-        for bucket in pairs.batches():
-            size = BatchSize(batch_size) if batch_size else pairs_at_once(model, bucket)
-            for batch, found in size.map(bucket, partial(values, size=size)):
-                table[:, :, batch.rows] = found.float()
-                if progress is not None:
-                    progress(len(batch) * len(masks), len(pairs) * len(masks))
-    check_finite(table.flatten(0, 1))
-    return [EdgeSetValues(of_metric[0], of_metric[1], of_metric[2:]) for of_metric in table]
+
+def cost_of_reduced_run(model: Model, n_pos: int) -> int:
+    """Bytes that a reduced run of one pair needs: all writes, and a layer's inputs."""
+    graph = model.graph
+    streams = len(graph.writers) + 4 * graph.n_heads + 12 * graph.n_layers
+    numbers = streams * n_pos * model.d_model + 4 * graph.n_heads * n_pos**2 + 3 * model.d_vocab
+    return model.dtype.itemsize * numbers
 
 
 def masked_logits(
@@ -252,7 +313,7 @@ class _Reduction:
     model: Model
     base: Run
     changes: Float[Tensor, "set writer pair pos d_model"]
-    weights: Float[Tensor, "set reader writer"]
+    weights: Float[Tensor, "set writer reader"]
     reads_change: Bool[Tensor, "set reader"]
     additions: Additions | None
 
@@ -323,7 +384,7 @@ class _Reduction:
     ) -> Float[Tensor, "row pos head d_head"]:
         """The queries, keys or values of a layer, set by set: base's but where an item reads else."""
         model, kept, readers = self.model, self.base.kept, self.model.graph.readers
-        base: Tensor = getattr(kept, slot)[layer]
+        base: Tensor = kept[slot][layer]
         values = base.repeat(len(sets), 1, 1, 1, 1)  # [set pair pos head d_head]
         items = [item for item in items if readers[item[1]].kind == slot]
         if items:

@@ -14,13 +14,14 @@ from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from ..model.transformer import Model
-from ..question.metrics import Metric, Targets, resolve_metric
-from ..question.prompts import PairBatch, PromptPairs
+from ..question.metrics import Targets
+from ..question.prompts import PairBatch
+from ..question.question import Question
 from ..runs.masks import edge_mask, full_mask
 from ..runs.memory import BatchSize
-from ..runs.sweep import check_finite, pairs_at_once
+from ..runs.sweep import Resources, Turn, Work, check_finite, sweep
 from ..runs.trace import Run, run
-from .reduced import BASE, masked_logits
+from .reduced import BASE, cost_of_reduced_run, masked_logits
 
 
 @dataclass(frozen=True)
@@ -49,15 +50,11 @@ class _Shared:
 
 
 class ReducedRuns:
-    """Runs of a model reduced to sets of edges, everything outside patched; see ``masking``.
+    """Runs of a model reduced to sets of edges, everything outside patched; see ``reduced``.
 
     Used in a ``with`` statement, in which the model is frozen and without hooks. The corrupted run
     of all pairs stays on the model's device: of each token and layer, its queries, keys and values,
     and four residual streams.
-
-    Args:
-        metric: a name in ``METRICS`` or a function ``(logits, targets) -> [row]``.
-        batch_size: pairs at once; None takes what fits into memory.
 
     Attributes:
         full, empty: the metric on each pair with all edges (the clean run) and with none (the
@@ -72,24 +69,17 @@ class ReducedRuns:
     full: Float64[Tensor, "pair"]
     empty: Float64[Tensor, "pair"]
 
-    def __init__(
-        self,
-        model: Model,
-        pairs: PromptPairs,
-        metric: str | Metric = "logit_diff",
-        batch_size: int | None = None,
-    ) -> None:
-        self.model = model
-        self._metric = resolve_metric(metric, pairs.wrong.shape[1] > 0)
+    def __init__(self, model: Model, question: Question, resources: Resources) -> None:
+        self.model, self.question = model, question
+        n_pairs = len(question.pairs)
         self._batches: list[_Shared] = []
-        self._pairs_at_once = BatchSize(len(pairs))
+        self._pairs_at_once = BatchSize(n_pairs)
         self._borrowed = ExitStack()
         self.n_runs = 0
-        model.check_pairs(pairs)
         every = full_mask(model.graph)
-        ends = torch.zeros(2, len(pairs), dtype=torch.float64)
+        ends = torch.zeros(2, n_pairs, dtype=torch.float64)
 
-        def start(batch: PairBatch) -> tuple[_Shared, Tensor]:
+        def start(batch: PairBatch, turn: Turn) -> tuple[_Shared, Float[Tensor, "run pair"]]:
             clean = run(model, batch.clean, ())
             corrupted = run(model, batch.corrupted, BASE)
             targets = Targets.of(batch, clean.logits)
@@ -97,15 +87,18 @@ class ReducedRuns:
             # No reduction needs more memory, so a batch that is too large is halved here, unless
             # something else takes the memory meanwhile.
             masked_logits(model, every, shared.clean_input, corrupted)
-            both = [self._metric(some.logits, targets) for some in (clean, corrupted)]
+            both = [question.measure(end.logits, targets) for end in (clean, corrupted)]
             return shared, torch.stack(both)
 
-        with torch.no_grad(), model.borrowed():
-            for bucket in pairs.batches():
-                size = BatchSize(batch_size) if batch_size else pairs_at_once(model, bucket)
-                for batch, (shared, found) in size.map(bucket, start):
-                    self._batches.append(shared)
-                    ends[:, batch.rows] = found.cpu().double()
+        def collect(batch: PairBatch, started: tuple[_Shared, Float[Tensor, "run pair"]]) -> None:
+            shared, values = started
+            self._batches.append(shared)
+            ends[:, batch.rows] = values.cpu().double()
+
+        work = Work(
+            stage="run both prompts", function=start, collect=collect, cost=cost_of_reduced_run
+        )
+        sweep(model, question.pairs, work, resources)
         check_finite(ends.float())
         self.full, self.empty = ends
 
@@ -136,7 +129,7 @@ class ReducedRuns:
 
         def measured(batch: _Shared) -> Tensor:
             logits = masked_logits(self.model, kept, batch.clean_input, batch.corrupted)
-            return self._metric(logits, batch.targets).cpu().double()
+            return self.question.measure(logits, batch.targets).cpu().double()
 
         for whole in self._batches:
             for batch, found in self._pairs_at_once.map(whole, measured):

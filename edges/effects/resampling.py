@@ -2,7 +2,7 @@
 
 ``edge_logits``: every dropped edge its own prompt, in one pass. ``tree_logits``: the model written
 out as a tree, a copy of each node for every path of kept edges from it to the logits, and a prompt
-for each copy. With one prompt for everything both are ``masking.masked_logits``.
+for each copy. With one prompt for everything both are ``reduced.masked_logits``.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def edge_logits(
     what it wrote in the clean run. One pass; its work grows with the number of dropped edges.
 
     Args:
-        clean: the pairs' run, which keeps ``masking.BASE``.
+        clean: the pairs' run, which keeps ``reduced.BASE``.
         pool: runs of the prompts that ``own`` and ``others`` name by their places.
         own: each pair's clean prompt.
         others: of a reader, the prompt of each edge into it.

@@ -1,178 +1,176 @@
-"""Where the values come from that patching puts in.
+"""How the values are made that patching puts in: a small object for each kind of source.
 
-    corrupted            each pair's other run: resample ablation
-    mean                 the mean over a data set, of all its tokens or position by position
-    zero                 0
-    noise                the run with Gaussian noise on the embedding (causal tracing, Meng et al.,
-                         2022, arXiv 2202.05262), averaged over seeds
-
-Noise is put on the tokens in which clean and corrupted prompt differ, the pair's way of saying
-what matters; its scale is in standard deviations of the token embedding's entries.
+What the kinds are is in ``question.source``. An object is made once for a question and gives, for
+each batch of pairs, a run or activations to take values from.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
-from typing import Literal, get_args
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from ..errors import InputError, name_rows
 from ..model.activations import Activations
 from ..model.transformer import Model
-from ..question.prompts import PairBatch, PromptPairs
-from ..runs.memory import BatchSize
+from ..question.prompts import PairBatch
+from ..question.question import Question
+from ..runs.sweep import Resources, Turn, Work, sweep
 from ..runs.trace import Run, answer_logits, run
 
-Kind = Literal["corrupted", "mean", "mean-by-position", "zero", "noise"]
+
+class Values(Protocol):
+    """The values of a source."""
+
+    def draws(self, batch: PairBatch) -> Iterator[Run | Activations]:
+        """For each draw, the run (or, where it is none, the activations) values come from."""
+        ...
 
 
-KINDS: tuple[Kind, ...] = get_args(Kind)
-
-
-@dataclass(frozen=True, eq=False)
-class Source:
-    """What takes the place of a node's value.
+def values_of(model: Model, question: Question, keep: Collection[str]) -> Values:
+    """The values that the question patches with.
 
     Args:
-        kind: a name in ``KINDS``.
-        mean_over: the data set of a mean: its corrupted prompts are averaged over. None takes the
-            pairs that are patched.
-        noise_scale: in standard deviations of the token embedding's entries.
-        noise_seeds: how many draws effects are averaged over.
-
-    Raises:
-        InputError: an unknown kind, a scale or number of seeds that is not positive.
+        keep: names of the activations that are needed of them.
     """
+    return VALUES[question.patch_with.kind](model, question, keep)
 
-    kind: str = "corrupted"  # checked below, in words
-    mean_over: PromptPairs | None = None
-    noise_scale: float = 3.0
-    noise_seeds: int = 10
 
-    def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise InputError(
-                f"unknown source of patched values {self.kind!r}; there are {', '.join(KINDS)}"
-            )
-        if not 0 < self.noise_scale < float("inf") or self.noise_seeds < 1:
-            raise InputError(
-                "expected a noise scale above 0 and at least one seed, got "
-                f"{self.noise_scale} and {self.noise_seeds}"
-            )
+@dataclass(frozen=True)
+class Corrupted:
+    """Each pair's corrupted run."""
 
-    def check(self, pairs: PromptPairs, direction: str) -> None:
-        """Raises InputError for pairs or a direction that this source cannot serve."""
-        if self.kind in ("mean", "mean-by-position", "zero") and direction == "denoising":
-            raise InputError(
-                f"denoising puts clean values into a corrupted run, and {self.kind} patching has no "
-                "such run; use noising, or the sources corrupted or noise"
-            )
-        if self.kind == "noise":
-            same = (pairs.clean == pairs.corrupted).all(1).nonzero().flatten().tolist()
-            if same:
-                raise InputError(
-                    "noise is put on the tokens in which clean and corrupted prompt differ; they "
-                    "are the same " + name_rows(same, "say what matters by a corrupted prompt")
-                )
-        if self.kind == "mean-by-position":
-            data = self.mean_over or pairs
-            lengths = sorted({*pairs.lengths.tolist(), *data.lengths.tolist()})
-            if len(lengths) > 1:
-                raise InputError(
-                    "a mean by position needs prompts of one length, the data set's and the pairs' "
-                    f"alike; got lengths {', '.join(map(str, lengths))}: use --patch-with mean, or "
-                    "pairs and data of one length"
-                )
+    model: Model
+    question: Question
+    keep: Collection[str]
 
-    def fingerprint(self) -> str:
-        """Equal for sources that give equal values."""
-        if self.kind == "noise":
-            return f"noise {self.noise_scale} {self.noise_seeds}"
-        data = self.mean_over.fingerprint() if self.mean_over else ""
-        return f"{self.kind} {data}" if self.kind.startswith("mean") else self.kind
+    def draws(self, batch: PairBatch) -> Iterator[Run]:
+        """One."""
+        yield run(self.model, batch.corrupted, self.keep)
 
-    @property
-    def n_draws(self) -> int:
-        """How many draws its effects are averaged over."""
-        return self.noise_seeds if self.kind == "noise" else 1
 
-    def others(
-        self,
-        model: Model,
-        batch: PairBatch,
-        keep: Collection[str],
-        means: Callable[[], Activations],
-    ) -> Iterator[Run | Activations]:
-        """For each draw, the run (or, where it is none, the activations) values come from.
+@dataclass(frozen=True)
+class Noised:
+    """The clean run with noise on what the input writes, where the prompts differ."""
 
-        Args:
-            means: gives the ``means`` of the same names, where they are needed.
-        """
-        if self.kind == "corrupted":
-            yield run(model, batch.corrupted, keep)
-        elif self.kind == "noise":
-            for seed in range(self.noise_seeds):
-                yield self._noised(model, batch, keep, seed)
-        else:
-            yield self._constants(model, batch, keep, means)
+    model: Model
+    question: Question
+    keep: Collection[str]
 
-    def _noised(self, model: Model, batch: PairBatch, keep: Collection[str], seed: int) -> Run:
+    def draws(self, batch: PairBatch) -> Iterator[Run]:
+        """One for each seed."""
+        for seed in range(self.question.patch_with.n_draws):
+            yield self._noised(batch, seed)
+
+    def _noised(self, batch: PairBatch, seed: int) -> Run:
+        model, scale = self.model, self.question.patch_with.noise_scale
         resid = model.embed(batch.clean.to(model.device))
         draws: list[Tensor] = []
         for row in batch.rows.tolist():  # so that no draw depends on how pairs are batched
             generator = torch.Generator().manual_seed(1_000_003 * seed + row)
             draws.append(torch.randn(resid.shape[1:], generator=generator))
         differs = (batch.clean != batch.corrupted)[:, :, None].to(resid.device)
-        noise = torch.stack(draws).to(resid) * self.noise_scale * model.embedding_deviation()
+        noise = torch.stack(draws).to(resid) * scale * model.embedding_deviation()
         resid = resid + noise * differs
         kept = Activations()
-        final = model.run(resid, kept.noting(keep))
+        final = model.run(resid, kept.noting(self.keep))
         return Run(resid, kept, final, answer_logits(model, final))
 
-    def _constants(
-        self,
-        model: Model,
-        batch: PairBatch,
-        keep: Collection[str],
-        means: Callable[[], Activations],
-    ) -> Activations:
-        """Zeros or means in the shape of the batch's activations."""
-        like = run(model, batch.clean[:1], keep).kept
-        found = Activations()
-        for name in keep:
-            for layer, tensor in enumerate(like[name]):
-                shape = (len(batch), *tensor.shape[1:])
-                zero = self.kind == "zero"
-                value = tensor.new_zeros(()) if zero else means()[name][layer].to(tensor)
-                found.add(name, value.expand(shape))
-        return found
 
-    def means(self, model: Model, pairs: PromptPairs, keep: Collection[str]) -> Activations:
-        """Means over the data set: of all its tokens, or at each position. ``[1 pos ...]``"""
-        data = self.mean_over or pairs
-        over = (0,) if self.kind == "mean-by-position" else (0, 1)
-        sums: dict[tuple[str, int], Tensor] = {}
-        count = 0
+@dataclass(frozen=True)
+class Zeros:
+    """Zeros in the shape of the batch's activations."""
 
-        def totals(batch: PairBatch) -> dict[tuple[str, int], Tensor]:
-            kept = run(model, batch.corrupted, keep).kept
-            return {
-                (name, layer): tensor.cpu().double().sum(over, keepdim=True)
-                for name in keep
-                for layer, tensor in enumerate(kept[name])
-            }
+    model: Model
+    question: Question
+    keep: Collection[str]
 
-        for bucket in data.batches():
-            n_pos = bucket.clean.shape[1]
-            numbers = model.graph.n_layers * n_pos * (20 * model.d_model + 4 * model.d_mlp)
-            size = BatchSize.fitting(4 * numbers, model.device)
-            for part, found in size.map(bucket, totals):
-                sums = {key: sums.get(key, 0) + total for key, total in found.items()}
-                count += len(part) * (1 if self.kind == "mean-by-position" else n_pos)
-        means = Activations()
-        for (name, _), total in sums.items():  # layers of a name come in order
-            means.add(name, (total / count).float())
-        return means
+    def draws(self, batch: PairBatch) -> Iterator[Activations]:
+        """One."""
+        yield _filled(self.model, batch, self.keep, lambda name, layer, like: like.new_zeros(()))
+
+
+@dataclass(frozen=True)
+class Means:
+    """Means over a data set: of all its tokens, or at each position."""
+
+    model: Model
+    question: Question
+    keep: Collection[str]
+    means: Activations = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "means", means_over(self.model, self.question, self.keep))
+
+    def draws(self, batch: PairBatch) -> Iterator[Activations]:
+        """One."""
+        yield _filled(
+            self.model,
+            batch,
+            self.keep,
+            lambda name, layer, like: self.means[name][layer].to(like),
+        )
+
+
+VALUES: Mapping[str, Callable[[Model, Question, Collection[str]], Values]] = {
+    "corrupted": Corrupted,
+    "mean": Means,
+    "mean-by-position": Means,
+    "zero": Zeros,
+    "noise": Noised,
+}
+"""How the values of every kind of source are made."""
+
+
+def _filled(
+    model: Model,
+    batch: PairBatch,
+    keep: Collection[str],
+    value: Callable[[str, int, Tensor], Tensor],
+) -> Activations:
+    """Activations of the batch's shape that are the same for every pair."""
+    like = run(model, batch.clean[:1], keep).kept
+    constants = Activations()
+    for name in keep:
+        for layer, tensor in enumerate(like[name]):
+            constant = value(name, layer, tensor).expand(len(batch), *tensor.shape[1:])
+            constants.add(name, constant)
+    return constants
+
+
+def means_over(model: Model, question: Question, keep: Collection[str]) -> Activations:
+    """Means of activations over a data set's corrupted prompts. ``[1 pos ...]``, or pos is 1."""
+    source = question.patch_with
+    by_position = source.nature.by_position
+    over = (0,) if by_position else (0, 1)
+    sums: dict[tuple[str, int], Tensor] = {}
+    count = 0
+
+    def totals(batch: PairBatch, turn: Turn) -> dict[tuple[str, int], Tensor]:
+        kept = run(model, batch.corrupted, keep).kept
+        return {
+            (name, layer): tensor.cpu().double().sum(over, keepdim=True)
+            for name in keep
+            for layer, tensor in enumerate(kept[name])
+        }
+
+    def add(batch: PairBatch, found: dict[tuple[str, int], Tensor]) -> None:
+        nonlocal count
+        for key, total in found.items():
+            sums[key] = sums.get(key, 0) + total
+        count += len(batch) * (1 if by_position else batch.clean.shape[1])
+
+    work = Work(stage="average values", function=totals, collect=add, cost=_cost_of_keeping)
+    sweep(model, source.data(question.pairs), work, Resources())
+    means = Activations()
+    for (name, _), total in sums.items():  # layers of a name come in order
+        means.add(name, (total / count).float())
+    return means
+
+
+def _cost_of_keeping(model: Model, n_pos: int) -> int:
+    """Bytes that all activations of a pair take."""
+    numbers = model.graph.n_layers * n_pos * (20 * model.d_model + 4 * model.d_mlp)
+    return model.dtype.itemsize * numbers

@@ -16,9 +16,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from ..errors import InputError, name_rows
+from ..errors import InputError
 from ..names.graph import ModelGraph
-from ..question.prompts import PromptPairs
 from .activations import Past
 from .architectures import refuse_unsupported, refuse_variants
 from .block import Block
@@ -223,31 +222,6 @@ class Model:
         if self._logits_cap is not None:
             logits = (logits / self._logits_cap).tanh() * self._logits_cap
         return logits
-
-    def check_pairs(self, pairs: PromptPairs) -> None:
-        """Refuses pairs this model cannot run, and a bridge whose parts do not make the whole.
-
-        Raises:
-            InputError: prompts longer than the context, tokens outside the vocabulary.
-            WiremapError: see ``check_parts``.
-        """
-        from .checks import check_parts  # which needs a model
-
-        too_long = (pairs.lengths > self.n_context).nonzero().flatten().tolist()
-        if too_long:
-            raise InputError(
-                f"expected prompts of at most {self.n_context} tokens, the context of model "
-                f"{self.name}; longer " + name_rows(too_long, "shorten them")
-            )
-        tokens = torch.cat([pairs.clean, pairs.corrupted, pairs.answers, pairs.wrong], dim=1)
-        strange = (tokens >= self.d_vocab).any(1).nonzero().flatten().tolist()
-        if strange:
-            raise InputError(
-                f"expected tokens below {self.d_vocab}, the vocabulary of model {self.name}; "
-                "others " + name_rows(strange, "tokenize with this model's tokenizer")
-            )
-        longest = list(pairs.batches())[-1]
-        check_parts(self, longest.clean[:1].to(self.device))
 
 
 def _tokenizer(bridge: Any, tokenizer: Any, bos: bool | None) -> Tokenizer | None:

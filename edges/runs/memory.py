@@ -63,6 +63,24 @@ class BatchSize:
                 yield part, result[0]
                 start += len(part)
 
+    def map_times(
+        self,
+        items: Part,
+        times: int,
+        function: Callable[[Part], Result],
+        most: int | None = None,
+    ) -> Iterator[tuple[Part, Result]]:
+        """``map`` over items that are ``times`` rows each, at most ``most`` of them at once.
+
+        If fewer fit than this size says, it is made smaller, so that the next begins with what fits.
+        """
+        allowed = self.rows // times
+        at_once = BatchSize(allowed if most is None else min(allowed, most))
+        tried = at_once.rows
+        yield from at_once.map(items, function)
+        if at_once.rows < tried:
+            self.rows = at_once.rows * times
+
     def _try(self, part: Part, function: Callable[[Part], Result]) -> tuple[Result] | None:
         try:
             return (function(part),)

@@ -208,6 +208,18 @@ class BothRuns:
         return tape
 
 
+def cost_of_trace(model: Model, n_pos: int, n_patterns: int = 4) -> int:
+    """Bytes that autograd keeps of one row.
+
+    Args:
+        n_patterns: how many tables of the size of attention patterns are kept for each layer.
+    """
+    residual_like = 60 * n_pos * model.d_model
+    patterns = n_patterns * model.graph.n_heads * n_pos**2
+    numbers = model.graph.n_layers * (residual_like + patterns) + 3 * model.d_vocab
+    return model.dtype.itemsize * numbers
+
+
 def first_nonfinite(model: Model, batch: PairBatch) -> str | None:
     """Which activation of which layer is the first that is not finite, in either run, in words."""
     for name_of_run, tokens in (("clean", batch.clean), ("corrupted", batch.corrupted)):

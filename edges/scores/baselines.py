@@ -18,18 +18,21 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
 from ..effects.bounds import draw_subsets
-from ..effects.node_effects import NodeEdits, patch_edits, patch_nodes
+from ..effects.node_effects import NodeEdits, effects_of_nodes, patch_edits
 from ..errors import InputError
 from ..model.transformer import Model
+from ..names.nodes import NodeSet
 from ..question.metrics import Metric
 from ..question.prompts import PromptPairs
+from ..question.question import Question
+from ..runs.sweep import Report, Resources, silent
 from .node_scores import NodeScores, node_set_of
 
 Baseline = Literal["iterative", "subsampling", "blocks", "hierarchical"]
@@ -65,6 +68,7 @@ def rank_nodes(
     model: Model,
     pairs: PromptPairs,
     nodes: str | Sequence[str] = ("heads", "mlps"),
+    *,
     method: str = "subsampling",
     metric: str | Metric = "logit_diff",
     direction: str = "noising",
@@ -75,7 +79,7 @@ def rank_nodes(
     branching: int = 3,
     seed: int = 0,
     batch_size: int | None = None,
-    progress: Callable[[int], Any] | None = None,
+    progress: Report = silent,
 ) -> Ranking:
     """Ranks all nodes of some families by patching groups of them.
 
@@ -91,54 +95,90 @@ def rank_nodes(
         branching: of ``hierarchical``: into how many parts a group is split.
         seed: of the random order, or subsets.
         batch_size: rows (groups x pairs) at once; None takes what fits into memory.
-        progress: called with the number of rows finished since the last call.
+        progress: called with (stage, rows finished since the last call, rows in all).
 
     Raises:
         InputError: unknown options, or numbers that make no sense.
         WiremapError: an effect that is not finite.
     """
     families = (nodes,) if isinstance(nodes, str) else tuple(nodes)
+    question = Question(pairs=pairs, metric=metric, direction=direction)
+    options = BaselineOptions(
+        method=method,
+        n_samples=n_samples,
+        probability=probability,
+        block_size=block_size,
+        branching=branching,
+        seed=seed,
+    )
     node_set = node_set_of(model, families, pairs, positions)
-    n_nodes = len(node_set)
-    options = (metric, direction, batch_size, progress)
+    resources = Resources(batch_size=batch_size, report=progress)
+    return rank_node_set(model, question, node_set, options, resources)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaselineOptions:
+    """Which baseline, and how; see ``rank_nodes``."""
+
+    method: str = "subsampling"
+    n_samples: int = 300
+    probability: float = 0.03
+    block_size: int | None = None
+    branching: int = 3
+    seed: int = 0
+
+
+def rank_node_set(
+    model: Model,
+    question: Question,
+    nodes: NodeSet,
+    options: BaselineOptions,
+    resources: Resources,
+) -> Ranking:
+    """Ranks a set of nodes; see ``rank_nodes``."""
+    method, n_nodes, seed = options.method, len(nodes), options.seed
+    if method not in BASELINES:
+        raise InputError(f"unknown method {method!r}; there are {', '.join(BASELINES)}")
 
     def measure(members: Bool[Tensor, "group node"]) -> Float32[Tensor, "group"]:
-        edits = NodeEdits.of_members(node_set, members)
-        labels = [f"group {row + 1} of {int(some.sum())} nodes" for row, some in enumerate(members)]
-        return patch_edits(model, pairs, labels, edits, *options).mean().cpu()
+        edits = NodeEdits.of_members(nodes, members)
+        labels = [
+            f"group {row + 1} of {int(group.sum())} nodes" for row, group in enumerate(members)
+        ]
+        return patch_edits(model, question, labels, edits, resources).mean().cpu()
 
     def measure_ranges(ranges: Sequence[range]) -> Float32[Tensor, "group"]:
         place = torch.arange(n_nodes)
         return measure(
-            torch.stack([(place >= some.start) & (place < some.stop) for some in ranges])
+            torch.stack([(place >= part.start) & (place < part.stop) for part in ranges])
         )
 
     contributions = None
     if method == "iterative":
-        effects = patch_nodes(model, pairs, node_set.names, *options)
+        effects = effects_of_nodes(model, question, nodes.names, resources)
         scores, contributions = effects.mean().cpu(), effects.effects.abs().mean(1).cpu()
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(n_nodes, generator=generator).tolist()
         costs: Sequence[int] = [0] * n_nodes
     elif method == "subsampling":
-        members = draw_subsets(n_samples, n_nodes, probability, seed)
+        members = draw_subsets(options.n_samples, n_nodes, options.probability, seed)
         scores, order, costs = _by_subsets(measure(members), members)
     elif method == "blocks":
-        size = math.ceil(math.sqrt(n_nodes)) if block_size is None else block_size
+        size = options.block_size
+        if size is None:
+            size = math.ceil(math.sqrt(n_nodes))
         scores, order, costs = _by_blocks(n_nodes, size, measure_ranges)
-    elif method == "hierarchical":
-        scores, order, costs = _by_tree(n_nodes, branching, measure_ranges)
     else:
-        raise InputError(f"unknown method {method!r}; there are {', '.join(BASELINES)}")
-    found = NodeScores(
-        node_set,
+        scores, order, costs = _by_tree(n_nodes, options.branching, measure_ranges)
+    ranked = NodeScores(
+        nodes,
         scores,
         scores.abs() if contributions is None else contributions,
         method,
         gradient="none",
         unsigned=method != "iterative",
     )
-    return Ranking(found, tuple(order), tuple(costs))
+    return Ranking(ranked, tuple(order), tuple(costs))
 
 
 def _by_subsets(values: Float[Tensor, "sample"], members: Bool[Tensor, "sample node"]) -> Visits:

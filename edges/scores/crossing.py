@@ -17,15 +17,15 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..model.transformer import Model
-from ..question.metrics import Metric, resolve_metric
+from ..question.metrics import Metric
 from ..question.prompts import PairBatch, PromptPairs
+from ..question.question import Question
 from ..question.spans import one_length
 from ..runs.masks import full_mask
-from ..runs.memory import BatchSize, available_bytes
-from ..runs.sweep import trace_size
-from ..runs.trace import BothRuns
+from ..runs.sweep import Report, Resources, Turn, Work, silent, sweep, table
+from ..runs.trace import BothRuns, cost_of_trace
 from ..runs.writes import WRITES
-from .exact import OUTPUTS, REACTIONS, OutputGradients, exact_reader
+from .exact import OUTPUTS, REACTIONS, ExactReader, OutputGradients, PositionOptions
 from .rules import GradientRule, check_depends, recommended_gradient, resolve_gradient
 
 
@@ -54,6 +54,7 @@ def score_crossings(
     model: Model,
     pairs: PromptPairs,
     edges: Sequence[str],
+    *,
     metric: str | Metric = "logit_diff",
     gradient: str | GradientRule | None = None,
     direction: str = "noising",
@@ -61,6 +62,7 @@ def score_crossings(
     schedule: str = "midpoint",
     batch_size: int | None = None,
     memory_limit: int | None = None,
+    progress: Report = silent,
 ) -> Crossings:
     """Scores of edges into keys and values by (query position, key position).
 
@@ -73,14 +75,75 @@ def score_crossings(
         InputError: no edges or others, prompts of several lengths, graddrop (its absolute values
             would not sum to an edge's score). Else as ``score_edges``.
     """
+    question = Question(pairs=pairs, metric=metric, direction=direction)
+    gradient = gradient or recommended_gradient(metric, model)
+    rule = resolve_gradient(gradient, direction, metric, steps, schedule)
+    resources = Resources(batch_size=batch_size, memory_limit=memory_limit, report=progress)
+    return crossing_scores(model, question, edges, rule, resources)
+
+
+def crossing_scores(
+    model: Model,
+    question: Question,
+    edges: Sequence[str],
+    rule: GradientRule,
+    resources: Resources,
+) -> Crossings:
+    """Scores of edges into keys and values by query and key; see ``score_crossings``."""
+    edges, places = _into_keys_or_values(model, edges)
+    rule.check(model)
+    if rule.unsigned:
+        raise InputError(f"crossings need signed scores, which gradient {rule.name} has not")
+    n_pos = one_length(question.pairs)
+    item_bytes = resources.available(model) // (16 * n_pos)
+    wanted = torch.zeros_like(full_mask(model.graph))
+    wanted[tuple(torch.tensor(list(places)).T)] = True
+    total = table(model, len(edges), n_pos, n_pos)
+    depends = False
+
+    def scores(batch: PairBatch, turn: Turn) -> Float32[Tensor, "edge query key"]:
+        nonlocal depends
+        runs = BothRuns(model, batch, question.measure, (*WRITES, *REACTIONS))
+        gradients = OutputGradients()
+        for way in rule.passes(runs, OUTPUTS, turn.rows.rows):
+            layers = {layer: (at, times) for layer, at, times in way.layers}
+            gradients.add(layers, way.n_runs, rule.unsigned)
+        depends |= runs.depends
+        options = PositionOptions(each=True, crossing=True)
+        reader = ExactReader(runs, question, gradients, options, item_bytes)
+        part = torch.zeros_like(total)
+        with torch.no_grad():
+            for writers, column, estimates in reader.reactions(wanted):
+                # [variant writer pair query key], of one variant, summed over pairs
+                for writer, crossed in zip(writers, estimates[0].sum(1), strict=True):
+                    part[places[writer, column]] = crossed
+        return part
+
+    work = Work(
+        stage="score crossings",
+        function=scores,
+        collect=lambda batch, part: total.add_(part),
+        cost=cost_of_trace,
+        gradients=True,
+    )
+    sweep(model, question.pairs, work, resources)
+    check_depends(depends)
+    n_terms = len(question.pairs) * rule.divisor(model.graph.n_layers, within=True)
+    return Crossings(tuple(edges), total / n_terms)
+
+
+def _into_keys_or_values(
+    model: Model, edges: Sequence[str]
+) -> tuple[list[str], dict[tuple[int, int], int]]:
+    """Each edge once, and its place by writer and reader. Raises InputError for other edges."""
     graph = model.graph
     if not edges:
         raise InputError("expected at least one edge into keys or values, got none")
-    edges = list(dict.fromkeys(edges))
-    found = [graph.edge(name) for name in edges]
+    names = list(dict.fromkeys(edges))
+    named = [graph.edge(name) for name in names]
     strange = [
         name
-        for name, edge in zip(edges, found, strict=True)
+        for name, edge in zip(names, named, strict=True)
         if graph.readers[edge.reader].kind not in ("k", "v")
     ]
     if strange:
@@ -88,41 +151,4 @@ def score_crossings(
             f"expected edges into keys or values, got {strange[0]}; all others are read and used at "
             "one position (--positions each)"
         )
-    gradient = gradient or recommended_gradient(metric, model)
-    rule = resolve_gradient(gradient, direction, metric, steps, schedule)
-    rule.check(model)
-    if rule.unsigned:
-        raise InputError(f"crossings need signed scores, which gradient {rule.name} has not")
-    n_pos = one_length(pairs)
-    chosen_metric = resolve_metric(metric, pairs.wrong.shape[1] > 0)
-    model.check_pairs(pairs)
-    wanted = torch.zeros_like(full_mask(graph))
-    wanted[tuple(torch.tensor(found).T)] = True
-    place: dict[tuple[int, int], int] = {edge: index for index, edge in enumerate(found)}
-    total = torch.zeros(len(edges), n_pos, n_pos, device=model.device)
-    depends = False
-
-    def scores(batch: PairBatch) -> Float32[Tensor, "edge query key"]:
-        nonlocal depends
-        runs = BothRuns(model, batch, chosen_metric, (*WRITES, *REACTIONS))
-        gradients = OutputGradients()
-        for one in rule.passes(runs, OUTPUTS, size_of_trace.rows):
-            layers = {layer: (at, times) for layer, at, times in one.layers}
-            gradients.add(layers, one.n_runs, rule.unsigned)
-        depends |= runs.depends
-        item_bytes = available_bytes(model.device, memory_limit) // (16 * n_pos)
-        reader = exact_reader(runs, direction, gradients, True, wanted, item_bytes, crossing=True)
-        part = torch.zeros_like(total)
-        with torch.no_grad():
-            for writers, column, estimates in reader.reactions():
-                for writer, table in zip(writers, estimates[0].sum(1), strict=True):
-                    part[place[writer, column]] = table
-        return part
-
-    with model.borrowed():
-        (bucket,) = pairs.batches()
-        size_of_trace = trace_size(model, bucket, memory_limit=memory_limit)
-        for _, part in BatchSize(batch_size or size_of_trace.rows).map(bucket, scores):
-            total += part
-    check_depends(depends)
-    return Crossings(tuple(edges), total / (len(pairs) * rule.divisor(graph.n_layers, True)))
+    return names, {(edge.writer, edge.reader): place for place, edge in enumerate(named)}

@@ -4,8 +4,8 @@ Edge attribution patching (Syed et al., 2023, arXiv 2310.10348) is the linear re
 
     score(u->v) = (u_clean - u_corrupted) . d metric / d (input of v)
 
-The exact reader computes v anew and goes on from its output by the gradient (see ``readers``); where
-the gradient is taken is the gradient rule's business (see ``gradients``):
+The exact reader computes v anew and goes on from its output by the gradient (see ``exact``); where
+the gradient is taken is the gradient rule's business (see ``rules``):
 
                    linear                      exact-attention
     clean          EAP                         AtP with the QK fix, on edges
@@ -20,9 +20,7 @@ the linear reader and a signed rule a writer's outgoing edge scores sum to its n
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float32, Int64
@@ -31,20 +29,18 @@ from torch import Tensor
 from ..errors import InputError, WiremapError, name_rows
 from ..model.transformer import Model
 from ..names.graph import Edge, ModelGraph
-from ..question.metrics import Metric, Targets, resolve_metric
+from ..question.metrics import Metric, Targets
 from ..question.prompts import PairBatch, PromptPairs
-from ..question.spans import Labels, position_labels
+from ..question.question import Question
+from ..question.spans import position_labels
 from ..runs.masks import every_edge, full_mask, places_mask
-from ..runs.memory import BatchSize, available_bytes
-from ..runs.sweep import trace_size
-from ..runs.trace import BothRuns, first_nonfinite
+from ..runs.sweep import Report, Resources, Turn, Work, silent, sweep, table
+from ..runs.trace import BothRuns, cost_of_trace, first_nonfinite
 from ..runs.writes import WRITES, Writes
-from .exact import OUTPUTS, REACTIONS, OutputGradients, exact_reader
-from .linear import INPUTS, linear_scores
+from .exact import OUTPUTS, REACTIONS, ExactReader, OutputGradients, PositionOptions
+from .linear import INPUTS, ReaderGradients, linear_scores
 from .rules import (
     GradientRule,
-    Gradients,
-    Pass,
     check_depends,
     recommended_gradient,
     resolve_gradient,
@@ -133,6 +129,7 @@ def score_edges(
     model: Model,
     pairs: PromptPairs,
     metric: str | Metric = "logit_diff",
+    *,
     gradient: str | GradientRule | None = None,
     direction: str = "noising",
     steps: int = 10,
@@ -143,7 +140,7 @@ def score_edges(
     per_pair: bool = False,
     batch_size: int | None = None,
     memory_limit: int | None = None,
-    progress: Callable[[int], Any] | None = None,
+    progress: Report = silent,
 ) -> EdgeScores:
     """Estimates of the effects of all edges at once; see the module for what can be combined.
 
@@ -163,7 +160,7 @@ def score_edges(
         per_pair: keep the scores of each pair too (pairs x writers x readers numbers).
         batch_size: pairs at once; None takes what fits into memory.
         memory_limit: bytes to work with; None takes 1 GiB on a CPU, 40 % of what is free on a GPU.
-        progress: called with the number of pairs finished since the last call.
+        progress: called with (stage, pairs finished since the last call, pairs in all).
 
     Costs, with F a forward and B a backward pass: 2F + 1B for one gradient, 2F + k(F + B) for k
     steps, 2F + (L + 1) / 2 B for GradDrop, and a matrix product per layer and gradient. The exact
@@ -173,27 +170,44 @@ def score_edges(
         InputError: unknown option values, pairs the model cannot run, a metric that is constant.
         WiremapError: activations or gradients that are not finite; the module and pairs are named.
     """
+    question = Question(pairs=pairs, metric=metric, direction=direction)
     gradient = gradient or recommended_gradient(metric, model)
     rule = resolve_gradient(gradient, direction, metric, steps, schedule)
+    options = EdgeOptions(
+        reader=reader, candidates=candidates, positions=positions, per_pair=per_pair
+    )
+    resources = Resources(batch_size=batch_size, memory_limit=memory_limit, report=progress)
+    return edge_scores(model, question, rule, options, resources)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EdgeOptions:
+    """How edges are read, and what is kept of it; see ``score_edges``."""
+
+    reader: str = "linear"
+    candidates: int | None = None
+    positions: str = "sum"
+    per_pair: bool = False
+
+
+def edge_scores(
+    model: Model,
+    question: Question,
+    rule: GradientRule,
+    options: EdgeOptions,
+    resources: Resources,
+) -> EdgeScores:
+    """Scores of all edges by a gradient rule; see ``score_edges``."""
     rule.check(model)
-    check_reader(reader, candidates, model.graph)
-    chosen_metric = resolve_metric(metric, pairs.wrong.shape[1] > 0)
-    labels = position_labels(pairs, positions)
-    model.check_pairs(pairs)
-
-    def score(reader: str, wanted: Tensor | None) -> EdgeScores:
-        scorer = _Scorer(
-            model, pairs, chosen_metric, rule, direction, reader, wanted, labels, per_pair,
-            memory_limit,
-        )  # fmt: skip
-        return scorer.run(batch_size, progress)
-
-    if candidates is None:
-        return score(reader, None)
-    linear = score("linear", None)
-    best = linear.ranking()[0][:candidates]
-    wanted = places_mask(model.graph, best).to(linear.scores.device)
-    return _overlaid(linear, score(reader, wanted), wanted)
+    check_reader(options.reader, options.candidates, model.graph)
+    scorer = _Scorer(model, question, rule, options, resources)
+    every = scorer.exists
+    if options.candidates is None:
+        return scorer.scores(options.reader, every)
+    linear = scorer.scores("linear", every)
+    best = linear.ranking()[0][: options.candidates]
+    wanted = places_mask(model.graph, best).to(every.device)
+    return _overlaid(linear, scorer.scores(options.reader, wanted), wanted)
 
 
 def check_reader(reader: str, candidates: int | None, graph: ModelGraph) -> None:
@@ -234,62 +248,65 @@ class _Scorer:
     def __init__(
         self,
         model: Model,
-        pairs: PromptPairs,
-        metric: Metric,
+        question: Question,
         rule: GradientRule,
-        direction: str,
-        reader: str,
-        wanted: Bool[Tensor, "writer reader"] | None,
-        labels: Labels,
-        per_pair: bool,
-        memory_limit: int | None,
+        options: EdgeOptions,
+        resources: Resources,
     ) -> None:
-        self.model, self.pairs, self.metric, self.rule = model, pairs, metric, rule
-        self.direction, self.reader, self.labels = direction, reader, labels
-        self.per_pair, self.memory_limit = per_pair, memory_limit
+        self.model, self.question, self.rule = model, question, rule
+        self.labels = position_labels(question.pairs, options.positions)
+        self.per_pair, self.resources = options.per_pair, resources
         self.exists = full_mask(model.graph).to(model.device)
-        self.wanted = self.exists if wanted is None else wanted
-        self.chunk_bytes = available_bytes(model.device, memory_limit) // 64
+        self.chunk_bytes = resources.available(model) // 64
         n_layers = model.graph.n_layers
         within = [reader.kind != "logits" for reader in model.graph.readers]
         self.divisor = torch.tensor(
             [rule.divisor(n_layers, inside) for inside in within], device=model.device
         )
-        self.depends = False
 
-    def run(self, batch_size: int | None, progress: Callable[[int], Any] | None) -> EdgeScores:
-        """The scores of all pairs."""
-        model, n_pairs = self.model, len(self.pairs)
-        shape = self.exists.shape
-        by_position = torch.zeros(len(self.labels.names), *shape, device=model.device)
-        table = torch.zeros(n_pairs, *shape, device=model.device) if self.per_pair else None
-        with model.borrowed():
-            for bucket in self.pairs.batches():
-                size = trace_size(model, bucket, memory_limit=self.memory_limit)
-                self.n_rows = size.rows
-                if batch_size is not None:
-                    size = BatchSize(batch_size)
-                for batch, scores in size.map(bucket, self._batch):
-                    for part in scores:
-                        by_position += part
-                    if table is not None:
-                        table[batch.rows] = scores.sum(1)
-                    if progress is not None:
-                        progress(len(batch))
+    def scores(self, reader: str, wanted: Bool[Tensor, "writer reader"]) -> EdgeScores:
+        """The scores of all pairs.
+
+        Args:
+            wanted: edges to ask the exact reader about.
+        """
+        self.reader, self.wanted, self.depends = reader, wanted & self.exists, False
+        model, n_pairs, shape = self.model, len(self.question.pairs), self.exists.shape
+        by_position = table(model, len(self.labels.names), *shape)
+        by_pair = table(model, n_pairs, *shape) if self.per_pair else None
+
+        def collect(
+            batch: PairBatch, scores: Float32[Tensor, "pair_or_all position writer reader"]
+        ) -> None:
+            for part in scores:
+                by_position.add_(part)
+            if by_pair is not None:
+                by_pair[batch.rows] = scores.sum(1)
+
+        work = Work(
+            stage="score all edges",
+            function=self._batch,
+            collect=collect,
+            cost=cost_of_trace,
+            gradients=True,
+        )
+        sweep(model, self.question.pairs, work, self.resources)
         check_depends(self.depends)
         by_position.div_(n_pairs).masked_fill_(~self.exists, torch.nan)
         return EdgeScores(
             model.graph,
             by_position[0] if self.labels.summed else by_position.sum(0),
-            None if table is None else table.masked_fill_(~self.exists, torch.nan),
+            None if by_pair is None else by_pair.masked_fill_(~self.exists, torch.nan),
             None if self.labels.summed else by_position,
             () if self.labels.summed else self.labels.names,
             self.rule.unsigned,
             self.rule.name,
-            self.reader,
+            reader,
         )
 
-    def _batch(self, batch: PairBatch) -> Float32[Tensor, "pair_or_all position writer reader"]:
+    def _batch(
+        self, batch: PairBatch, turn: Turn
+    ) -> Float32[Tensor, "pair_or_all position writer reader"]:
         """A batch's scores by position; of each pair, if pairs count by themselves."""
         by_pair = self.per_pair or self.rule.unsigned
         groups, n_groups = self.labels.groups(batch, by_pair)
@@ -297,18 +314,22 @@ class _Scorer:
         linear, exact = self.reader != "exact", self.reader != "linear"
         by = (*(INPUTS if linear else ()), *(OUTPUTS if exact else ()))
         keep = (*WRITES, *(REACTIONS if exact else ()))
-        runs = BothRuns(self.model, batch, self.metric, keep)
-        totals = torch.zeros(n_groups, *self.exists.shape, device=self.model.device)
+        runs = BothRuns(self.model, batch, self.question.measure, keep)
+        totals = table(self.model, n_groups, *self.exists.shape)
         outputs = OutputGradients()
         difference: Writes | None = None
-        for one in self.rule.passes(runs, by, self.n_rows):
-            found = {layer: (gradients, times) for layer, gradients, times in one.layers}
+        for way in self.rule.passes(runs, by, turn.rows.rows):
+            layers = {layer: (gradients, times) for layer, gradients, times in way.layers}
             if exact:
-                outputs.add(found, one.n_runs, self.rule.unsigned)
+                outputs.add(layers, way.n_runs, self.rule.unsigned)
             if linear:
                 difference = difference or Writes.difference(runs.at("clean"), runs.at("corrupted"))
-                self._add_linear(totals, difference, one, found)
-            del one, found
+                gradients = {layer: gradients for layer, (gradients, _) in layers.items()}
+                times = {layer: times for layer, (_, times) in layers.items()}
+                of_readers = ReaderGradients(self.model, way, gradients)
+                self._add_linear(totals, difference, of_readers, times)
+                del gradients, of_readers
+            del way, layers  # so that a pass is not in memory while the next is made
         self.depends |= runs.depends
         if exact:
             self._replace_exact(totals, runs, outputs)
@@ -320,33 +341,20 @@ class _Scorer:
         self,
         totals: Float32[Tensor, "group writer reader"],
         difference: Writes,
-        one: Pass,
-        found: dict[int, tuple[Gradients, int]],
+        gradients: ReaderGradients,
+        times: dict[int, int],
     ) -> None:
-        layers = {layer: gradients for layer, (gradients, _) in found.items()}
-        times = torch.tensor(
-            [
-                found[reader.layer][1] if reader.layer in found else 0
-                for reader in self.model.graph.readers
-            ],
-            device=totals.device,
-        )
+        """Adds a pass's scores, those of a layer as often as ``times`` says."""
+        of_readers = [times.get(reader.layer, 0) for reader in self.model.graph.readers]
+        weights = torch.tensor(of_readers, device=totals.device)
         for group in range(self.n_groups):
             tokens = (self.groups.flatten() == group).nonzero().flatten()
-            table = torch.zeros_like(totals[group]) if self.rule.unsigned else totals[group]
-            linear_scores(
-                self.model,
-                difference,
-                one.tape.kept.resid_pre,
-                layers,
-                one.n_runs,
-                one.frozen,
-                tokens,
-                self.chunk_bytes,
-                table,
-            )
-            if self.rule.unsigned:
-                totals[group] += table.abs_() * times
+            if not self.rule.unsigned:
+                linear_scores(gradients, difference, tokens, self.chunk_bytes, totals[group])
+                continue
+            scores = torch.zeros_like(totals[group])
+            linear_scores(gradients, difference, tokens, self.chunk_bytes, scores)
+            totals[group] += scores.abs_() * weights
 
     @torch.no_grad()
     def _replace_exact(
@@ -356,30 +364,26 @@ class _Scorer:
         gradients: OutputGradients,
     ) -> None:
         """The scores of the exact reader, in place of what stands there."""
-        reader = exact_reader(
-            runs,
-            self.direction,
-            gradients,
-            not self.labels.summed,
-            self.wanted & self.exists,
-            4 * self.chunk_bytes,
-        )
-        for writers, column, estimates in reader.reactions(self.reader == "exact-attention"):
-            grouped = self._grouped(estimates)
+        options = PositionOptions(each=not self.labels.summed)
+        reader = ExactReader(runs, self.question, gradients, options, 4 * self.chunk_bytes)
+        attention_only = self.reader == "exact-attention"
+        for writers, column, estimates in reader.reactions(self.wanted, attention_only):
+            grouped = self._grouped(estimates)  # [variant writer group]
             layer = self.model.graph.readers[column].layer
             times = torch.tensor(gradients.times(layer), device=grouped.device)[:, None, None]
-            found = (times * (grouped.abs() if self.rule.unsigned else grouped)).sum(0)
-            totals[:, writers, column] = found.T
-        if self.reader == "exact-attention":
+            scores = (times * (grouped.abs() if self.rule.unsigned else grouped)).sum(0)
+            totals[:, writers, column] = scores.T
+        if attention_only:
             return
         targets = Targets.of(runs.batch, runs.at("clean").logits)
-        for writers, effects in reader.effects_on_logits(self.metric, targets):
+        for writers, effects in reader.effects_on_logits(self.wanted, targets):
+            # The logits are read at the last position alone.
             at_last = effects.new_zeros(1, *effects.shape, self.groups.shape[1])
             at_last[0, ..., -1] = effects
-            (found,) = self._grouped(at_last)
-            found = found.abs() if self.rule.unsigned else found
+            (scores,) = self._grouped(at_last)
+            scores = scores.abs() if self.rule.unsigned else scores
             # A constant of the rule's mean, whatever the gradients.
-            totals[:, writers, -1] = found.T * self.divisor[-1]
+            totals[:, writers, -1] = scores.T * self.divisor[-1]
 
     def _grouped(
         self, estimates: Float32[Tensor, "variant writer pair pos"]

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from ..model.transformer import Model
 from ..names.graph import SLOTS, Slot
-from ..question.metrics import Metric, Targets
-from ..runs.trace import BothRuns, Run, Tape, answer_logits
+from ..question.metrics import Targets
+from ..question.question import Question
+from ..runs.trace import BothRuns, answer_logits
 from ..runs.writes import Writes
 from .qk_fix import KeyFix, contract_rows, pattern_difference
 from .rules import Gradients
@@ -68,50 +69,64 @@ Reactions = Iterator[tuple[list[int], int, Float[Tensor, "variant writer pair *p
 """Of some writers and a reader, the estimated effects by position, one for each gradient."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class PositionOptions:
+    """At which positions readers are read anew.
+
+    Attributes:
+        each: every position is patched alone, rather than all at once.
+        crossing: keep what keys and values are worth by query, too: estimates are
+            ``[variant writer pair query key]`` then.
+    """
+
+    each: bool
+    crossing: bool = False
+
+
 class ExactReader:
     """Readers of the run edited, computed anew with another write in their input.
 
     Args:
-        base: the run edited, with what ``REACTIONS`` names.
+        runs: both runs; the one edited keeps what ``REACTIONS`` names.
+        gradients: at what readers give.
+        options: at which positions.
+        item_bytes: what a batch of readers computed anew may take.
+
+    Attributes:
+        base: the run edited.
         change: writes of the other run less those of the run edited.
         sign: makes effects clean minus corrupted: -1 where the clean run is edited.
-        each: every position is patched alone, rather than all at once.
-        crossing: keep what keys and values are worth by query, too: estimates are
-            ``[variant writer pair query key]`` then.
-        wanted: which edges.
-        item_bytes: what a batch of readers computed anew may take.
     """
 
     def __init__(
         self,
-        model: Model,
-        base: Run | Tape,
-        change: Writes,
+        runs: BothRuns,
+        question: Question,
         gradients: OutputGradients,
-        sign: int,
-        each: bool,
-        wanted: Bool[Tensor, "writer reader"],
+        options: PositionOptions,
         item_bytes: int,
-        crossing: bool = False,
     ) -> None:
-        self.crossing = crossing
-        self.model, self.base, self.change = model, base, change
-        self.gradients, self.sign, self.each = gradients, sign, each
-        self.wanted = wanted.cpu()
-        self.item_bytes = item_bytes
-        n_pairs, n_pos = change.input.shape[:2]
+        self.model, self.gradients, self.options = runs.model, gradients, options
+        self.metric = question.measure
+        self.base = runs.at(question.edited)
+        self.change = Writes.difference(runs.at(question.other), self.base)
+        self.sign = -question.sign
+        n_pairs, n_pos = self.change.input.shape[:2]
+        model = runs.model
         group = model.graph.n_heads // model.graph.n_kv_heads
         width = 6 * model.d_model + 3 * (model.d_mlp or 4 * model.d_model)
         numbers = n_pairs * (n_pos * width + 4 * group * n_pos**2)
         self.at_once = max(1, item_bytes // (4 * numbers))
 
-    def reactions(self, attention_only: bool = False) -> Reactions:
+    def reactions(
+        self, wanted: Bool[Tensor, "writer reader"], attention_only: bool = False
+    ) -> Reactions:
         """Everything wanted but the edges to the logits, layer by layer.
 
         Args:
             attention_only: queries and keys alone.
         """
-        graph = self.model.graph
+        graph, wanted = self.model.graph, wanted.cpu()
         for layer in range(graph.n_layers):
             attention = graph.attention_readers(layer)
             readers = [
@@ -119,22 +134,29 @@ class ExactReader:
                 for reader in range(attention.start, attention.stop)
                 if not attention_only or graph.readers[reader].kind != "v"
             ]
-            for writers in self._chunks(self.wanted[:, readers].any(1)):
+            for writers in self._chunks(wanted[:, readers].any(1)):
                 resid = self.base.kept.resid_pre[layer] + self.change.of(self.model, writers)
                 normed = self.model.blocks[layer].attention.norm(resid)
                 for reader in readers:
-                    yield from self._of_head(layer, reader, writers, normed)
+                    # Of the writers normalized together, those whose edge into it is wanted.
+                    places = wanted[writers, reader].nonzero().flatten()
+                    if len(places):
+                        chosen = [writers[place] for place in places.tolist()]
+                        rows = normed
+                        if len(places) < len(writers):
+                            rows = normed[places.to(normed.device)]
+                        yield chosen, reader, self.sign * self._of_head(layer, reader, rows)
             if not attention_only:
-                yield from self._of_mlp(layer)
+                yield from self._of_mlp(layer, wanted)
 
     def _chunks(self, writers: Bool[Tensor, "writer"]) -> Iterator[list[int]]:
         chosen = writers.nonzero().flatten()
         yield from (part.tolist() for part in chosen.split(self.at_once) if len(part))
 
-    def _of_mlp(self, layer: int) -> Reactions:
+    def _of_mlp(self, layer: int, wanted: Bool[Tensor, "writer reader"]) -> Reactions:
         reader = self.model.graph.mlp_reader(layer)
         gradient = None
-        for writers in self._chunks(self.wanted[:, reader]):
+        for writers in self._chunks(wanted[:, reader]):
             if gradient is None:
                 gradient = self.gradients.at(layer, "mlp_out").float()
             mlp_in = self.base.kept.mlp_in[layer] + self.change.of(self.model, writers)
@@ -147,84 +169,46 @@ class ExactReader:
             )
 
     def _of_head(
-        self,
-        layer: int,
-        reader: int,
-        writers: list[int],
-        normed: Float[Tensor, "writer pair pos d_model"],
-    ) -> Reactions:
-        """One query, key or value read anew."""
-        places = self.wanted[writers, reader].nonzero().flatten()
-        if not len(places):
-            return
-        model, kept = self.model, self.base.kept
+        self, layer: int, reader: int, normed: Float[Tensor, "writer pair pos d_model"]
+    ) -> Float[Tensor, "variant writer pair *places"]:
+        """What one query, key or value read anew is worth, for each stream it may read."""
+        model, kept, n_writers = self.model, self.base.kept, len(normed)
         slot = cast("Slot", model.graph.readers[reader].kind)
         head = model.graph.readers[reader].head
-        some = normed if len(places) == len(writers) else normed[places.to(normed.device)]
-        attention = model.blocks[layer].attention
-        new = attention.project_heads(slot, [head] * len(places), some)
+        new = model.blocks[layer].attention.project_heads(slot, [head] * n_writers, normed)
         kv_head, queries = _heads(model, slot, head)
         gradient = self.gradients.at(layer, "z")[..., queries, :].float()
         q, k = kept.q[layer][:, :, queries], kept.k[layer][:, :, kv_head : kv_head + 1]
-        before = attention.scores(q, k).float()
-        if slot == "v":
+        before = model.blocks[layer].attention.scores(q, k).float()
+        if slot == "v":  # the pattern stays, so values enter linearly
             change = new - kept.v[layer][:, :, head]
-            found = _value_reaction(before.softmax(-1), change, gradient, self.crossing)
-        else:
-            rows = new.flatten(0, 1)[:, :, None]
+            return _value_reaction(before.softmax(-1), change, gradient, self.options.crossing)
+        rows = new.flatten(0, 1)[:, :, None]  # [writer pair pos d_head] -> [row pos 1 d_head]
 
-            def repeated(heads: Tensor) -> Tensor:
-                return heads.repeat(len(places), 1, 1, 1)
+        def repeated(heads: Tensor) -> Tensor:
+            return heads.repeat(n_writers, 1, 1, 1)
 
-            of_rows = (rows, repeated(k)) if slot == "q" else (repeated(q), rows)
-            after = attention.scores(*of_rows).float()
-            value = kept.v[layer][:, :, kv_head].float()
-            found = _pattern_reaction(
-                before,
-                after.unflatten(0, (len(places), -1)),
-                torch.einsum("vbqhd,bkd->vbhqk", gradient, value),
-                alone=slot == "k" and self.each,
-                crossing=self.crossing,
-            )
-        yield [writers[place] for place in places.tolist()], reader, self.sign * found
+        of_rows = (rows, repeated(k)) if slot == "q" else (repeated(q), rows)
+        after = model.blocks[layer].attention.scores(*of_rows).float()
+        value = kept.v[layer][:, :, kv_head].float()
+        return _pattern_reaction(
+            before,
+            after.unflatten(0, (n_writers, -1)),
+            torch.einsum("vbqhd,bkd->vbhqk", gradient, value),
+            alone=slot == "k" and self.options.each,
+            crossing=self.options.crossing,
+        )
 
     def effects_on_logits(
-        self, metric: Metric, targets: Targets
+        self, wanted: Bool[Tensor, "writer reader"], targets: Targets
     ) -> Iterator[tuple[list[int], Float[Tensor, "writer pair"]]]:
         """The edges to the logits: metric with the clean less with the corrupted write."""
-        base = metric(self.base.logits, targets)
-        last = len(self.model.graph.readers) - 1
-        for writers in self._chunks(self.wanted[:, last]):
+        base = self.metric(self.base.logits, targets)
+        for writers in self._chunks(wanted[:, -1].cpu()):
             final = self.base.final[:, -1:] + self.change.of(self.model, writers)[:, :, -1:]
             logits = answer_logits(self.model, final.flatten(0, 1))
-            values = metric(logits, targets.repeat(len(writers)))
+            values = self.metric(logits, targets.repeat(len(writers)))
             yield writers, self.sign * (values.view(len(writers), -1) - base).float()
-
-
-def exact_reader(
-    runs: BothRuns,
-    direction: str,
-    gradients: OutputGradients,
-    each: bool,
-    wanted: Bool[Tensor, "writer reader"],
-    item_bytes: int,
-    crossing: bool = False,
-) -> ExactReader:
-    """The exact reader of the run that ``direction`` edits; see ``ExactReader``."""
-    noising = direction == "noising"
-    names = ("clean", "corrupted") if noising else ("corrupted", "clean")
-    base, other = (runs.at(name) for name in names)
-    return ExactReader(
-        runs.model,
-        base,
-        Writes.difference(other, base),
-        gradients,
-        -1 if noising else 1,
-        each,
-        wanted,
-        item_bytes,
-        crossing,
-    )
 
 
 def _heads(model: Model, slot: str, head: int) -> tuple[int, list[int]]:

@@ -14,7 +14,7 @@ Deviations from the paper: the gradient may be taken at other runs (``gradient``
 summed, a query or key node is patched at all positions at once, so its fix recomputes the whole
 pattern, where the paper's nodes are single positions and each key is patched alone.
 
-Gradients come from the gradient rules that edges use too (see ``gradients``).
+Gradients come from the gradient rules that edges use too (see ``rules``).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float32
@@ -31,13 +31,12 @@ from torch import Tensor
 from ..errors import InputError, WiremapError, name_rows
 from ..model.transformer import Model
 from ..names.nodes import NodeSet, Site
-from ..question.metrics import Metric, resolve_metric
+from ..question.metrics import Metric
 from ..question.prompts import PairBatch, PromptPairs
-from ..question.question import check_direction
+from ..question.question import Question
 from ..question.spans import one_length
-from ..runs.memory import BatchSize
-from ..runs.sweep import trace_size
-from ..runs.trace import BothRuns, first_nonfinite
+from ..runs.sweep import Report, Resources, Turn, Work, silent, sweep, table
+from ..runs.trace import BothRuns, cost_of_trace, first_nonfinite
 from .qk_fix import KeyFix, contract_rows, pattern_difference
 from .rules import GradientRule, Gradients, check_depends, resolve_gradient
 
@@ -114,6 +113,7 @@ def score_nodes(
     model: Model,
     pairs: PromptPairs,
     nodes: str | Sequence[str] = ("heads", "mlps"),
+    *,
     metric: str | Metric = "logit_diff",
     method: str | None = None,
     gradient: str | GradientRule | None = None,
@@ -123,7 +123,7 @@ def score_nodes(
     positions: str = "sum",
     per_pair: bool = False,
     batch_size: int | None = None,
-    progress: Callable[[int], Any] | None = None,
+    progress: Report = silent,
 ) -> NodeScores:
     """Estimates of the effects of all nodes of some families at once.
 
@@ -132,7 +132,7 @@ def score_nodes(
             ``neurons``, ``residual`` (linear estimates of whole residual streams are poor: patch
             them, they are few), ``writers`` (input, head outputs, MLPs).
         method: ``atp``, ``atp-qk`` or ``atp-star``; None takes ``recommended_method``.
-        gradient: a rule of ``gradients``, by name. None takes the run edited (the corrupted one
+        gradient: a rule of ``rules``, by name. None takes the run edited (the corrupted one
             for ``kl``), and ``graddrop`` for AtP*.
         steps, schedule: of ``integrated``.
         direction: ``noising`` edits the clean run, ``denoising`` the corrupted one.
@@ -140,7 +140,7 @@ def score_nodes(
             position, for which all prompts must be of one length.
         per_pair: keep the estimates of each pair too.
         batch_size: pairs at once; None takes what fits into memory.
-        progress: called with the number of pairs finished since the last call.
+        progress: called with (stage, pairs finished since the last call, pairs in all).
 
     Costs two forward passes and one backward pass; with the QK fix less than two forward passes
     more; GradDrop (L + 1) / 2 backward passes; ``integrated`` ``steps`` forwards and backwards.
@@ -154,39 +154,64 @@ def score_nodes(
     named = gradient if gradient is None or isinstance(gradient, str) else gradient.name
     method = method or recommended_method(families, len(pairs), named)
     rule, fix = check_method(method, gradient, direction, metric, steps, schedule)
-    rule.check(model)
+    question = Question(pairs=pairs, metric=metric, direction=direction)
     node_set = node_set_of(model, families, pairs, positions)
-    chosen_metric = resolve_metric(metric, pairs.wrong.shape[1] > 0)
-    model.check_pairs(pairs)
-    total = torch.zeros(2, len(node_set), device=model.device)
-    table = torch.zeros(len(pairs), len(node_set), device=model.device) if per_pair else None
+    options = NodeOptions(rule=rule, fix=fix, name=method, per_pair=per_pair)
+    resources = Resources(batch_size=batch_size, report=progress)
+    return node_scores(model, question, node_set, options, resources)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeOptions:
+    """How nodes are scored.
+
+    Attributes:
+        rule: where gradients are taken.
+        fix: queries and keys go through the exact softmax.
+        name: what the two together are called, one of ``METHODS``.
+        per_pair: keep the estimates of each pair too.
+    """
+
+    rule: GradientRule
+    fix: bool = False
+    name: str = "atp"
+    per_pair: bool = False
+
+
+def node_scores(
+    model: Model, question: Question, nodes: NodeSet, options: NodeOptions, resources: Resources
+) -> NodeScores:
+    """Scores of a set of nodes; see ``score_nodes``."""
+    rule, n_pairs = options.rule, len(question.pairs)
+    rule.check(model)
+    total = table(model, 2, len(nodes))
+    by_pair = table(model, n_pairs, len(nodes)) if options.per_pair else None
     depends = False
-    n_rows = 1
 
-    def scores_of(batch: PairBatch) -> Float32[Tensor, "pair node"]:
+    def scores_of(batch: PairBatch, turn: Turn) -> Float32[Tensor, "pair node"]:
         nonlocal depends
-        scorer = _Scorer(model, batch, node_set, chosen_metric, rule, fix, direction)
-        found = scorer.scores(n_rows)
+        scorer = _Scorer(model, batch, question, nodes, options)
+        scores = scorer.scores(turn.rows.rows)
         depends |= scorer.runs.depends
-        scorer.refuse_nonfinite(found)
-        return found
+        scorer.refuse_nonfinite(scores)
+        return scores
 
-    with model.borrowed():
-        for bucket in pairs.batches():
-            n_patterns = 11 if fix else 4
-            size = trace_size(model, bucket, n_patterns)
-            n_rows = size.rows
-            if batch_size is not None:
-                size = BatchSize(batch_size)
-            for batch, found in size.map(bucket, scores_of):
-                total += torch.stack([found.sum(0), found.abs().sum(0)])
-                if table is not None:
-                    table[batch.rows] = found
-                if progress is not None:
-                    progress(len(batch))
+    def collect(batch: PairBatch, scores: Float32[Tensor, "pair node"]) -> None:
+        total.add_(torch.stack([scores.sum(0), scores.abs().sum(0)]))
+        if by_pair is not None:
+            by_pair[batch.rows] = scores
+
+    work = Work(
+        stage="score all nodes",
+        function=scores_of,
+        collect=collect,
+        cost=partial(cost_of_trace, n_patterns=11 if options.fix else 4),
+        gradients=True,
+    )
+    sweep(model, question.pairs, work, resources)
     check_depends(depends)
-    scores, contributions = total / len(pairs)
-    return NodeScores(node_set, scores, contributions, method, rule.name, rule.unsigned, table)
+    scores, contributions = total / n_pairs
+    return NodeScores(nodes, scores, contributions, options.name, rule.name, rule.unsigned, by_pair)
 
 
 def check_method(
@@ -202,7 +227,6 @@ def check_method(
     Raises:
         InputError: unknown names, steps below 1, or options that contradict each other.
     """
-    check_direction(direction)
     if method not in METHODS:
         raise InputError(f"unknown method {method!r}; there are {', '.join(METHODS)}")
     fixed, fix = METHODS[method]
@@ -241,47 +265,44 @@ class _Scorer:
         self,
         model: Model,
         batch: PairBatch,
+        question: Question,
         nodes: NodeSet,
-        metric: Metric,
-        rule: GradientRule,
-        fix: bool,
-        direction: str,
+        options: NodeOptions,
     ) -> None:
-        self.model, self.batch, self.nodes, self.rule = model, batch, nodes, rule
-        self.fixed = {"q", "k"} & set(nodes.kinds) if fix else set[str]()
+        self.model, self.batch, self.question = model, batch, question
+        self.nodes, self.rule = nodes, options.rule
+        self.fixed = {"q", "k"} & set(nodes.kinds) if options.fix else set[str]()
         values = {site.activation for site in nodes.sites}
         self.by = values - self.fixed - {"input", "resid_pre"}
         if self.fixed:
             values |= {"q", "k"}
             self.by |= {"pattern"}
-        self.runs = BothRuns(model, batch, metric, values)
-        noising = direction == "noising"
-        self.edited, self.other = ("clean", "corrupted") if noising else ("corrupted", "clean")
-        self.sign = -1 if noising else 1
+        self.runs = BothRuns(model, batch, question.measure, values)
         self.reactions: dict[Site, Callable[[Tensor], Tensor]] = {}
 
     # ---- scores
 
     def scores(self, n_rows: int) -> Float32[Tensor, "pair node"]:
         """The estimates of all nodes, on each pair; ``n_rows`` may be run at once."""
-        table = torch.zeros(len(self.batch), len(self.nodes), device=self.model.device)
+        scores = table(self.model, len(self.batch), len(self.nodes))
         n_layers = self.model.graph.n_layers
-        for one in self.rule.passes(self.runs, self.by, n_rows):
-            for layer, gradients, times in one.layers:
+        for way in self.rule.passes(self.runs, self.by, n_rows):
+            for layer, gradients, times in way.layers:
+                # [(run pair) ...] -> [pair ...]: gradients of several runs of a pair are summed.
                 summed = {
-                    name: gradient.unflatten(0, (one.n_runs, -1)).sum(0)
-                    if one.n_runs > 1
+                    name: gradient.unflatten(0, (way.n_runs, -1)).sum(0)
+                    if way.n_runs > 1
                     else gradient
                     for name, gradient in gradients.items()
                 }
-                self._add(table, layer, summed, times)
+                self._add(scores, layer, summed, times)
         for site, part in zip(self.nodes.sites, self.nodes.slices, strict=True):
-            table[:, part] /= self.rule.divisor(n_layers, site.kind not in ("input", "resid"))
-        return table
+            scores[:, part] /= self.rule.divisor(n_layers, site.kind not in ("input", "resid"))
+        return scores
 
     def _add(
         self,
-        table: Float32[Tensor, "pair node"],
+        scores: Float32[Tensor, "pair node"],
         layer: int,
         gradients: Gradients,
         times: int,
@@ -295,7 +316,7 @@ class _Scorer:
             ):
                 continue
             estimates = self._estimates(site, gradients)
-            table[:, part] += times * (estimates.abs() if self.rule.unsigned else estimates)
+            scores[:, part] += times * (estimates.abs() if self.rule.unsigned else estimates)
 
     def _estimates(self, site: Site, gradients: Gradients) -> Float32[Tensor, "pair node"]:
         """The estimates of a site's nodes, in their order."""
@@ -323,8 +344,8 @@ class _Scorer:
     def _reaction(self, site: Site) -> Callable[[Tensor], Float32[Tensor, "pair head pos"]]:
         """How the pattern reacts to the other run's queries or keys, as a function of its gradient."""
         layer = site.layer
-        q, k = (self.runs.at(self.edited).kept[slot][layer] for slot in ("q", "k"))
-        other = self.runs.at(self.other).kept[site.kind][layer]
+        q, k = (self.runs.at(self.question.edited).kept[slot][layer] for slot in ("q", "k"))
+        other = self.runs.at(self.question.other).kept[site.kind][layer]
         attention = self.model.blocks[layer].attention
         scores = attention.scores(q, k).float()
         changed = (other, k) if site.kind == "q" else (q, other)
@@ -340,18 +361,18 @@ class _Scorer:
         """Estimates by query or key position; a key counts for all query heads of its group."""
         if site not in self.reactions:
             self.reactions[site] = self._reaction(site)
-        by_head = self.sign * self.reactions[site](gradient)
+        by_head = -self.question.sign * self.reactions[site](gradient)
         return by_head.unflatten(1, (site.n, -1)).sum(2).transpose(1, 2)
 
-    def refuse_nonfinite(self, table: Float32[Tensor, "pair node"]) -> None:
+    def refuse_nonfinite(self, scores: Float32[Tensor, "pair node"]) -> None:
         """Raises WiremapError, with the module and the pairs, if an estimate is not finite."""
-        finite = torch.isfinite(table).all(1).cpu()
+        finite = torch.isfinite(scores).all(1).cpu()
         if bool(finite.all()):
             return
         where = first_nonfinite(self.model, self.batch)
         if where is None:  # the last in backward order is the first that went wrong
             for site, part in zip(self.nodes.sites, self.nodes.slices, strict=True):
-                if not bool(torch.isfinite(table[:, part]).all()):
+                if not bool(torch.isfinite(scores[:, part]).all()):
                     where = f"gradient by the {site.activation} of layer {site.layer}"
         rows = self.batch.rows[~finite].tolist()
         raise WiremapError(

@@ -14,9 +14,8 @@ MLP, the scores into all parts those into the MLP (biases apart, which are the s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float, Float32, Int64
@@ -25,13 +24,13 @@ from torch import Tensor
 from ..errors import InputError
 from ..model.transformer import Model
 from ..names.graph import ModelGraph, mlp_name
-from ..question.metrics import Metric, resolve_metric
+from ..question.metrics import Metric
 from ..question.prompts import PairBatch, PromptPairs
-from ..runs.memory import BatchSize, available_bytes
-from ..runs.sweep import trace_size
-from ..runs.trace import BothRuns
+from ..question.question import Question
+from ..runs.sweep import Report, Resources, Turn, Work, silent, sweep, table
+from ..runs.trace import BothRuns, cost_of_trace
 from ..runs.writes import WRITES, Writes
-from .linear import INPUTS, of_runs, onward_scores
+from .linear import INPUTS, ReaderGradients, of_runs, onward_scores
 from .rules import (
     GradientRule,
     Gradients,
@@ -79,6 +78,7 @@ def score_split(
     model: Model,
     pairs: PromptPairs,
     split: str,
+    *,
     metric: str | Metric = "logit_diff",
     gradient: str | GradientRule | None = None,
     direction: str = "noising",
@@ -86,7 +86,7 @@ def score_split(
     schedule: str = "midpoint",
     batch_size: int | None = None,
     memory_limit: int | None = None,
-    progress: Callable[[int], Any] | None = None,
+    progress: Report = silent,
 ) -> SplitScores:
     """Scores of the edges out of and into the parts of an MLP, by the linear reader.
 
@@ -99,53 +99,60 @@ def score_split(
         InputError: a node that is no MLP, parts that it does not have, graddrop (its averages of
             absolute values do not add up to the whole's). Else as ``score_edges``.
     """
-    layer, kind = parse_split(model, split)
+    question = Question(pairs=pairs, metric=metric, direction=direction)
     gradient = gradient or recommended_gradient(metric, model)
     rule = resolve_gradient(gradient, direction, metric, steps, schedule)
+    resources = Resources(batch_size=batch_size, memory_limit=memory_limit, report=progress)
+    return split_scores(model, question, split, rule, resources)
+
+
+def split_scores(
+    model: Model, question: Question, split: str, rule: GradientRule, resources: Resources
+) -> SplitScores:
+    """Scores of the edges out of and into the parts of an MLP; see ``score_split``."""
+    layer, kind = parse_split(model, split)
     rule.check(model)
     if rule.unsigned:
         raise InputError(
             f"--split needs signed scores, which gradient {rule.name} has not; use another gradient "
             "(--gradient integrated)"
         )
-    chosen_metric = resolve_metric(metric, pairs.wrong.shape[1] > 0)
-    model.check_pairs(pairs)
     splitter: _Neurons | _Experts = (_Neurons if kind == "neurons" else _Experts)(model, layer)
     graph = model.graph
-    outgoing = torch.zeros(len(splitter.parts), len(graph.readers), device=model.device)
-    incoming = torch.zeros(len(graph.writers), len(splitter.parts), device=model.device)
-    chunk_bytes = available_bytes(model.device, memory_limit) // 16
+    outgoing = table(model, len(splitter.parts), len(graph.readers))
+    incoming = table(model, len(graph.writers), len(splitter.parts))
+    chunk_bytes = resources.available(model) // 16
     depends = False
 
-    def scores(batch: PairBatch) -> tuple[Tensor, Tensor]:
+    def scores(batch: PairBatch, turn: Turn) -> tuple[Tensor, Tensor]:
         nonlocal depends
         keep = (*WRITES, "mlp_in", "neurons")
-        runs = BothRuns(model, batch, chosen_metric, keep, ("resid_pre", "mlp_in"))
+        runs = BothRuns(model, batch, question.measure, keep, ("resid_pre", "mlp_in"))
         out, into = torch.zeros_like(outgoing), torch.zeros_like(incoming)
-        for one in rule.passes(runs, (*INPUTS, *splitter.by), size_of_trace.rows):
-            layers = {at: gradients for at, gradients, _ in one.layers}
+        for way in rule.passes(runs, (*INPUTS, *splitter.by), turn.rows.rows):
+            layers = {at: gradients for at, gradients, _ in way.layers}
+            of_readers = ReaderGradients(model, way, layers)
             difference = Writes.difference(runs.at("clean"), runs.at("corrupted"))
             for tokens in _chunks(batch, splitter, chunk_bytes):
-                made = splitter.made(runs, tokens)
-                out += onward_scores(
-                    model, made, layer, one.tape.kept.resid_pre, layers, one.n_runs, one.frozen,
-                    tokens,
-                )  # fmt: skip
-                into += splitter.incoming(difference, one, layers[layer], tokens)
+                out += onward_scores(of_readers, splitter.made(runs, tokens), layer, tokens)
+                into += splitter.incoming(difference, way, layers[layer], tokens)
         depends |= runs.depends
         return out, into
 
-    with model.borrowed():
-        for bucket in pairs.batches():
-            size_of_trace = trace_size(model, bucket, memory_limit=memory_limit)
-            size = BatchSize(batch_size or size_of_trace.rows)
-            for batch, (out, into) in size.map(bucket, scores):
-                outgoing += out
-                incoming += into
-                if progress is not None:
-                    progress(len(batch))
+    def collect(batch: PairBatch, found: tuple[Tensor, Tensor]) -> None:
+        outgoing.add_(found[0])
+        incoming.add_(found[1])
+
+    work = Work(
+        stage=f"split {split}",
+        function=scores,
+        collect=collect,
+        cost=cost_of_trace,
+        gradients=True,
+    )
+    sweep(model, question.pairs, work, resources)
     check_depends(depends)
-    divisor = len(pairs) * rule.divisor(graph.n_layers, within=True)
+    divisor = len(question.pairs) * rule.divisor(graph.n_layers, within=True)
     n_read = graph.readers[graph.mlp_reader(layer)].n_writers
     outgoing[:, : graph.mlp_reader(layer) + 1] = torch.nan
     outgoing[splitter.n_writing :] = torch.nan
@@ -206,32 +213,32 @@ class _Neurons:
     ) -> Float32[Tensor, "part token d_model"]:
         """What each neuron writes in the clean run less what it writes in the corrupted one."""
         amounts = [
-            (one.kept.neurons[self.layer] * self.mlp.scale(one.kept.neurons[self.layer]))
+            (run.kept.neurons[self.layer] * self.mlp.scale(run.kept.neurons[self.layer]))
             .flatten(0, 1)[tokens]
             .float()
-            for one in (runs.at("clean"), runs.at("corrupted"))
+            for run in (runs.at("clean"), runs.at("corrupted"))
         ]
         return torch.einsum("tn,nm->ntm", amounts[0] - amounts[1], self.weights.out.float())
 
     def incoming(
-        self, difference: Writes, one: Pass, gradients: Gradients, tokens: Int64[Tensor, "token"]
+        self, difference: Writes, way: Pass, gradients: Gradients, tokens: Int64[Tensor, "token"]
     ) -> Float32[Tensor, "writer part"]:
         """(clean - corrupted write) . J_norm^T (W_gate g_gate + W_up g_up), neuron by neuron."""
         model, layer = self.model, self.layer
         n_read = model.graph.readers[model.graph.mlp_reader(layer)].n_writers
-        mlp_in = of_runs(one.tape.kept.mlp_in[layer], one.n_runs, tokens)
+        mlp_in = of_runs(way.tape.kept.mlp_in[layer], way.n_runs, tokens)
         found = mlp_in.new_zeros(len(model.graph.writers), len(self.parts))
         sides = [("gate", self.weights.gate), ("up", self.weights.up)]
         gradient = {
-            name: of_runs(gradients[name], one.n_runs, tokens)
+            name: of_runs(gradients[name], way.n_runs, tokens)
             for name, weight in sides
             if weight is not None
         }
         for writer in range(n_read):
             (write,) = difference.of(model, [writer])
             change = write.flatten(0, 1)[tokens].float()
-            for run in range(one.n_runs):
-                norm = self.mlp.norm_derivative(mlp_in[run], one.frozen)
+            for run in range(way.n_runs):
+                norm = self.mlp.norm_derivative(mlp_in[run], way.frozen)
                 moved = change if norm is None else norm.push_forward(change)
                 for name, weight in sides:
                     if weight is not None:
@@ -258,8 +265,8 @@ class _Experts:
         found: list[Tensor] = []
         for name in self.experts:
             clean, corrupted = (
-                self._written(one.kept.mlp_in[self.layer], tokens, name)
-                for one in (runs.at("clean"), runs.at("corrupted"))
+                self._written(run.kept.mlp_in[self.layer], tokens, name)
+                for run in (runs.at("clean"), runs.at("corrupted"))
             )
             found.append(clean - corrupted)
         return torch.stack([*found, torch.zeros_like(found[0])]).float()
@@ -272,20 +279,20 @@ class _Experts:
         return self.mlp.expert(name, normed, normed)
 
     def incoming(
-        self, difference: Writes, one: Pass, gradients: Gradients, tokens: Int64[Tensor, "token"]
+        self, difference: Writes, way: Pass, gradients: Gradients, tokens: Int64[Tensor, "token"]
     ) -> Float32[Tensor, "writer part"]:
         """(clean - corrupted write) . gradient by the copy of the input that a part reads."""
         model, layer = self.model, self.layer
         n_read = model.graph.readers[model.graph.mlp_reader(layer)].n_writers
-        mlp_in = of_runs(one.tape.kept.mlp_in[layer], one.n_runs, tokens).to(model.dtype)
-        gradient = of_runs(gradients["mlp_out"], one.n_runs, tokens).to(model.dtype)
+        mlp_in = of_runs(way.tape.kept.mlp_in[layer], way.n_runs, tokens).to(model.dtype)
+        gradient = of_runs(gradients["mlp_out"], way.n_runs, tokens).to(model.dtype)
         towards = [self._by_copy(name, mlp_in, gradient) for name in (*self.experts, "router")]
         found = torch.zeros(len(model.graph.writers), len(self.parts), device=model.device)
         for writer in range(n_read):
             (write,) = difference.of(model, [writer])
             change = write.flatten(0, 1)[tokens].float()
-            for run in range(one.n_runs):
-                norm = self.mlp.norm_derivative(mlp_in[run].float(), one.frozen)
+            for run in range(way.n_runs):
+                norm = self.mlp.norm_derivative(mlp_in[run].float(), way.frozen)
                 moved = change if norm is None else norm.push_forward(change)
                 for part, by_input in enumerate(towards):
                     found[writer, part] += (moved * by_input[run]).sum()

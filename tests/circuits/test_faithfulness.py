@@ -106,7 +106,10 @@ def test_an_empty_circuit_is_worth_nothing(known: tuple[Model, PromptPairs]) -> 
 
 def test_metrics_of_one_run_are_those_of_their_own(known: tuple[Model, PromptPairs]) -> None:
     edges = by_hand.CIRCUIT
-    found = {one.metric: one for one in read_metrics(*known, edges, ("kl", "accuracy", "log_prob"))}
+    found = {
+        one.metric: one
+        for one in read_metrics(*known, edges, metrics=("kl", "accuracy", "log_prob"))
+    }
     assert found["accuracy"].full == found["accuracy"].circuit == 1
     assert found["accuracy"].empty < 0.5
     assert found["accuracy"].standard_errors is not None
@@ -115,12 +118,12 @@ def test_metrics_of_one_run_are_those_of_their_own(known: tuple[Model, PromptPai
     assert found["kl"].empty < -1
     assert found["kl"].circuit == pytest.approx(0, abs=1e-5)
     for metric, one in found.items():
-        values = run_edges(*known, edges, metric)
+        values = run_edges(*known, edges, metric=metric)
         assert one.empty == pytest.approx(values.empty.double().mean().item(), rel=1e-6)
         error = values.empty.double().std() / len(values.empty) ** 0.5
         assert one.standard_errors is not None
         assert one.standard_errors[1] == pytest.approx(error.item(), rel=1e-6)
-    (alone,) = read_metrics(known[0], tiny.one_pair(known[1], 0), edges, ["kl"])
+    (alone,) = read_metrics(known[0], tiny.one_pair(known[1], 0), edges, metrics=["kl"])
     assert alone.standard_errors is None
 
 

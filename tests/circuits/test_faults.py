@@ -29,6 +29,8 @@ from wiremap.edges.effects.bounds import bound_unverified
 from wiremap.edges.effects.reduced import patch_together, run_edge_sets
 from wiremap.edges.effects.reduced_runs import ReducedRuns
 from wiremap.edges.model.mlp import Mlp
+from wiremap.edges.question.question import Question
+from wiremap.edges.runs.sweep import Resources
 
 OUT_OF_MEMORY = "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"
 N_PAIRS = 6
@@ -71,7 +73,16 @@ def verifying(model: Model, pairs: PromptPairs) -> Tensor:
 
 def bounding(model: Model, pairs: PromptPairs) -> Tensor:
     rest = some_edges(model, 30)
-    found = bound_unverified(model, pairs, rest, "logit_diff", "noising", "edges", 40, 0.3)
+    found = bound_unverified(
+        model,
+        pairs,
+        rest,
+        metric="logit_diff",
+        direction="noising",
+        items="edges",
+        n_samples=40,
+        probability=0.3,
+    )
     return found.bounds
 
 
@@ -82,7 +93,7 @@ def pruning(model: Model, pairs: PromptPairs) -> Tensor:
         CircuitEdge(name.partition("->")[0], name.partition("->")[2], effect=1.0 / (1 + place))
         for place, name in enumerate(["input->m0", "m0->m1", "m1->m2", "m2->logits", "m0->logits"])
     ]
-    with ReducedRuns(model, pairs) as runs:
+    with ReducedRuns(model, Question(pairs=pairs), Resources()) as runs:
 
         def faithfulness(kept: Any) -> float:
             tried.append(runs.values(kept).mean().item())
@@ -279,10 +290,10 @@ def test_an_effect_that_is_not_finite_names_edge_and_pair_and_is_not_written(
         return values
 
     with pytest.raises(WiremapError, match=r"the effect of \S+->\S+ on pair 5 is not finite"):
-        verify(model, task, names, broken, effects_file=file)
+        verify(model, task, names, metric=broken, effects_file=file)
     assert not file.exists()
     with pytest.raises(WiremapError, match="the metric is not finite in row 5"):
-        run_edge_sets(model, task, [names], [broken])
+        run_edge_sets(model, task, [names], metrics=[broken])
 
 
 def test_an_edge_that_does_not_exist_is_named_with_the_nearest(model: Model) -> None:

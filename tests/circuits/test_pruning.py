@@ -36,7 +36,9 @@ from wiremap.circuits.choice.pruning import (
 from wiremap.edges import Edge, InputError, Model, ModelGraph, PromptPairs
 from wiremap.edges.effects.reduced import run_edges
 from wiremap.edges.effects.reduced_runs import ReducedRuns
+from wiremap.edges.question.question import Question
 from wiremap.edges.runs.masks import places_mask
+from wiremap.edges.runs.sweep import Resources
 
 
 def edge(name: str, effect: float | None = None, score: float | None = None) -> CircuitEdge:
@@ -275,7 +277,7 @@ def live(slow: SlowModel, kept: set[tuple[str, str]]) -> set[tuple[str, str]]:
     return {(one, other) for one, other in kept if one in forwards and other in backwards}
 
 
-class Question:
+class Setting:
     """A model of two layers in float64, a metric's slow values for sets of edges, and candidates."""
 
     def __init__(self, kind: str, n_pairs: int = 3) -> None:
@@ -314,8 +316,8 @@ class Question:
 
 
 @pytest.fixture(scope="module", params=["gpt2", "llama-gqa", "neox-sequential"])
-def question(request: pytest.FixtureRequest) -> Question:
-    return Question(request.param)
+def question(request: pytest.FixtureRequest) -> Setting:
+    return Setting(request.param)
 
 
 def pair_of(name: str) -> tuple[str, str]:
@@ -323,9 +325,9 @@ def pair_of(name: str) -> tuple[str, str]:
     return writer, reader
 
 
-def test_reduced_runs_are_those_of_run_edges_and_of_the_slow_model(question: Question) -> None:
+def test_reduced_runs_are_those_of_run_edges_and_of_the_slow_model(question: Setting) -> None:
     model, pairs = question.model, question.pairs
-    with ReducedRuns(model, pairs, batch_size=2) as runs:
+    with ReducedRuns(model, Question(pairs=pairs), Resources(batch_size=2)) as runs:
         some_sets = [
             random.Random(seed).sample(names(question.edges), 12 * seed) for seed in range(4)
         ]
@@ -338,7 +340,7 @@ def test_reduced_runs_are_those_of_run_edges_and_of_the_slow_model(question: Que
         assert found.mean().item() == pytest.approx(expected, rel=1e-5, abs=1e-5)
 
 
-def target_by_hand(question: Question, target: float) -> set[tuple[str, str]]:
+def target_by_hand(question: Setting, target: float) -> set[tuple[str, str]]:
     """The search as its description says, on slow runs of sets of names."""
     slow, enough = question.slow, question.faithfulness
     size = {pair_of(one.name): abs(one.effect or 0) for one in question.edges}
@@ -369,9 +371,9 @@ def target_by_hand(question: Question, target: float) -> set[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("target", [0.6, 0.9, 1.0])
-def test_the_target_search_is_that_written_again(question: Question, target: float) -> None:
+def test_the_target_search_is_that_written_again(question: Setting, target: float) -> None:
     graph = question.model.graph
-    with ReducedRuns(question.model, question.pairs) as runs:
+    with ReducedRuns(question.model, Question(pairs=question.pairs), Resources()) as runs:
         full, empty = runs.full.mean().item(), runs.empty.mean().item()
 
         def faithfulness(kept: Sequence[Edge]) -> float:
@@ -387,7 +389,7 @@ def test_the_target_search_is_that_written_again(question: Question, target: flo
     assert kept == target_by_hand(question, target)
 
 
-def acdc_by_hand(question: Question, tau: float) -> tuple[set[tuple[str, str]], set[str]]:
+def acdc_by_hand(question: Setting, tau: float) -> tuple[set[tuple[str, str]], set[str]]:
     """What is kept in the end, and all edges removed by a trial; every trial is made."""
     slow = question.slow
     kept, value = set(slow.edges), question.full
@@ -403,11 +405,11 @@ def acdc_by_hand(question: Question, tau: float) -> tuple[set[tuple[str, str]], 
 
 
 @pytest.mark.parametrize("share", [0.01, 0.1])
-def test_acdc_is_that_written_again(question: Question, share: float) -> None:
+def test_acdc_is_that_written_again(question: Setting, share: float) -> None:
     tau = share * (question.full - question.empty)
     done: list[int] = []
-    with ReducedRuns(question.model, question.pairs) as runs:
-        pruned = prune_by_acdc(runs, question.edges, tau, done.append)
+    with ReducedRuns(question.model, Question(pairs=question.pairs), Resources()) as runs:
+        pruned = prune_by_acdc(runs, question.edges, tau, lambda _, n, total: done.append(n))
     check_complete(question.edges, pruned)
     assert sum(done) == question.model.graph.n_edges
     kept, tried = acdc_by_hand(question, tau)
@@ -418,8 +420,10 @@ def test_acdc_is_that_written_again(question: Question, share: float) -> None:
 
 
 def test_acdc_by_divergence_keeps_more_for_a_smaller_tau() -> None:
-    question = Question("neox-sequential")
-    with ReducedRuns(question.model, question.pairs, "kl") as runs:
+    question = Setting("neox-sequential")
+    with ReducedRuns(
+        question.model, Question(pairs=question.pairs, metric="kl"), Resources()
+    ) as runs:
         strict, lax = (prune_by_acdc(runs, question.edges, tau) for tau in (1e-6, 1e6))
         assert len(strict.kept) > len(lax.kept) == 0
         for wrong in (0.0, -1.0, math.nan, math.inf):

@@ -56,7 +56,7 @@ def same(one: Scrubbing, other: Scrubbing, tolerance: float = 0.0) -> None:
 def test_the_true_circuit_holds_and_each_of_its_edges_is_needed(
     known: tuple[Model, PromptPairs], scheme: str
 ) -> None:
-    found = scrub(*known, by_hand.CIRCUIT, scheme, drop_one=True, random_circuits=3)
+    found = scrub(*known, by_hand.CIRCUIT, scheme=scheme, drop_one=True, random_circuits=3)
     assert float(found.original.mean()) == pytest.approx(5.0, abs=1e-4)
     assert found.circuit.recovered == pytest.approx(1.0, abs=1e-5)
     assert found.circuit.explained == pytest.approx(1.0, abs=1e-5)
@@ -75,7 +75,7 @@ def test_all_edges_recover_everything_and_none_nothing(
 ) -> None:
     model, pairs = known
     every = [model.graph.edge_name(edge) for edge in model.graph.edges()]
-    whole, nothing = (scrub(model, pairs, edges, scheme) for edges in (every, []))
+    whole, nothing = (scrub(model, pairs, edges, scheme=scheme) for edges in (every, []))
     assert whole.circuit.recovered == pytest.approx(1.0, abs=1e-5)
     if scheme == "per-edge":  # the logits read many prompts at once: about 0
         assert abs(nothing.circuit.recovered) < 0.25
@@ -88,7 +88,10 @@ def test_all_edges_recover_everything_and_none_nothing(
 def test_paired_is_the_faithfulness_of_evaluate(scheme: str) -> None:
     model, pairs = tiny.model("llama-gqa"), tiny.pairs(5)
     edges = some_edges(model, 0.3)
-    found, expected = scrub(model, pairs, edges, scheme, "paired"), evaluate(model, pairs, edges)
+    found, expected = (
+        scrub(model, pairs, edges, scheme=scheme, other="paired"),
+        evaluate(model, pairs, edges),
+    )
     assert found.circuit.recovered == pytest.approx(expected.faithfulness, rel=1e-3, abs=1e-4)
     assert found.settings["repeats"] == 1
     assert found.settings["baselines"] == {"original": "identity", "random": "corrupted"}
@@ -197,7 +200,9 @@ def test_seeds_reproduce_and_batches_change_nothing(scheme: str) -> None:
     edges = some_edges(model, 0.2)
 
     def scrubbed(seed: int, batch_size: int | None) -> Scrubbing:
-        return scrub(model, pairs, edges, scheme, repeats=2, seed=seed, batch_size=batch_size)
+        return scrub(
+            model, pairs, edges, scheme=scheme, repeats=2, seed=seed, batch_size=batch_size
+        )
 
     first = scrubbed(1, None)
     assert first.as_document() == scrubbed(1, None).as_document()
@@ -211,9 +216,9 @@ def test_seeds_reproduce_and_batches_change_nothing(scheme: str) -> None:
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_dead_edges_do_nothing_and_are_named(known: tuple[Model, PromptPairs], scheme: str) -> None:
     dead = ["a0.h1->logits", "input->a1.h1<q>"]
-    found = scrub(*known, [*by_hand.CIRCUIT[1:], *dead], scheme)
+    found = scrub(*known, [*by_hand.CIRCUIT[1:], *dead], scheme=scheme)
     assert set(found.dead) == {*dead, "a0.h0->a1.h0<k>"}
-    same(found, scrub(*known, [by_hand.CIRCUIT[i] for i in (1, 3, 4)], scheme))
+    same(found, scrub(*known, [by_hand.CIRCUIT[i] for i in (1, 3, 4)], scheme=scheme))
 
 
 def test_random_circuits_have_the_size_asked_for_and_hang_together() -> None:
@@ -270,14 +275,14 @@ def test_large_trees_are_refused_with_their_size() -> None:
     model, pairs = tiny.model("gpt2"), tiny.pairs(3)
     every = some_edges(model, 1.0)
     with pytest.raises(InputError, match=r"the tree of the circuit has 23,904 nodes, more than"):
-        scrub(model, pairs, every, "per-path", max_tree=20_000)
+        scrub(model, pairs, every, scheme="per-path", max_tree=20_000)
     few = ["m0->logits", "input->m0"]
-    assert scrub(model, pairs, few, "per-path", max_tree=3).circuit.tree_size == 3
+    assert scrub(model, pairs, few, scheme="per-path", max_tree=3).circuit.tree_size == 3
     chain = ["input->m0", "m0->m1", "m1->m2", "m2->logits"]
     with pytest.raises(InputError, match="the tree of a random circuit of as many edges has 6 nod"):
-        scrub(model, pairs, chain, "per-path", max_tree=5, random_circuits=200)
+        scrub(model, pairs, chain, scheme="per-path", max_tree=5, random_circuits=200)
     with pytest.raises(InputError, match="has a norm behind attention"):
-        scrub(tiny.model("gemma2"), pairs, few, "per-path")
+        scrub(tiny.model("gemma2"), pairs, few, scheme="per-path")
 
 
 def test_nothing_to_recover_and_values_that_are_not_finite_are_refused() -> None:

@@ -92,7 +92,12 @@ def test_a_file_cut_anywhere_is_finished_with_the_same_bytes(
         else nullcontext()
     )
     with told:
-        assert verify(model, pairs, names, effects_file=file, progress=done.append) == whole
+        assert (
+            verify(
+                model, pairs, names, effects_file=file, progress=lambda _, n, total: done.append(n)
+            )
+            == whole
+        )
     assert file.read_bytes() == unbroken
     assert sum(done) == N_EDGES
 
@@ -239,7 +244,15 @@ def test_with_a_linear_model_the_bound_shrinks_as_more_is_verified(
     for size in sizes:
         rest = ranked[size:]
         found = bound_unverified(
-            linear, pairs, rest, "logit_diff", "noising", "edges", 200, 0.1, of_each
+            linear,
+            pairs,
+            rest,
+            metric="logit_diff",
+            direction="noising",
+            items="edges",
+            n_samples=200,
+            probability=0.1,
+            confidence=of_each,
         )
         assert found.largest >= effects[size:].max()
         bounds.append(found.largest)
@@ -250,7 +263,7 @@ def test_with_a_linear_model_the_bound_shrinks_as_more_is_verified(
         assert largest < below
         file = tmp_path / f"{size}.jsonl"
         verified, told = verify_until(
-            linear, pairs, ranked, largest, effects_file=file, options=LAX
+            linear, pairs, ranked, largest=largest, effects_file=file, options=LAX
         )
         assert [one.name for one in verified] == ranked[:size]
         assert told is not None
@@ -265,24 +278,31 @@ def test_a_strict_bound_measures_all_and_leaves_none(
     linear: Model, pairs: PromptPairs, ranked: list[str]
 ) -> None:
     done: list[int] = []
-    verified, bound = verify_until(linear, pairs, ranked, 1e-9, options=LAX, progress=done.append)
+    verified, bound = verify_until(
+        linear,
+        pairs,
+        ranked,
+        largest=1e-9,
+        options=LAX,
+        progress=lambda _, n, total: done.append(n),
+    )
     assert bound is None
     assert [one.name for one in verified] == ranked
     assert sum(done) == len(ranked)
     for largest in (0.0, -1.0, math.nan):
         with pytest.raises(InputError, match="expected a bound above 0 to stop at"):
-            verify_until(linear, pairs, ranked, largest)
+            verify_until(linear, pairs, ranked, largest=largest)
 
 
 def test_verifying_until_a_bound_goes_on_where_it_was_cut(
     linear: Model, pairs: PromptPairs, ranked: list[str], tmp_path: Path
 ) -> None:
     file = tmp_path / "effects.jsonl"
-    whole, bound = verify_until(linear, pairs, ranked, 1e-9, effects_file=file, options=LAX)
+    whole, bound = verify_until(linear, pairs, ranked, largest=1e-9, effects_file=file, options=LAX)
     unbroken = file.read_bytes()
     lines = unbroken.splitlines(keepends=True)
     for keep in (3, 8):
         file.write_bytes(b"".join(lines[:keep]))
-        again = verify_until(linear, pairs, ranked, 1e-9, effects_file=file, options=LAX)
+        again = verify_until(linear, pairs, ranked, largest=1e-9, effects_file=file, options=LAX)
         assert again == (whole, bound)
         assert file.read_bytes() == unbroken

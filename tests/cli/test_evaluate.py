@@ -135,7 +135,7 @@ def test_another_metric_and_held_out_pairs(run: Path) -> None:
     assert [one["metric"] for one in document["beside"]] == ["accuracy"]
     model = Model.load("ioi-mini")
     names = [edge.name for edge in read_circuit(run / "circuit.json").edges]
-    expected = evaluate(model, load_task("ioi", model, 8, seed=3), names, "kl")
+    expected = evaluate(model, load_task("ioi", model, 8, seed=3), names, metric="kl")
     assert document["faithfulness"] == pytest.approx(expected.faithfulness, rel=1e-4)
 
 

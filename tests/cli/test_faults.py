@@ -19,7 +19,8 @@ from command import done, wiremap
 from killing import command, start
 
 from wiremap.circuits.record.effects_file import CHUNK, read_effects
-from wiremap.edges import patch_edges, score_edges
+from wiremap.edges.effects.edge_effects import effects_of_edges
+from wiremap.edges.scores.edge_scores import edge_scores
 
 LONG = ["discover", "--model", "induction-mini", "--n-pairs", "6", "--all", "--size", "30"]
 SHORT = [
@@ -60,14 +61,14 @@ def work(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 
     def scored(*arguments: Any, **options: Any) -> Any:
         done["scored"] += 1
-        return score_edges(*arguments, **options)
+        return edge_scores(*arguments, **options)
 
-    def measured(model: Any, pairs: Any, names: Any, *more: Any) -> Any:
+    def measured(model: Any, question: Any, names: Any, *more: Any) -> Any:
         done["measured"] += len(names)
-        return patch_edges(model, pairs, names, *more)
+        return effects_of_edges(model, question, names, *more)
 
-    monkeypatch.setattr("wiremap.circuits.discovery.score_edges", scored)
-    monkeypatch.setattr("wiremap.circuits.evidence.verification.patch_edges", measured)
+    monkeypatch.setattr("wiremap.circuits.discovery.edge_scores", scored)
+    monkeypatch.setattr("wiremap.circuits.evidence.verification.effects_of_edges", measured)
     return done
 
 

@@ -24,6 +24,7 @@ from wiremap.edges import (
 )
 from wiremap.edges.names.nodes import FAMILIES, NodeSet
 from wiremap.edges.question.metrics import METRICS, Targets
+from wiremap.edges.runs.sweep import check_pairs
 from wiremap.edges.runs.trace import Tape
 from wiremap.edges.scores.node_scores import recommended_method
 
@@ -527,7 +528,9 @@ def test_a_batch_gives_what_its_pairs_give_alone(
     options = {**options, "positions": positions, "per_pair": True}
     done: list[int] = []
     together = of_each_pair(score_nodes(model, pairs, ALL, **options))
-    in_parts = score_nodes(model, pairs, ALL, batch_size=2, progress=done.append, **options)
+    in_parts = score_nodes(
+        model, pairs, ALL, batch_size=2, progress=lambda _, n, total: done.append(n), **options
+    )
     assert done == [2, 1]
     torch.testing.assert_close(of_each_pair(in_parts), together, rtol=1e-4, atol=1e-5)
     for row in range(3):
@@ -668,10 +671,10 @@ def test_other_metrics_equal_the_slow_model_too(metric: str, gradient: str) -> N
         Model(tiny.bridge(hf), name="tiny gpt2"),
         pairs,
         ALL,
-        metric,
-        "atp-qk",
-        gradient,
-        STEPS,
+        metric=metric,
+        method="atp-qk",
+        gradient=gradient,
+        steps=STEPS,
         positions="each",
         per_pair=True,
     )
@@ -740,7 +743,9 @@ def test_unknown_positions_are_refused() -> None:
 
 def test_kl_can_be_dropped_where_it_has_a_gradient() -> None:
     model, pairs = tiny.model("gpt2"), some_pairs()
-    found = score_nodes(model, pairs, "heads", "kl", method="atp-star", direction="denoising")
+    found = score_nodes(
+        model, pairs, "heads", metric="kl", method="atp-star", direction="denoising"
+    )
     assert float(found.scores.max()) > 0
 
 
@@ -790,13 +795,13 @@ def test_a_gradient_that_is_not_finite_names_the_pair() -> None:
         with pytest.raises(
             WiremapError, match=r"in the gradient by the \w+ of layer \d, in row 2;"
         ):
-            score_nodes(model, pairs, "heads", root, method=method)
+            score_nodes(model, pairs, "heads", metric=root, method=method)
 
 
 def test_what_is_not_finite_is_found_although_no_node_of_it_was_asked_for() -> None:
     hf = tiny.hf_model("gpt2")
     model = Model(tiny.bridge(hf), name="damaged later")
-    model.check_pairs(tiny.pairs())
+    check_pairs(model, tiny.pairs())
     with torch.no_grad():
         hf.transformer.h[1].mlp.c_proj.bias[0] = torch.inf
     with pytest.raises(WiremapError, match="in the mlp_out of layer 1 in the clean run, in 3 rows"):

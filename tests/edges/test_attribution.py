@@ -180,7 +180,9 @@ def test_no_parameter_gets_a_gradient() -> None:
 
 def test_progress_counts_pairs() -> None:
     done: list[int] = []
-    score_edges(tiny.model("gpt2"), tiny.pairs(5), batch_size=2, progress=done.append)
+    score_edges(
+        tiny.model("gpt2"), tiny.pairs(5), batch_size=2, progress=lambda _, n, total: done.append(n)
+    )
     assert done == [2, 2, 1]
 
 
@@ -208,9 +210,9 @@ def test_the_recommended_gradient_is_taken(kind: str, metric: str, gradient: str
     assert recommended_gradient(metric, model) == gradient
     by_default = score_edges(model, pairs, metric)
     assert by_default.gradient == gradient
-    by_name = score_edges(model, pairs, metric, gradient)
+    by_name = score_edges(model, pairs, metric, gradient=gradient)
     torch.testing.assert_close(by_default.scores, by_name.scores, rtol=0, atol=0, equal_nan=True)
-    other = score_edges(model, pairs, metric, "both").scores
+    other = score_edges(model, pairs, metric, gradient="both").scores
     assert float((by_name.scores - other).nan_to_num().abs().max()) > 1e-3
 
 
@@ -294,7 +296,7 @@ def test_the_bridge_is_given_back_while_an_error_is_still_held() -> None:
     model = tiny.model("gpt2")
     weight = next(model.bridge.parameters()).requires_grad_(True)
 
-    def stop(done: int) -> None:
+    def stop(stage: str, done: int, total: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

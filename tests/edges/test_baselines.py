@@ -146,7 +146,11 @@ def test_hierarchical_is_best_first_search(kind: str, branching: int) -> None:
 
     rows: list[int] = []
     found = rank_nodes(
-        model, pairs, method="hierarchical", branching=branching, progress=rows.append
+        model,
+        pairs,
+        method="hierarchical",
+        branching=branching,
+        progress=lambda _, n, total: rows.append(n),
     )
     assert list(found.order) == order
     assert list(found.costs) == costs
@@ -164,7 +168,7 @@ def test_nodes_that_are_worth_nothing_keep_their_order() -> None:
 
     model, pairs = tiny.model("gpt2"), tiny.pairs(2)
     for method in BASELINES[1:]:
-        found = rank_nodes(model, pairs, "writers", method, nothing)
+        found = rank_nodes(model, pairs, "writers", method=method, metric=nothing)
         assert list(found.order) == list(range(len(found.order)))
         assert_sorted(found)
 
@@ -172,7 +176,7 @@ def test_nodes_that_are_worth_nothing_keep_their_order() -> None:
 @pytest.mark.parametrize("method", BASELINES)
 def test_positions_each(method: str) -> None:
     model, pairs = tiny.model("gpt2"), tiny.pairs(2)
-    found = rank_nodes(model, pairs, "mlps", method, positions="each", n_samples=30)
+    found = rank_nodes(model, pairs, "mlps", method=method, positions="each", n_samples=30)
     assert len(found.order) == 3 * 7
     assert found.scores.names[:2] == ("m0@0", "m0@1")
     if method == "iterative":
@@ -186,7 +190,7 @@ def test_positions_each(method: str) -> None:
 def test_the_same_seed_gives_the_same_ranking_in_any_batches(method: str) -> None:
     model, pairs = tiny.model("gpt2"), tiny.pairs(3)
     first, again, in_parts = (
-        rank_nodes(model, pairs, "writers", method, n_samples=30, batch_size=batch_size)
+        rank_nodes(model, pairs, "writers", method=method, n_samples=30, batch_size=batch_size)
         for batch_size in (None, None, 5)
     )
     assert torch.equal(first.scores.scores, again.scores.scores)
@@ -198,7 +202,7 @@ def test_a_single_node_is_ranked() -> None:
     hf = tiny.hf_model("gpt2", n_layer=1)
     model, pairs = Model(tiny.bridge(hf), name="one layer"), tiny.pairs(2)
     for method in ("iterative", "blocks", "hierarchical"):
-        found = rank_nodes(model, pairs, "mlps", method)
+        found = rank_nodes(model, pairs, "mlps", method=method)
         assert found.order == (0,)
         assert found.costs == (0,)
 

@@ -14,15 +14,18 @@ from torch import Tensor
 
 from wiremap.edges import InputError, WiremapError, patch_edges, patch_nodes
 from wiremap.edges.effects.bounds import (
+    BoundOptions,
     bound_effects,
     bound_unverified,
     draw_subsets,
-    edge_effects,
-    node_effects,
+    measure_edges,
+    measure_nodes,
     samples_needed,
     welch_bounds,
 )
 from wiremap.edges.question.metrics import Targets
+from wiremap.edges.question.question import Question
+from wiremap.edges.runs.sweep import Resources
 
 N_ITEMS = 20
 NAMES = [f"item{index}" for index in range(N_ITEMS)]
@@ -189,7 +192,10 @@ def test_the_bound_tightens_with_samples() -> None:
     effects = planted("normal", torch.Generator().manual_seed(3))
     truth = float(effects.abs().max())
     ratios = [
-        bound_effects(additive(effects), NAMES, n_samples, 0.1).largest / truth
+        bound_effects(
+            additive(effects), NAMES, BoundOptions(samples=n_samples, probability=0.1)
+        ).largest
+        / truth
         for n_samples in (200, 2000, 20000)
     ]
     assert ratios[0] > ratios[1] > ratios[2] > 1
@@ -210,9 +216,9 @@ def test_limitation_an_item_that_counts_only_while_others_are_intact() -> None:
         return (members[:, 0] & ~members[:, 1:].any(1)).double()
 
     assert float(measure(torch.eye(N_ITEMS, dtype=torch.bool))[0]) == 1.0
-    found = bound_effects(measure, NAMES, 2000, 0.1)
+    found = bound_effects(measure, NAMES, BoundOptions(samples=2000, probability=0.1))
     assert 0.9**19 < found.largest < 0.4
-    rarer = bound_effects(measure, NAMES, 20000, 0.005)
+    rarer = bound_effects(measure, NAMES, BoundOptions(samples=20000, probability=0.005))
     assert rarer.largest > 0.995**19
 
 
@@ -225,7 +231,7 @@ def test_limitation_backup_heads() -> None:
     pair = torch.zeros(1, N_ITEMS, dtype=torch.bool)
     pair[0, :2] = True
     assert float(measure(pair)) == 1.0
-    found = bound_effects(measure, NAMES, 2000, 0.1)
+    found = bound_effects(measure, NAMES, BoundOptions(samples=2000, probability=0.1))
     assert 0.1 < found.largest < 0.3
 
 
@@ -239,7 +245,7 @@ def test_limitation_what_was_never_drawn_together_is_not_seen() -> None:
         return members[:, :2].all(1).double()
 
     assert not draw_subsets(350, N_ITEMS, 0.03, seed=1)[:, :2].all(1).any()
-    assert bound_effects(measure, NAMES, 350, 0.03, seed=1).largest == 0
+    assert bound_effects(measure, NAMES, BoundOptions(samples=350, seed=1)).largest == 0
 
 
 # ---- on models
@@ -252,7 +258,7 @@ def test_heads_of_a_layer_of_a_linear_model_have_their_exact_effects() -> None:
     exact = patch_nodes(model, pairs, names).mean().double()
     assert float(exact.abs().max()) > 0.1
     subsets = (torch.arange(16)[:, None] >> torch.arange(4) & 1).bool()
-    values = node_effects(model, pairs, names)(subsets)
+    values = measure_nodes(model, Question(pairs=pairs), names, Resources())(subsets)
     estimates, bounds = welch_bounds(values, subsets, 0.9)
     torch.testing.assert_close(estimates, exact, rtol=1e-3, atol=1e-4)
     assert bool((bounds >= exact.abs() - 1e-5).all())
@@ -276,7 +282,7 @@ def test_nodes_of_a_model_are_bounded() -> None:
     exact = patch_nodes(model, pairs, names).mean().double()
     rows: list[int] = []
     found = bound_unverified(model, pairs, names, n_samples=200, probability=0.2, seed=4,
-                             progress=rows.append)  # fmt: skip
+                             progress=lambda _, n, total: rows.append(n))  # fmt: skip
     assert sum(rows) == 200 * 4
     assert found.names == tuple(names)
     assert bool((found.bounds >= exact.abs()).all())
@@ -299,7 +305,10 @@ def test_subsets_are_patched_jointly() -> None:
     assert any(len(subset) > 1 for subset in subsets)
     expected = patch_nodes(model, pairs, subsets).mean().double()
     torch.testing.assert_close(
-        node_effects(model, pairs, names)(members), expected, rtol=1e-4, atol=1e-5
+        measure_nodes(model, Question(pairs=pairs), names, Resources())(members),
+        expected,
+        rtol=1e-4,
+        atol=1e-5,
     )
 
 
@@ -307,7 +316,9 @@ def test_edges(kind: str) -> None:
     model, pairs = tiny.model(kind), tiny.pairs(3)
     names = ["input->m0", "a0.h1->logits", "m0->a1.h0<q>"]
     exact = patch_edges(model, pairs, names).mean().double()
-    singles = edge_effects(model, pairs, names)(torch.eye(3, dtype=torch.bool))
+    singles = measure_edges(model, Question(pairs=pairs), names, Resources())(
+        torch.eye(3, dtype=torch.bool)
+    )
     torch.testing.assert_close(singles, exact, rtol=1e-3, atol=1e-4)
     found = bound_unverified(model, pairs, names, items="edges", n_samples=16, probability=0.4)
     assert found.largest > 0
@@ -330,7 +341,7 @@ def test_the_statement_says_what_it_is_about() -> None:
         "backup heads",
     ):
         assert part in text
-    nats = bound_unverified(model, pairs, names, "kl", n_samples=50, probability=0.25)
+    nats = bound_unverified(model, pairs, names, metric="kl", n_samples=50, probability=0.25)
     assert " nats (" in nats.statement()
 
 
@@ -341,18 +352,18 @@ def test_bad_options_are_refused() -> None:
     effects = additive(torch.ones(2))
     for confidence in (0.0, 1.0, 99.0, float("nan")):
         with pytest.raises(InputError, match="expected a confidence above 0 and below 1, got"):
-            bound_effects(effects, ["a", "b"], confidence=confidence)
+            bound_effects(effects, ["a", "b"], BoundOptions(confidence=confidence))
         with pytest.raises(InputError, match="expected a confidence"):
             welch_bounds(torch.zeros(4), torch.eye(4, 1, dtype=torch.bool), confidence)
     for probability in (0.0, 1.0, -0.1, float("nan")):
         with pytest.raises(InputError, match="expected a probability"):
-            bound_effects(effects, ["a", "b"], probability=probability)
+            bound_effects(effects, ["a", "b"], BoundOptions(probability=probability))
     with pytest.raises(InputError, match="expected at least 2 samples"):
-        bound_effects(effects, ["a", "b"], n_samples=1)
+        bound_effects(effects, ["a", "b"], BoundOptions(samples=1))
     with pytest.raises(InputError, match="not verified, got none"):
-        bound_effects(effects, [])
+        bound_effects(effects, [], BoundOptions())
     with pytest.raises(InputError, match="expected each name once, got a again"):
-        bound_effects(effects, ["a", "b", "a"])
+        bound_effects(effects, ["a", "b", "a"], BoundOptions())
 
 
 def test_too_few_samples_are_refused_with_the_number_needed() -> None:
@@ -364,10 +375,10 @@ def test_too_few_samples_are_refused_with_the_number_needed() -> None:
     with pytest.raises(
         InputError, match=rf"item\d+ in [01] of 40; draw {needed} samples at probability 0.03"
     ):
-        bound_effects(never, NAMES, n_samples=40, probability=0.03)
+        bound_effects(never, NAMES, BoundOptions(samples=40, probability=0.03))
     with pytest.raises(InputError, match="of 40; draw"):
-        bound_effects(never, NAMES, n_samples=40, probability=0.97)
-    bound_effects(additive(torch.ones(N_ITEMS)), NAMES, needed, 0.03)
+        bound_effects(never, NAMES, BoundOptions(samples=40, probability=0.97))
+    bound_effects(additive(torch.ones(N_ITEMS)), NAMES, BoundOptions(samples=needed))
     with pytest.raises(InputError, match="got item 1 in 1 of 4; draw more"):
         welch_bounds(torch.zeros(4), torch.tensor([[1, 1], [1, 0], [0, 0], [0, 0]]).bool(), 0.9)
 
@@ -394,4 +405,4 @@ def test_effects_that_are_not_finite_are_refused() -> None:
         return logits[:, 0] / 0
 
     with pytest.raises(WiremapError, match="effect of subset 1 of the nodes on pair 1 is not fin"):
-        bound_unverified(tiny.model("gpt2"), tiny.pairs(2), ["m0"], broken, probability=0.5)
+        bound_unverified(tiny.model("gpt2"), tiny.pairs(2), ["m0"], metric=broken, probability=0.5)

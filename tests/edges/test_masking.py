@@ -50,10 +50,10 @@ def test_each_set_is_as_if_it_were_alone(kind: str) -> None:
     model, pairs = tiny.model(kind), tiny.pairs(5)
     sets = [[], *(some_edges(model.graph, 0.1 * n, n) for n in range(1, 6))]
     every = full_mask(model.graph)
-    found = run_edge_sets(model, pairs, [*sets, every], ["logit_diff", "kl"], batch_size=2)
+    found = run_edge_sets(model, pairs, [*sets, every], metrics=["logit_diff", "kl"], batch_size=2)
     for metric, of_metric in zip(("logit_diff", "kl"), found, strict=True):
         for edges, values in zip(sets, of_metric.circuit[:-1], strict=True):
-            alone = run_edges(model, pairs, edges, metric)
+            alone = run_edges(model, pairs, edges, metric=metric)
             torch.testing.assert_close(values, alone.circuit, rtol=1e-4, atol=1e-5)
             torch.testing.assert_close(of_metric.full, alone.full, rtol=1e-4, atol=1e-5)
             torch.testing.assert_close(of_metric.empty, alone.empty, rtol=1e-4, atol=1e-5)
@@ -126,9 +126,10 @@ def test_places_names_and_masks_say_the_same() -> None:
 
 def test_progress_counts_sets_times_pairs() -> None:
     model, pairs = tiny.model("gpt2"), tiny.pairs(5)
-    told: list[tuple[int, int]] = []
-    run_edge_sets(model, pairs, [[]] * 3, batch_size=2, progress=lambda *both: told.append(both))
-    assert told == [(6, 15), (6, 15), (3, 15)]
+    told: list[tuple[str, int, int]] = []
+    run_edge_sets(model, pairs, [[]] * 3, batch_size=2, progress=lambda *step: told.append(step))
+    steps = [2, 2, 2, 2, 2, 2, 1, 2]  # of the single pair of the last batch two sets at once
+    assert told == [("run circuits", done, 15) for done in steps]
 
 
 def test_no_set_gives_the_two_runs_alone() -> None:
@@ -146,4 +147,4 @@ def test_what_is_no_set_of_edges_is_refused() -> None:
     with pytest.raises(InputError, match=r"an edge that does not exist .* from a0.h0 to a0.h0<q>"):
         run_edge_sets(model, pairs, [torch.ones_like(full_mask(model.graph))])
     with pytest.raises(InputError, match="at least one metric"):
-        run_edge_sets(model, pairs, [[]], [])
+        run_edge_sets(model, pairs, [[]], metrics=[])

@@ -11,6 +11,7 @@ import torch
 from wiremap.edges import WiremapError, patch_edges, score_edges
 from wiremap.edges.model.mlp import Mlp
 from wiremap.edges.runs.memory import BatchSize, RowTooLargeError
+from wiremap.edges.runs.sweep import check_pairs
 
 OUT_OF_MEMORY = "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"
 
@@ -85,7 +86,7 @@ def test_scores_and_effects_survive_a_failing_allocator(monkeypatch: pytest.Monk
 
 def test_memory_that_holds_no_pair_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     model, pairs = tiny.model("gpt2"), tiny.pairs(2)
-    model.check_pairs(pairs)
+    check_pairs(model, pairs)
 
     def none(self: Mlp, resid: torch.Tensor, see: Any = None) -> torch.Tensor:
         raise RuntimeError(OUT_OF_MEMORY)

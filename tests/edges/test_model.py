@@ -70,7 +70,7 @@ def test_a_bridge_comes_back_as_it_was_after_an_error() -> None:
     model, pairs = Model(bridge), tiny.pairs()
     for run in (
         score_edges,
-        lambda *given: patch_edges(given[0], given[1], ["m0->logits"], broken),
+        lambda *given: patch_edges(given[0], given[1], ["m0->logits"], metric=broken),
     ):
         with pytest.raises(ZeroDivisionError):
             run(model, pairs, broken)

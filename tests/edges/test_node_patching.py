@@ -15,10 +15,12 @@ from torch import Tensor
 
 from wiremap.edges import InputError, Model, PromptPairs, WiremapError, patch_nodes
 from wiremap.edges.effects.node_effects import NodeEdits, patch_edits
-from wiremap.edges.effects.sources import KINDS, Source
 from wiremap.edges.model.borrowing import hooks_on
 from wiremap.edges.names.nodes import FAMILIES, NodeSet
 from wiremap.edges.question.metrics import Targets
+from wiremap.edges.question.question import Question
+from wiremap.edges.question.source import KINDS, Source
+from wiremap.edges.runs.sweep import Resources, check_pairs
 
 DIRECTIONS = ("noising", "denoising")
 N_POS = 5
@@ -156,7 +158,7 @@ def test_members_of_a_node_set_are_the_nodes_named(twins: tuple[Model, SlowModel
         items = [[nodes.names[index] for index in row.nonzero().flatten()] for row in members]
         names = [str(item) for item in range(6)]
         edits = NodeEdits.of_members(nodes, members)
-        found = patch_edits(model, pairs, names, edits)
+        found = patch_edits(model, Question(pairs=pairs), names, edits, Resources())
         assert found.names == tuple(names)
         assert_equal_effects(found.effects, slow_effects(slow, pairs, items, "noising"))
         by_name = NodeEdits.of_names(model, items)
@@ -181,7 +183,12 @@ def test_batches_change_nothing(patch_with: Any, batch_size: int) -> None:
     done: list[int] = []
     whole = patch_nodes(model, pairs, items, patch_with=source)
     in_parts = patch_nodes(
-        model, pairs, items, batch_size=batch_size, patch_with=source, progress=done.append
+        model,
+        pairs,
+        items,
+        batch_size=batch_size,
+        patch_with=source,
+        progress=lambda _, n, total: done.append(n),
     )
     torch.testing.assert_close(in_parts.effects, whole.effects, rtol=1e-4, atol=2e-5)
     assert sum(done) == len(items) * len(pairs) * source.n_draws
@@ -319,7 +326,7 @@ def test_zero_equals_the_slow_model(twins: tuple[Model, SlowModel], positions: s
 def test_patching_leaves_the_model_as_it_was() -> None:
     model, pairs = tiny.model("gpt2"), some_pairs()
     weight = next(model.bridge.parameters()).requires_grad_(True)
-    model.check_pairs(pairs)  # the bridge puts hooks of its own where its first run needs them
+    check_pairs(model, pairs)  # the bridge puts hooks of its own where its first run needs them
     before = hooks_on(model.bridge)
     for patch_with in KINDS:
         effects = patch_nodes(model, pairs, ["m0.n3", "a1.h1<k>"], patch_with=patch_with).effects

@@ -182,9 +182,16 @@ def test_exact_scores_into_the_logits_are_effects(
     model, _ = twins
     names = [f"{writer.name}->logits" for writer in model.graph.writers]
     metric = "log_prob"  # far from linear in the logits
-    effects = patch_edges(model, some_pairs, names, metric, direction).effects.T
+    effects = patch_edges(model, some_pairs, names, metric=metric, direction=direction).effects.T
     found = score_edges(
-        model, some_pairs, metric, gradient, direction, 2, reader="exact", per_pair=True
+        model,
+        some_pairs,
+        metric,
+        gradient=gradient,
+        direction=direction,
+        steps=2,
+        reader="exact",
+        per_pair=True,
     )
     assert found.per_pair is not None
     assert_same(found.per_pair[..., -1], effects.abs() if found.unsigned else effects)

@@ -313,7 +313,7 @@ def test_prompts_may_have_several_lengths() -> None:
         joined(short.wrong, long.wrong),
     )
     done: list[int] = []
-    found = score_split(model, mixed, "m1:neurons", progress=done.append)
+    found = score_split(model, mixed, "m1:neurons", progress=lambda _, n, total: done.append(n))
     assert done == [1, 2]
     one, two = (score_split(model, pairs, "m1:neurons") for pairs in (short, long))
     assert_close(found.outgoing.nan_to_num(), ((one.outgoing + 2 * two.outgoing) / 3).nan_to_num())
@@ -413,4 +413,6 @@ def test_what_cannot_be_split_is_refused(
 
 
 def test_kl_takes_the_gradient_at_the_corrupted_run(some_pairs: PromptPairs) -> None:
-    assert score_split(twins("gpt2")[0], some_pairs, "m0:neurons", "kl").gradient == "corrupted"
+    assert (
+        score_split(twins("gpt2")[0], some_pairs, "m0:neurons", metric="kl").gradient == "corrupted"
+    )
