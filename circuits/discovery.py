@@ -281,9 +281,8 @@ class _Discovery:
         with ReducedRuns(self.model, self.question, self.resources.quiet()) as runs:
             if rules.acdc is not None:
                 return prune_by_acdc(runs, candidates, rules.acdc, self.resources.report)
-            return prune_to_target(
-                graph, candidates, rules.target or DEFAULT_TARGET, _faithfulness_in(runs)
-            )
+            target = DEFAULT_TARGET if rules.target is None else rules.target
+            return prune_to_target(graph, candidates, target, _faithfulness_in(runs))
 
     def _resampled(
         self, kept: Sequence[CircuitEdge], verified: Sequence[Verified], evidence: dict[str, Any]

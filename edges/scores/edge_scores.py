@@ -198,7 +198,7 @@ def edge_scores(
         return scorer.scores(options.reader, every)
     linear = scorer.scores("linear", every)
     best = [model.graph.edge(name) for name, _ in linear.top(options.candidates)]
-    wanted = torch.zeros_like(every)
+    wanted = torch.zeros_like(linear.scores, dtype=torch.bool)
     rows, columns = torch.tensor(best, device=wanted.device).T
     wanted[rows, columns] = True
     return _overlaid(linear, scorer.scores(options.reader, wanted), wanted)
