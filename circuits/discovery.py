@@ -318,7 +318,7 @@ class _Discovery:
         with ReducedRuns(self.model, self.question, self.resources.quiet()) as runs:
             if rules.acdc is not None:
                 return prune_by_acdc(runs, candidates, rules.acdc, self.resources.report)
-            target = rules.target or DEFAULT_TARGET
+            target = DEFAULT_TARGET if rules.target is None else rules.target
             return prune_to_target(graph, candidates, target, _faithfulness_in(runs))
 
 

@@ -128,7 +128,7 @@ def test_progress_counts_sets_times_pairs() -> None:
     model, pairs = tiny.model("gpt2"), tiny.pairs(5)
     told: list[tuple[str, int, int]] = []
     run_edge_sets(model, pairs, [[]] * 3, batch_size=2, progress=lambda *step: told.append(step))
-    steps = [2, 2, 2, 2, 2, 2, 1, 2]  # of the single pair of the last batch two sets at once
+    steps = [2, 2, 2, 2, 2, 2, 2, 1]  # of the last batch, a single pair, two sets at once
     assert told == [("run circuits", done, 15) for done in steps]
 
 
