@@ -44,6 +44,46 @@ def floors_imported(path: Path) -> set[str]:
     return found
 
 
+DOORS = {"circuits/result/upward.py"}
+"""Where modules are imported by name from another floor: circuits show themselves, and are drawn."""
+
+
+def imports_by_name(path: Path) -> list[str]:
+    """Calls that import a module by a name; not those of a public face from its own rooms."""
+    calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    by_name = [
+        ast.unparse(call)
+        for call in calls
+        if ast.unparse(call.func).rpartition(".")[2] in ("import_module", "__import__")
+    ]
+    own = "import_module(f'.{module}', __name__)"
+    return [call for call in by_name if not (path.name == "__init__.py" and call == own)]
+
+
+def test_there_is_one_door_upwards() -> None:
+    """It can fetch anything of the exporters, and nothing else is imported by name anywhere."""
+    found = {
+        f"{floor}/{path.relative_to(str(files(f'wiremap.{floor}'))).as_posix()}": calls
+        for floor in FLOORS
+        for path in sources(floor)
+        if (calls := imports_by_name(path))
+    }
+    assert found.keys() == DOORS
+    assert found["circuits/result/upward.py"] == ["import_module(f'wiremap.exporters.{module}')"]
+
+
+def test_the_door_test_sees_imports_by_name(tmp_path: Path) -> None:
+    module = tmp_path / "module.py"
+    for call in (
+        "import_module('wiremap.cli')",
+        "importlib.import_module(name)",
+        "__import__('torch')",
+        "import_module(f'.{module}', __name__)",
+    ):
+        module.write_text(f"def f():\n    return {call}\n")
+        assert imports_by_name(module) == [call]
+
+
 @pytest.mark.parametrize("floor", FLOORS)
 def test_imports_go_down_the_floors(floor: str) -> None:
     below = set(FLOORS[: FLOORS.index(floor)])

@@ -6,7 +6,7 @@ Plain data, no torch.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,22 +91,16 @@ def compare(a: Circuit, b: Circuit) -> Comparison:
     Raises:
         InputError: circuits of models of different shapes.
     """
-    if a.shape != b.shape:
-        differing = [
-            f"{name} {size} and {b.shape.as_dict()[name]}"
-            for name, size in a.shape.as_dict().items()
-            if size != b.shape.as_dict()[name]
-        ]
-        raise InputError(
-            f"expected circuits of models of one shape, got {', '.join(differing)}; edges of "
-            "different models have no correspondence"
-        )
+    _check_shapes(a, b)
     edges_a, edges_b = ({edge.name: edge for edge in one.edges} for one in (a, b))
     union = Circuit.build(a.shape, {**edges_a, **edges_b}.values())
     names = [edge.name for edge in union.edges]
-    shared = tuple(name for name in names if name in edges_a and name in edges_b)
-    nodes_a, nodes_b = ({node.name for node in one.nodes} for one in (a, b))
-    nodes = [node.name for node in union.nodes]
+    shared, lost, gained = _parted(names, edges_a.keys(), edges_b.keys())
+    shared_nodes, lost_nodes, gained_nodes = _parted(
+        [node.name for node in union.nodes],
+        {node.name for node in a.nodes},
+        {node.name for node in b.nodes},
+    )
     weighted = correlation = None
     if all(edge.worth is not None for edge in (*a.edges, *b.edges)):
         of_a, of_b = (
@@ -119,17 +113,40 @@ def compare(a: Circuit, b: Circuit) -> Comparison:
     return Comparison(
         a,
         b,
-        shared_nodes=tuple(name for name in nodes if name in nodes_a & nodes_b),
-        lost_nodes=tuple(name for name in nodes if name not in nodes_b),
-        gained_nodes=tuple(name for name in nodes if name not in nodes_a),
+        shared_nodes=shared_nodes,
+        lost_nodes=lost_nodes,
+        gained_nodes=gained_nodes,
         shared_edges=shared,
-        lost_edges=tuple(name for name in names if name not in edges_b),
-        gained_edges=tuple(name for name in names if name not in edges_a),
+        lost_edges=lost,
+        gained_edges=gained,
         jaccard=len(shared) / len(names) if names else None,
         weighted_jaccard=weighted,
         rank_correlation=correlation,
         sign_flips=tuple(name for name in shared if _flips(edges_a[name], edges_b[name])),
         notes=tuple(_notes(a, b)),
+    )
+
+
+def _check_shapes(a: Circuit, b: Circuit) -> None:
+    of_a, of_b = a.shape.as_dict(), b.shape.as_dict()
+    if of_a != of_b:
+        differing = [
+            f"{name} {of_a[name]} and {of_b[name]}" for name in of_a if of_a[name] != of_b[name]
+        ]
+        raise InputError(
+            f"expected circuits of models of one shape, got {', '.join(differing)}; edges of "
+            "different models have no correspondence"
+        )
+
+
+def _parted(
+    names: Sequence[str], in_a: Collection[str], in_b: Collection[str]
+) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """The names that are in both, in ``a`` alone and in ``b`` alone, in their order."""
+    return (
+        tuple(name for name in names if name in in_a and name in in_b),
+        tuple(name for name in names if name not in in_b),
+        tuple(name for name in names if name not in in_a),
     )
 
 

@@ -212,9 +212,16 @@ def warnings(circuit: Circuit) -> Iterator[str]:
         yield "The circuit was not evaluated: its faithfulness is not known."
     elif target is not None and not measured.faithfulness >= target:
         yield f"Faithfulness {measured.faithfulness:.3f} is below the target of {target:g}."
+    yield from _warnings_of_edges(circuit)
+
+
+def _warnings_of_edges(circuit: Circuit) -> Iterator[str]:
     if scored := [edge for edge in circuit.edges if not edge.verified]:
         yield f"Scored, not verified: {_edge_names(scored)}. Scores are estimates."
-    if (measured and measured.n_pairs == 1) or any(edge.n_pairs == 1 for edge in circuit.edges):
+    numbers = [edge.n_pairs for edge in circuit.edges]
+    if circuit.faithfulness is not None:
+        numbers.append(circuit.faithfulness.n_pairs)
+    if 1 in numbers:
         yield "Effects were measured on a single pair: nothing is known of their error."
     if crossing := [edge for edge in circuit.edges if _crosses_zero(edge)]:
         yield f"The 95 % interval of the effect has 0 in it: {_edge_names(crossing)}."

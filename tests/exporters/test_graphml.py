@@ -17,6 +17,7 @@ from circuits_for_tests import CIRCUITS
 from lxml import etree  # pyright: ignore[reportAttributeAccessIssue]
 
 from wiremap.circuits import Circuit
+from wiremap.circuits.result.document import description
 from wiremap.edges import InputError
 from wiremap.exporters import View
 from wiremap.exporters.formats.graphml import from_graphml, to_graphml
@@ -132,7 +133,7 @@ def test_files_fit_the_schema_and_readers_agree(tmp_path: Path, circuit: Circuit
         for name, value in data.items():
             assert edge[name] == value or name == "id"
     for name in ("model", "task", "method", "evidence"):
-        assert json.loads(other[name]) == getattr(circuit, name)
+        assert json.loads(other[name]) == description(circuit)[name]
 
 
 def graphml_order(graph: Any) -> list[tuple[str, str, dict[str, Any]]]:

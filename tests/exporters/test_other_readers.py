@@ -100,7 +100,7 @@ def test_readers_find_the_circuit(tmp_path: Path, reader: str, kind: str) -> Non
         if kind == "gexf":
             assert json.loads(about["description"]) == description(circuit)
         for what in ("model", "task", "method", "evidence") if kind == "graphml" else ():
-            assert json.loads(about[what]) == getattr(circuit, what)
+            assert json.loads(about[what]) == description(circuit)[what]
 
 
 def check_circuit(
