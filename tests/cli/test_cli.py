@@ -18,6 +18,7 @@ import pytest
 import safetensors
 import tiny
 import torch
+from click.testing import Result
 from command import refused, wiremap
 from safetensors.torch import load_file
 from tokens_for_tests import letters_core

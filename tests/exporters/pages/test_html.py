@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -135,7 +136,7 @@ sys.stdout.buffer.write((to_html(circuits_for_tests.circuit(), roles) + to_html(
             [sys.executable, "-c", code],
             capture_output=True,
             check=True,
-            env={"PYTHONHASHSEED": seed},
+            env={**os.environ, "PYTHONHASHSEED": seed},
         )
         assert made.stdout.decode() == expected
 
