@@ -15,7 +15,7 @@ from jaxtyping import install_import_hook
 # Sums in another order round in other ways; what tests compare must not hang on it (see .ci/run).
 torch.set_num_threads(int(os.environ.get("WIREMAP_TEST_THREADS", "1")))
 
-EDGES = Path(__file__).parent / "edges"
+EDGES = Path(__file__).resolve().parent / "edges"
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -24,8 +24,8 @@ def pytest_configure(config: pytest.Config) -> None:
     So ``make test`` runs these in a process of their own. The rest comes after it is decided,
     since it imports what is to be checked.
     """
-    chosen = [Path(argument.partition("::")[0]).absolute() for argument in config.args]
-    ignored = [Path(path).absolute() for path in config.getoption("ignore") or ()]
+    chosen = [Path(argument.partition("::")[0]).resolve() for argument in config.args]
+    ignored = [Path(path).resolve() for path in config.getoption("ignore") or ()]
     if EDGES not in ignored and any(
         path.is_relative_to(EDGES) or EDGES.is_relative_to(path) for path in chosen
     ):

@@ -12,7 +12,6 @@ from typing import Any
 
 import tiny
 import torch
-import transformer_lens  # noqa: F401  # a forked process needs it
 
 from wiremap.circuits import discover
 from wiremap.cli import main

@@ -266,7 +266,7 @@ def _kind(reader: str) -> str:
 
 # ---- the committed table
 
-REFERENCE = Path(__file__).parent / "edges" / "reference_scores.json"
+REFERENCE = Path(__file__).parent / "edges" / "scores" / "reference_scores.json"
 REFERENCE_KIND, REFERENCE_PAIRS = "llama-gqa", {"n_pairs": 2, "n_pos": 6}
 REFERENCE_RULES: dict[str, dict[str, Any]] = {
     "clean": {"gradient": "clean"},

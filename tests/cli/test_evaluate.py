@@ -8,6 +8,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from click.testing import Result
 from command import refused, wiremap
 
 from wiremap.circuits import Circuit, evaluate, load_task

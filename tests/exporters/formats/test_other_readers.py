@@ -55,7 +55,7 @@ jgrapht = pytest.param(
 )
 needs_graphology = pytest.mark.skipif(
     not (shutil.which("node") and (HERE / "node_modules").exists()),
-    reason="needs Node.js and graphology: npm ci in tests/exporters/readers",
+    reason="needs Node.js and graphology: npm ci in tests/exporters/formats/readers",
 )
 graphology = [pytest.param("graphology", kind, marks=needs_graphology) for kind in WRITERS]
 

@@ -7,7 +7,7 @@ import os
 import re
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
@@ -311,7 +311,7 @@ def refused(text: str) -> bool:
 
 
 @contextmanager
-def few_steps(most: int) -> Iterator[None]:
+def few_steps(most: int) -> Generator[None]:
     """Fails when more functions than that are called or left, counted so that it cannot hang."""
     steps = 0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -118,12 +119,12 @@ def test_the_page_holds_the_whole_circuit(circuit: Circuit) -> None:
 
 
 def test_the_same_circuit_gives_the_same_bytes_in_another_process() -> None:
-    tests = Path(__file__).parents[1]
+    tests = Path(__file__).parents[2]
     code = f"""
 import sys
 sys.path.insert(0, {str(tests)!r})
 import circuits_for_tests, synthetic
-from wiremap.exporters.html import to_html
+from wiremap.exporters.pages.viewer import to_html
 from wiremap.exporters import View
 roles = View(groups={{"b": ["m0", "a0.h0"], "a": ["a1.h1"]}})
 sys.stdout.buffer.write((to_html(circuits_for_tests.circuit(), roles) + to_html(synthetic.circuit(60))).encode())
@@ -135,7 +136,7 @@ sys.stdout.buffer.write((to_html(circuits_for_tests.circuit(), roles) + to_html(
             [sys.executable, "-c", code],
             capture_output=True,
             check=True,
-            env={"PYTHONHASHSEED": seed},
+            env={**os.environ, "PYTHONHASHSEED": seed},
         )
         assert made.stdout.decode() == expected
 
