@@ -13,13 +13,22 @@ from ..edges.effects.reduced_runs import ReducedRuns
 from ..edges.errors import InputError
 from ..edges.model.transformer import Model
 from ..edges.names.graph import SLOTS
+from ..edges.names.vocabulary import (
+    BUDGET,
+    DIRECTION,
+    OTHER_RUN,
+    PRUNE,
+    READER,
+    SCHEDULE,
+    STEPS,
+    TARGET,
+)
 from ..edges.question.prompts import PromptPairs
 from ..edges.scores.edge_scores import EdgeScores, check_reader, score_edges
 from ..edges.scores.node_scores import NodeScores, score_nodes
 from ..edges.scores.rules import recommended_gradient, resolve_gradient
 from .choice.acdc import prune_by_acdc
 from .choice.pruning import (
-    PRUNE,
     Pruned,
     check_rules,
     prune_by_effect,
@@ -39,14 +48,6 @@ from .result.circuit import Circuit, CircuitEdge, Faithfulness
 from .result.document import dumps, to_document
 from .tasks.task import usual_metric
 
-DEFAULT_BUDGET = {"cpu": 200, "cuda": 50_000}
-"""How many edges are verified if nothing says how many, by device; on others as on a CPU."""
-
-
-DEFAULT_TARGET = 0.9
-"""Faithfulness that a circuit shall reach when nothing else says what to keep."""
-
-
 Progress = Callable[[str, int, int], Any]
 """Called with (stage, steps finished since the last call, steps in all)."""
 
@@ -57,11 +58,11 @@ def discover(
     out: str | Path | None = None,
     *,
     metric: str | None = None,
-    direction: str = "noising",
+    direction: str = DIRECTION,
     gradient: str | None = None,
-    steps: int = 10,
-    schedule: str = "midpoint",
-    reader: str = "linear",
+    steps: int = STEPS,
+    schedule: str = SCHEDULE,
+    reader: str = READER,
     budget: int | None = None,
     until_bound: float | None = None,
     target: float | None = None,
@@ -88,7 +89,7 @@ def discover(
         direction: ``noising`` or ``denoising``; see ``patch_edges``.
         gradient, steps, schedule, reader: how edges are scored; see ``score_edges``. Nodes are scored by the
             same gradient.
-        budget: how many edges to verify, best score first; None takes ``DEFAULT_BUDGET``, or all
+        budget: how many edges to verify, best score first; None takes ``BUDGET``, or all
             if there are no more.
         until_bound: verify until what is left is bounded below this, in units of the metric,
             instead; see ``verify_until``.
@@ -119,7 +120,7 @@ def discover(
     if until_bound is not None:
         check_bound(until_bound)
     if budget is None and until_bound is None:
-        budget = DEFAULT_BUDGET.get(model.device.type, DEFAULT_BUDGET["cpu"])
+        budget = BUDGET.get(model.device.type, BUDGET["cpu"])
     if budget is not None:
         if budget < 1:
             raise InputError(f"expected a budget of at least 1 edge, got {budget}")
@@ -132,7 +133,7 @@ def discover(
         pairs,
         metric=metric,
         direction=direction,
-        patch_with="corrupted",
+        patch_with=OTHER_RUN,
         gradient=resolve_gradient(gradient, direction, metric, steps, schedule).name,
         steps=steps,
         schedule=schedule,
@@ -213,7 +214,7 @@ def _one_rule(
         raise InputError(f"prune {prune!r} says how a size is chosen; give a size, too")
     check_rules(target, threshold, alpha, size, prune, acdc)
     return {
-        "target": target if given else DEFAULT_TARGET,
+        "target": target if given else TARGET,
         "threshold": threshold,
         "alpha": alpha,
         "size": size,

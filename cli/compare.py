@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..cli import options
+from ..edges.names.vocabulary import EDGES_DRAWN
 from .console import show_json, show_table
 
 if TYPE_CHECKING:
@@ -37,12 +38,12 @@ def compare(
     """
     from ..circuits.result.comparison import compare as run
     from ..exporters import read_circuit
-    from ..exporters.pictures.two_circuits import DEFAULT_TOP, write_comparison
+    from ..exporters.pictures.two_circuits import write_comparison
 
     paths = [path / "circuit.json" if path.is_dir() else path for path in (a, b)]
     found = run(*map(read_circuit, paths))
     if out is not None:
-        write_comparison(found, out, top or DEFAULT_TOP, (str(a), str(b)))
+        write_comparison(found, out, top or EDGES_DRAWN, (str(a), str(b)))
     if as_json:
         show_json({"a": str(a), "b": str(b), **found.as_document()})
     elif not quiet:

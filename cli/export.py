@@ -52,8 +52,9 @@ def export(
     quiet: bool,
 ) -> None:
     """Write a CIRCUIT (a run directory, or any file that can be read back) in another format."""
+    from ..edges.names.vocabulary import EDGES_DRAWN
     from ..exporters import FORMATS, View, read_circuit, read_groups, write_circuit
-    from ..exporters.pictures.dot import DEFAULT_TOP, READABLE
+    from ..exporters.pictures.dot import READABLE
     from ..exporters.registry import find_format
 
     if circuit.is_dir():
@@ -75,7 +76,7 @@ def export(
     click.echo(f"written to {out}")
     if target.loses:
         click.echo(f"note: {format} loses {target.loses}", err=True)
-    drawn = min(top or DEFAULT_TOP, len(found.edges))
+    drawn = min(top or EDGES_DRAWN, len(found.edges))
     if "top" in target.shows and drawn < len(found.edges):
         click.echo(
             f"note: the diagram has the {drawn} largest of {len(found.edges)} edges (--top)",

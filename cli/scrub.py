@@ -103,11 +103,11 @@ def scrub(
     made; 1 less than --min-recovered was recovered; 2 bad input.
     """
     from ..circuits.describe import describe_model, describe_task
-    from ..circuits.evidence.scrubbing import MAX_TREE
     from ..circuits.evidence.scrubbing import scrub as run
     from ..circuits.result.document import dumps
     from ..circuits.result.hypothesis import Hypothesis, check_settings
     from ..edges.files import write_atomically
+    from ..edges.names.vocabulary import MAX_TREE
 
     found = _read(circuit)
     claim = found if isinstance(found, Hypothesis) else None

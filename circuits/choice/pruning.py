@@ -18,6 +18,7 @@ from scipy.special import stdtr
 
 from ...edges.errors import InputError
 from ...edges.names.graph import ModelGraph
+from ...edges.names.vocabulary import PRUNE
 from ..result.circuit import CircuitEdge, all_nodes
 
 NOT_VERIFIED = "not verified"
@@ -39,10 +40,6 @@ BELOW_TAU = "metric falls by less than tau without it"
 
 
 ON_NO_PATH = "on no path from input to logits"
-
-
-PRUNE = ("top", "greedy")
-"""How a number of edges is chosen: the largest, or from the logits backwards."""
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from ...edges.effects.reduced import run_edge_sets
 from ...edges.errors import InputError
 from ...edges.model.transformer import Model
 from ...edges.names.graph import Edge, ModelGraph
+from ...edges.names.vocabulary import METRIC, SEED
 from ...edges.question.metrics import Metric
 from ...edges.question.prompts import PromptPairs
 from ...edges.runs.masks import edge_mask, full_mask, live_mask
@@ -73,12 +74,12 @@ def run_tests(
     model: Model,
     pairs: PromptPairs,
     edges: Collection[str],
-    metric: str | Metric = "logit_diff",
+    metric: str | Metric = METRIC,
     n_random: int = 100,
     n_permutations: int = 1000,
     margin: float = 0.1,
     quantile: float = 0.9,
-    seed: int = 0,
+    seed: int = SEED,
     batch_size: int | None = None,
     progress: Callable[[int, int], Any] | None = None,
 ) -> list[HypothesisTest]:
@@ -194,7 +195,7 @@ def independence(
     complement: Float64[Tensor, "pair"],
     model: Float64[Tensor, "pair"],
     n_permutations: int = 1000,
-    seed: int = 0,
+    seed: int = SEED,
 ) -> HypothesisTest:
     """Does what the rest of the model does without the circuit still follow what the model does?
 

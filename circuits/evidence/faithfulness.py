@@ -23,6 +23,7 @@ from ...edges.effects.reduced import run_edge_sets, run_edges
 from ...edges.errors import InputError, WiremapWarning
 from ...edges.model.transformer import Model
 from ...edges.names.graph import ModelGraph
+from ...edges.names.vocabulary import METRIC
 from ...edges.question.metrics import Metric
 from ...edges.question.prompts import PromptPairs
 from ...edges.runs.masks import EdgeSet, full_mask, live_mask
@@ -40,7 +41,7 @@ def evaluate(
     model: Model,
     pairs: PromptPairs,
     edges: Sequence[str],
-    metric: str | Metric = "logit_diff",
+    metric: str | Metric = METRIC,
     batch_size: int | None = None,
     progress: Callable[[int], Any] | None = None,
 ) -> Faithfulness:
@@ -236,7 +237,7 @@ def curve(
     model: Model,
     pairs: PromptPairs,
     ranking: Sequence[str],
-    metric: str | Metric = "logit_diff",
+    metric: str | Metric = METRIC,
     sizes: Sequence[float] = MIB_SIZES,
     batch_size: int | None = None,
     progress: Callable[[int, int], Any] | None = None,
@@ -269,7 +270,7 @@ def curves(
     model: Model,
     pairs: PromptPairs,
     rankings: Sequence[Sequence[str]],
-    metric: str | Metric = "logit_diff",
+    metric: str | Metric = METRIC,
     sizes: Sequence[float] = MIB_SIZES,
     batch_size: int | None = None,
     progress: Callable[[int, int], Any] | None = None,
@@ -300,7 +301,7 @@ def localize(
     model: Model,
     pairs: PromptPairs,
     scores: Mapping[str, float] | Iterable[tuple[str, float]],
-    metric: str | Metric = "logit_diff",
+    metric: str | Metric = METRIC,
     sizes: Sequence[float] = MIB_SIZES,
     batch_size: int | None = None,
     progress: Callable[[int, int], Any] | None = None,

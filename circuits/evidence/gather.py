@@ -10,6 +10,7 @@ import torch
 from ...edges.effects.bounds import Bound, bound_unverified, enough_samples
 from ...edges.errors import InputError
 from ...edges.model.transformer import Model
+from ...edges.names.vocabulary import SEED
 from ...edges.question.prompts import PromptPairs
 from ..record.effects_file import Verified
 from .claims import run_tests
@@ -79,7 +80,7 @@ def bound_document(bound: Bound, n_pairs: int, of_pairs: int) -> dict[str, Any]:
 
 
 def resample(
-    verified: Sequence[Verified], kept: Collection[str], threshold: float | None, seed: int = 0
+    verified: Sequence[Verified], kept: Collection[str], threshold: float | None, seed: int = SEED
 ) -> tuple[Stability, str] | None:
     """How the choice of edges, and their effects, vary over resampled pairs; and the rule, in words.
 

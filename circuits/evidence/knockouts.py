@@ -19,6 +19,7 @@ from typing import Any
 from ...edges.effects.reduced import run_edge_sets
 from ...edges.errors import InputError
 from ...edges.model.transformer import Model
+from ...edges.names.vocabulary import METRIC, SEED
 from ...edges.question.metrics import Metric
 from ...edges.question.prompts import PromptPairs
 from ...edges.runs.masks import edge_mask, full_mask
@@ -134,9 +135,9 @@ def completeness(
     model: Model,
     pairs: PromptPairs,
     edges: Collection[str],
-    metric: str | Metric = "logit_diff",
+    metric: str | Metric = METRIC,
     n_subsets: int = 20,
-    seed: int = 0,
+    seed: int = SEED,
     batch_size: int | None = None,
     progress: Callable[[int, int], Any] | None = None,
 ) -> Completeness:
@@ -171,10 +172,10 @@ def minimality(
     model: Model,
     pairs: PromptPairs,
     edges: Collection[str],
-    metric: str | Metric = "logit_diff",
+    metric: str | Metric = METRIC,
     n_subsets: int = 4,
     probability: float = 0.25,
-    seed: int = 0,
+    seed: int = SEED,
     batch_size: int | None = None,
     progress: Callable[[int, int], Any] | None = None,
 ) -> Minimality:

@@ -11,8 +11,8 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from ...edges.errors import InputError, name_rows
+from ...edges.names.vocabulary import FEATURE
 from ...edges.question.prompts import PADDING, PairBatch, PromptPairs
-from ..result.hypothesis import FEATURE
 
 
 class OtherPrompts:

@@ -29,6 +29,7 @@ from ...edges.effects.resampling import Pool, Tree, edge_logits, refuse_trees, t
 from ...edges.errors import InputError
 from ...edges.model.transformer import Model
 from ...edges.names.graph import ROOT, ModelGraph
+from ...edges.names.vocabulary import MAX_TREE, METRIC, OTHER, REPEATS, SCHEME, SEED
 from ...edges.question.metrics import Metric, Targets, resolve_metric
 from ...edges.question.prompts import PairBatch, PromptPairs
 from ...edges.runs.masks import edge_mask
@@ -40,10 +41,6 @@ from ..result.circuit import CircuitEdge
 from ..result.hypothesis import check_settings, random_baseline
 from .other_prompts import OtherPrompts, groups_of, rows_alone, without_rows
 from .random_circuits import random_circuit
-
-MAX_TREE = 20_000
-"""Copies of nodes that a tree may have before it is refused."""
-
 
 _BOOTSTRAPS = 2000
 
@@ -123,11 +120,11 @@ def scrub(
     model: Model,
     pairs: PromptPairs,
     edges: Collection[str],
-    scheme: str = "together",
-    other: str = "any",
-    metric: str | Metric = "logit_diff",
-    repeats: int = 10,
-    seed: int = 0,
+    scheme: str = SCHEME,
+    other: str = OTHER,
+    metric: str | Metric = METRIC,
+    repeats: int = REPEATS,
+    seed: int = SEED,
     random_circuits: int = 0,
     drop_one: bool = False,
     leave_out: bool = False,

@@ -20,6 +20,14 @@ from ...edges.effects.reduced import patch_together
 from ...edges.effects.sources import Source
 from ...edges.errors import InputError
 from ...edges.model.transformer import Model
+from ...edges.names.vocabulary import (
+    BOUND_SUBSETS,
+    CONFIDENCE,
+    DIRECTION,
+    METRIC,
+    NOTHING,
+    PROBABILITY,
+)
 from ...edges.question.metrics import Metric
 from ...edges.question.prompts import PromptPairs
 from ..record.effects_file import CHUNK, Verified, append_lines, resume_effects, shortest
@@ -32,14 +40,14 @@ def verify(
     model: Model,
     pairs: PromptPairs,
     names: Sequence[str],
-    metric: str | Metric = "logit_diff",
-    direction: str = "noising",
+    metric: str | Metric = METRIC,
+    direction: str = DIRECTION,
     batch_size: int | None = None,
     effects_file: Path | None = None,
     nodes: bool = False,
     patch_with: Source | None = None,
     progress: Callable[[int], Any] | None = None,
-    frozen: str = "none",
+    frozen: str = NOTHING,
 ) -> list[Verified]:
     """Exact effects of edges, in the order of ``names``, a chunk at a time.
 
@@ -84,7 +92,7 @@ def _measuring(
     nodes: bool,
     patch_with: Source | None,
     progress: Callable[[int], Any] | None,
-    frozen: str = "none",
+    frozen: str = NOTHING,
 ) -> Iterator[Verified]:
     """What ``verify`` gives, one by one: a chunk is measured when its first effect is asked for."""
     if patch_with is not None and not nodes:
@@ -160,9 +168,9 @@ def _edge_effects(
 class BoundOptions:
     """How what was not verified is bounded; see ``bound_unverified``."""
 
-    samples: int = 1000
-    probability: float = 0.03
-    confidence: float = 0.99
+    samples: int = BOUND_SUBSETS
+    probability: float = PROBABILITY
+    confidence: float = CONFIDENCE
 
 
 def verify_until(
@@ -170,8 +178,8 @@ def verify_until(
     pairs: PromptPairs,
     ranked: Sequence[str],
     largest: float,
-    metric: str | Metric = "logit_diff",
-    direction: str = "noising",
+    metric: str | Metric = METRIC,
+    direction: str = DIRECTION,
     batch_size: int | None = None,
     effects_file: Path | None = None,
     nodes: bool = False,
@@ -240,10 +248,10 @@ def precision_error(
     model: Model,
     pairs: PromptPairs,
     verified: Sequence[Verified],
-    metric: str | Metric = "logit_diff",
-    direction: str = "noising",
+    metric: str | Metric = METRIC,
+    direction: str = DIRECTION,
     batch_size: int | None = None,
-    frozen: str = "none",
+    frozen: str = NOTHING,
 ) -> float:
     """How far effects are off: the largest |difference| from those of ``model``, in metric units.
 

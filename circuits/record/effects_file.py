@@ -16,8 +16,9 @@ import numpy
 import torch
 
 from ...edges.errors import InputError, WiremapWarning
+from ...edges.names.vocabulary import RESAMPLES
 from ..result.document import loads
-from .intervals import RESAMPLES, percentile_intervals, resampled_means
+from .intervals import percentile_intervals, resampled_means
 
 EFFECTS_FILE = "effects.jsonl"
 

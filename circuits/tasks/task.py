@@ -15,6 +15,7 @@ from typing import Any
 
 from ...edges.errors import InputError
 from ...edges.model.tokens import Tokenizer
+from ...edges.names.vocabulary import N_PAIRS, SEED
 from ...edges.question.prompts import PromptPairs
 
 Words = Mapping[str, Sequence[str]]
@@ -481,8 +482,8 @@ def find_task(name: str) -> Task:
 def load_task(
     name: str,
     model: Any,
-    n_pairs: int = 64,
-    seed: int = 0,
+    n_pairs: int = N_PAIRS,
+    seed: int = SEED,
     corruption: str | None = None,
 ) -> PromptPairs:
     """Distinct prompt pairs of a built-in task, in words that ``model`` spells as one token each.

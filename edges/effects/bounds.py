@@ -33,6 +33,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..model.transformer import Model
+from ..names.vocabulary import BOUND_SUBSETS, CONFIDENCE, DIRECTION, METRIC, PROBABILITY, SEED
 from ..question.metrics import Metric
 from ..question.prompts import PromptPairs
 from ..question.question import check_direction
@@ -106,13 +107,13 @@ def bound_unverified(
     model: Model,
     pairs: PromptPairs,
     names: Sequence[str],
-    metric: str | Metric = "logit_diff",
-    direction: str = "noising",
+    metric: str | Metric = METRIC,
+    direction: str = DIRECTION,
     items: str = "nodes",
-    n_samples: int = 1000,
-    probability: float = 0.03,
-    confidence: float = 0.99,
-    seed: int = 0,
+    n_samples: int = BOUND_SUBSETS,
+    probability: float = PROBABILITY,
+    confidence: float = CONFIDENCE,
+    seed: int = SEED,
     batch_size: int | None = None,
     progress: Callable[[int], Any] | None = None,
 ) -> Bound:
@@ -157,8 +158,8 @@ def node_effects(
     model: Model,
     pairs: PromptPairs,
     names: Sequence[str],
-    metric: str | Metric = "logit_diff",
-    direction: str = "noising",
+    metric: str | Metric = METRIC,
+    direction: str = DIRECTION,
     batch_size: int | None = None,
     progress: Callable[[int], Any] | None = None,
 ) -> Measure:
@@ -178,8 +179,8 @@ def edge_effects(
     model: Model,
     pairs: PromptPairs,
     names: Sequence[str],
-    metric: str | Metric = "logit_diff",
-    direction: str = "noising",
+    metric: str | Metric = METRIC,
+    direction: str = DIRECTION,
     batch_size: int | None = None,
     progress: Callable[[int], Any] | None = None,
 ) -> Measure:
@@ -213,10 +214,10 @@ def _named(names: Sequence[str], members: Bool[Tensor, "sample item"]) -> list[l
 def bound_effects(
     measure: Measure,
     names: Sequence[str],
-    n_samples: int = 1000,
-    probability: float = 0.03,
-    confidence: float = 0.99,
-    seed: int = 0,
+    n_samples: int = BOUND_SUBSETS,
+    probability: float = PROBABILITY,
+    confidence: float = CONFIDENCE,
+    seed: int = SEED,
     items: str = "nodes",
     unit: str = "units of the metric",
 ) -> Bound:
@@ -237,7 +238,7 @@ def subsets_for_bound(
     n_samples: int,
     probability: float,
     confidence: float,
-    seed: int = 0,
+    seed: int = SEED,
     items: str = "nodes",
 ) -> Bool[Tensor, "sample item"]:
     """The subsets that a bound measures. Raises InputError where no bound can come of them."""
@@ -299,7 +300,7 @@ def samples_needed(n_items: int, probability: float) -> int:
     return 4 + bisect_left(range(4, 1 << 60), True, key=enough)
 
 
-def enough_samples(n_items: int, probability: float, seed: int = 0) -> int:
+def enough_samples(n_items: int, probability: float, seed: int = SEED) -> int:
     """So many subsets that a bound can come of those that ``draw_subsets`` then draws."""
     n_samples = samples_needed(n_items, probability)
     while _too_rare(draw_subsets(n_samples, n_items, probability, seed)) is not None:

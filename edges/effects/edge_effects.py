@@ -20,25 +20,19 @@ the last position needs.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import InputError
 from ..model.transformer import Model
+from ..names.vocabulary import DIRECTION, FROZEN, METRIC, NOTHING
 from ..question.metrics import Metric
 from ..question.prompts import PairBatch, PromptPairs
 from ..runs.trace import Run, run
 from .engine import Effects, Runs, patch_items
 from .hop import Hop, path_change, through_mlps
-
-Frozen = Literal["none", "heads", "all"]
-
-
-FROZEN: tuple[Frozen, ...] = get_args(Frozen)
-"""What keeps the edited run's values downstream of a reader."""
-
 
 _BASE = ("resid_pre", "mlp_in", "q", "k", "v", "z", "written", "mlp_out")
 
@@ -50,11 +44,11 @@ def patch_edges(
     model: Model,
     pairs: PromptPairs,
     edges: Sequence[str],
-    metric: str | Metric = "logit_diff",
-    direction: str = "noising",
+    metric: str | Metric = METRIC,
+    direction: str = DIRECTION,
     batch_size: int | None = None,
     progress: Callable[[int], Any] | None = None,
-    frozen: str = "none",
+    frozen: str = NOTHING,
 ) -> Effects:
     """Exact effects of edges, or of paths, by path patching, on each pair.
 

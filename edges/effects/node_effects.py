@@ -21,6 +21,7 @@ from ..model.activations import Activations
 from ..model.parts import See
 from ..model.transformer import Model
 from ..names.nodes import ACTIVATION, NodeSet, parse_node
+from ..names.vocabulary import DIRECTION, METRIC
 from ..question.metrics import Metric
 from ..question.prompts import PairBatch, PromptPairs
 from ..runs.trace import Run, run
@@ -126,8 +127,8 @@ def patch_nodes(
     model: Model,
     pairs: PromptPairs,
     nodes: Sequence[str | Sequence[str]],
-    metric: str | Metric = "logit_diff",
-    direction: str = "noising",
+    metric: str | Metric = METRIC,
+    direction: str = DIRECTION,
     batch_size: int | None = None,
     progress: Callable[[int], Any] | None = None,
     patch_with: str | Source = "corrupted",
@@ -165,8 +166,8 @@ def patch_edits(
     pairs: PromptPairs,
     names: Sequence[str],
     edits: NodeEdits,
-    metric: str | Metric = "logit_diff",
-    direction: str = "noising",
+    metric: str | Metric = METRIC,
+    direction: str = DIRECTION,
     batch_size: int | None = None,
     progress: Callable[[int], Any] | None = None,
     patch_with: str | Source = "corrupted",

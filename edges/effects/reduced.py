@@ -20,6 +20,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..model.transformer import Model
 from ..names.graph import SLOTS
+from ..names.vocabulary import DIRECTION, METRIC
 from ..question.metrics import Metric, Targets, resolve_metric
 from ..question.prompts import PairBatch, PromptPairs
 from ..question.question import check_direction
@@ -65,7 +66,7 @@ def run_edges(
     model: Model,
     pairs: PromptPairs,
     edges: Collection[str],
-    metric: str | Metric = "logit_diff",
+    metric: str | Metric = METRIC,
     batch_size: int | None = None,
     progress: Callable[[int], Any] | None = None,
 ) -> CircuitValues:
@@ -116,8 +117,8 @@ def patch_together(
     model: Model,
     pairs: PromptPairs,
     sets: Sequence[EdgeSet],
-    metric: str | Metric = "logit_diff",
-    direction: str = "noising",
+    metric: str | Metric = METRIC,
+    direction: str = DIRECTION,
     batch_size: int | None = None,
     progress: Callable[[int, int], Any] | None = None,
 ) -> Float32[Tensor, "set pair"]:

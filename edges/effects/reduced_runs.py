@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..model.activations import Activations
 from ..model.transformer import Model
+from ..names.vocabulary import METRIC
 from ..question.metrics import Metric, Targets, resolve_metric
 from ..question.prompts import PairBatch, PromptPairs
 from ..runs.masks import edge_mask, full_mask
@@ -77,7 +78,7 @@ class ReducedRuns:
         self,
         model: Model,
         pairs: PromptPairs,
-        metric: str | Metric = "logit_diff",
+        metric: str | Metric = METRIC,
         batch_size: int | None = None,
     ) -> None:
         self.model = model

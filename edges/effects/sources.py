@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -22,14 +21,10 @@ from torch import Tensor
 from ..errors import InputError, name_rows
 from ..model.activations import Activations
 from ..model.transformer import Model
+from ..names.vocabulary import NOISE_SCALE, NOISE_SEEDS, OTHER_RUN, PATCH_KINDS
 from ..question.prompts import PairBatch, PromptPairs
 from ..runs.memory import BatchSize
 from ..runs.trace import Run, answer_logits, run
-
-Kind = Literal["corrupted", "mean", "mean-by-position", "zero", "noise"]
-
-
-KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +32,7 @@ class Source:
     """What takes the place of a node's value.
 
     Args:
-        kind: a name in ``KINDS``.
+        kind: a name in ``PATCH_KINDS``.
         mean_over: the data set of a mean: its corrupted prompts are averaged over. None takes the
             pairs that are patched.
         noise_scale: in standard deviations of the token embedding's entries.
@@ -47,15 +42,15 @@ class Source:
         InputError: an unknown kind, a scale or number of seeds that is not positive.
     """
 
-    kind: str = "corrupted"  # checked below, in words
+    kind: str = OTHER_RUN  # checked below, in words
     mean_over: PromptPairs | None = None
-    noise_scale: float = 3.0
-    noise_seeds: int = 10
+    noise_scale: float = NOISE_SCALE
+    noise_seeds: int = NOISE_SEEDS
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
+        if self.kind not in PATCH_KINDS:
             raise InputError(
-                f"unknown source of patched values {self.kind!r}; there are {', '.join(KINDS)}"
+                f"unknown source of patched values {self.kind!r}; there are {', '.join(PATCH_KINDS)}"
             )
         if not 0 < self.noise_scale < float("inf") or self.noise_seeds < 1:
             raise InputError(

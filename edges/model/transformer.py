@@ -21,16 +21,13 @@ from torch import Tensor
 
 from ..errors import InputError, WiremapError, name_rows
 from ..names.graph import ModelGraph, Slot
+from ..names.vocabulary import GROUPED, KV
 from ..question.prompts import PromptPairs
 from .activations import Activations, Past
 from .architectures import refuse_unsupported
 from .layer import Layer, MlpWeights, in_out_weight
 from .parts import Norm, NormDerivative, See, at_least_float32
 from .tokens import Tokenizer
-
-KV = ("grouped", "per-query")
-"""Readers of keys and values: one for each key-value head, or one for each query head it serves."""
-
 
 _NOT_THE_MODEL = ("_name_or_path", "architectures", "dtype", "transformers_version", "use_cache")
 
@@ -77,7 +74,7 @@ class Model:
         name: str | None = None,
         tokenizer: Any = None,
         bos: bool | None = None,
-        kv: str = "grouped",
+        kv: str = GROUPED,
         tf32: bool = False,
     ) -> None:
         architecture = str(bridge.cfg.architecture)
@@ -90,7 +87,7 @@ class Model:
             raise InputError(f"unknown kv {kv!r}; there are {', '.join(KV)}")
         n_heads = int(bridge.cfg.n_heads)
         n_kv_heads = int(bridge.cfg.n_key_value_heads or n_heads)
-        self.kv = kv if n_kv_heads != n_heads else "grouped"
+        self.kv = kv if n_kv_heads != n_heads else GROUPED
         self.kv_group = n_heads // n_kv_heads if kv == "per-query" else 1
         """How many readers of keys, or of values, one key-value head is split into."""
         self.graph = ModelGraph(
@@ -132,7 +129,7 @@ class Model:
         device: str = "auto",
         dtype: torch.dtype = torch.float32,
         bos: bool | None = None,
-        kv: str = "grouped",
+        kv: str = GROUPED,
         tf32: bool = False,
     ) -> Model:
         """Loads a bundled model, a local Hugging Face directory, or a model of the hub.

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from ..errors import InputError
-
-DIRECTIONS = ("noising", "denoising")
+from ..names.vocabulary import DIRECTIONS
 
 
 def check_direction(direction: str) -> None:

@@ -13,10 +13,8 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from ..errors import InputError
+from ..names.vocabulary import POSITIONS
 from .prompts import PairBatch, PromptPairs
-
-POSITIONS = ("sum", "each", "spans")
-
 
 OUTSIDE = "outside"
 """The name of the tokens that lie in no span."""

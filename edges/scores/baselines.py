@@ -18,7 +18,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Float32
@@ -28,15 +28,20 @@ from ..effects.bounds import draw_subsets
 from ..effects.node_effects import NodeEdits, patch_edits, patch_nodes
 from ..errors import InputError
 from ..model.transformer import Model
+from ..names.vocabulary import (
+    BASELINE,
+    BASELINES,
+    DIRECTION,
+    METRIC,
+    N_SUBSETS,
+    NODES,
+    PROBABILITY,
+    SEED,
+    SUMMED,
+)
 from ..question.metrics import Metric
 from ..question.prompts import PromptPairs
 from .node_scores import NodeScores, node_set_of
-
-Baseline = Literal["iterative", "subsampling", "blocks", "hierarchical"]
-
-
-BASELINES: tuple[Baseline, ...] = ("iterative", "subsampling", "blocks", "hierarchical")
-
 
 Visits = tuple[Float32[Tensor, "node"], Sequence[int], Sequence[int]]
 """Scores of all nodes, the order they are visited in, and the costs of each visit."""
@@ -64,16 +69,16 @@ class Ranking:
 def rank_nodes(
     model: Model,
     pairs: PromptPairs,
-    nodes: str | Sequence[str] = ("heads", "mlps"),
-    method: str = "subsampling",
-    metric: str | Metric = "logit_diff",
-    direction: str = "noising",
-    positions: str = "sum",
-    n_samples: int = 300,
-    probability: float = 0.03,
+    nodes: str | Sequence[str] = NODES,
+    method: str = BASELINE,
+    metric: str | Metric = METRIC,
+    direction: str = DIRECTION,
+    positions: str = SUMMED,
+    n_samples: int = N_SUBSETS,
+    probability: float = PROBABILITY,
     block_size: int | None = None,
     branching: int = 3,
-    seed: int = 0,
+    seed: int = SEED,
     batch_size: int | None = None,
     progress: Callable[[int], Any] | None = None,
 ) -> Ranking:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..model.transformer import Model
+from ..names.vocabulary import DIRECTION, METRIC, SCHEDULE, STEPS
 from ..question.metrics import Metric, resolve_metric
 from ..question.prompts import PairBatch, PromptPairs
 from ..question.spans import one_length
@@ -54,11 +55,11 @@ def score_crossings(
     model: Model,
     pairs: PromptPairs,
     edges: Sequence[str],
-    metric: str | Metric = "logit_diff",
+    metric: str | Metric = METRIC,
     gradient: str | GradientRule | None = None,
-    direction: str = "noising",
-    steps: int = 10,
-    schedule: str = "midpoint",
+    direction: str = DIRECTION,
+    steps: int = STEPS,
+    schedule: str = SCHEDULE,
     batch_size: int | None = None,
     memory_limit: int | None = None,
 ) -> Crossings:

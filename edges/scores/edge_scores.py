@@ -31,6 +31,17 @@ from torch import Tensor
 from ..errors import InputError, WiremapError, name_rows
 from ..model.transformer import Model
 from ..names.graph import ModelGraph
+from ..names.vocabulary import (
+    DIRECTION,
+    EDGE_AGGREGATE,
+    EDGE_AGGREGATES,
+    METRIC,
+    READER,
+    READERS,
+    SCHEDULE,
+    STEPS,
+    SUMMED,
+)
 from ..question.metrics import Metric, Targets, resolve_metric
 from ..question.prompts import PairBatch, PromptPairs
 from ..question.spans import Labels, position_labels
@@ -49,12 +60,6 @@ from .rules import (
     recommended_gradient,
     resolve_gradient,
 )
-
-READERS = ("linear", "exact", "exact-attention")
-
-
-AGGREGATES = ("sum", "sum-of-abs")
-"""Of an edge's scores by position: their sum, or the sum of their absolute values."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,14 +84,14 @@ class EdgeScores:
     positions: tuple[str, ...] = ()
     unsigned: bool = False
     gradient: str = "clean"
-    reader: str = "linear"
+    reader: str = READER
     exact: Bool[Tensor, "writer reader"] | None = None
 
-    def top(self, n: int | None = None, aggregate: str = "sum") -> list[tuple[str, float]]:
+    def top(self, n: int | None = None, aggregate: str = EDGE_AGGREGATE) -> list[tuple[str, float]]:
         """The ``n`` largest by magnitude (all by default), as (edge name, score).
 
         Args:
-            aggregate: a name in ``AGGREGATES``; ``sum-of-abs`` needs scores by position.
+            aggregate: a name in ``EDGE_AGGREGATES``; ``sum-of-abs`` needs scores by position.
         """
         edges = list(self.graph.edges())
         rows, columns = torch.tensor(edges).T
@@ -95,9 +100,11 @@ class EdgeScores:
         return [(self.graph.edge_name(edges[index]), scores[index].item()) for index in order]
 
     def aggregated(self, aggregate: str) -> Float32[Tensor, "writer reader"]:
-        """One number for each edge; see ``AGGREGATES``."""
-        if aggregate not in AGGREGATES:
-            raise InputError(f"unknown aggregate {aggregate!r}; there are {', '.join(AGGREGATES)}")
+        """One number for each edge; see ``EDGE_AGGREGATES``."""
+        if aggregate not in EDGE_AGGREGATES:
+            raise InputError(
+                f"unknown aggregate {aggregate!r}; there are {', '.join(EDGE_AGGREGATES)}"
+            )
         if aggregate == "sum":
             return self.scores
         if self.by_position is None:
@@ -124,14 +131,14 @@ class EdgeScores:
 def score_edges(
     model: Model,
     pairs: PromptPairs,
-    metric: str | Metric = "logit_diff",
+    metric: str | Metric = METRIC,
     gradient: str | GradientRule | None = None,
-    direction: str = "noising",
-    steps: int = 10,
-    schedule: str = "midpoint",
-    reader: str = "linear",
+    direction: str = DIRECTION,
+    steps: int = STEPS,
+    schedule: str = SCHEDULE,
+    reader: str = READER,
     candidates: int | None = None,
-    positions: str = "sum",
+    positions: str = SUMMED,
     per_pair: bool = False,
     batch_size: int | None = None,
     memory_limit: int | None = None,

@@ -25,6 +25,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..model.transformer import Model
 from ..names.graph import ModelGraph
+from ..names.vocabulary import DIRECTION, METRIC, SCHEDULE, STEPS
 from ..question.metrics import Metric, resolve_metric
 from ..question.prompts import PairBatch, PromptPairs
 from ..runs.memory import BatchSize, available_bytes
@@ -79,11 +80,11 @@ def score_split(
     model: Model,
     pairs: PromptPairs,
     split: str,
-    metric: str | Metric = "logit_diff",
+    metric: str | Metric = METRIC,
     gradient: str | GradientRule | None = None,
-    direction: str = "noising",
-    steps: int = 10,
-    schedule: str = "midpoint",
+    direction: str = DIRECTION,
+    steps: int = STEPS,
+    schedule: str = SCHEDULE,
     batch_size: int | None = None,
     memory_limit: int | None = None,
     progress: Callable[[int], Any] | None = None,

@@ -24,24 +24,11 @@ from torch import Tensor
 from ..errors import InputError
 from ..model.parts import See
 from ..model.transformer import Model
+from ..names.vocabulary import SCHEDULE, SCHEDULES, STEPS
 from ..question.metrics import Metric
 from ..question.question import check_direction
 from ..runs.trace import BothRuns, Tape
 from .propagation import Relevance, gim
-
-GRADIENTS = (
-    "clean",
-    "corrupted",
-    "both",
-    "integrated",
-    "graddrop",
-    "relevance",
-    "gim",
-)
-
-
-SCHEDULES = ("midpoint", "left")
-
 
 Gradients = dict[str, Tensor]
 """Gradients by the activations of a block, by name; ``resid_pre`` is the stream before it."""
@@ -131,8 +118,8 @@ class Integrated:
     end of each part. Steps share batches as far as memory allows.
     """
 
-    steps: int = 10
-    schedule: str = "midpoint"
+    steps: int = STEPS
+    schedule: str = SCHEDULE
     name: str = field(default="integrated", init=False)
     unsigned: bool = field(default=False, init=False)
 
@@ -278,8 +265,8 @@ def resolve_gradient(
     gradient: str | GradientRule | None,
     direction: str,
     metric: str | Metric,
-    steps: int = 10,
-    schedule: str = "midpoint",
+    steps: int = STEPS,
+    schedule: str = SCHEDULE,
 ) -> GradientRule:
     """The rule of that name.
 

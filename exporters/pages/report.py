@@ -20,6 +20,7 @@ from string import Template
 from typing import Any, cast
 
 from ...circuits.result.circuit import Circuit, CircuitEdge
+from ...edges.names.vocabulary import BUDGET, DIRECTION, GROUPED, PRUNE, READER, TARGET
 from ..pictures.drawing import drawing, style
 from ..pictures.labels import escaped, interval_text, printable, title, unit
 from ..pictures.shown import View, check_groups
@@ -46,11 +47,11 @@ _MINUS = str.maketrans("-", "\u2212")
 
 
 _DEFAULTS: Mapping[str, Any] = {
-    "direction": "noising",
-    "reader": "linear",
-    "budget": 200,
-    "target": 0.9,
-    "prune": "top",
+    "direction": DIRECTION,
+    "reader": READER,
+    "budget": BUDGET["cpu"],
+    "target": TARGET,
+    "prune": PRUNE[0],
     "tests": False,
 }
 """Options of ``wiremap discover`` that are the same for all models and tasks, left out of a command."""
@@ -441,7 +442,7 @@ def rebuilt_command(circuit: Circuit) -> str | None:
         given["dtype"] = model.get("dtype")
     if model.get("tf32"):
         given["tf32"] = True
-    if model.get("kv") != "grouped":
+    if model.get("kv") != GROUPED:
         given["kv"] = model.get("kv")
     names = ["metric", "direction", "gradient", "reader", "budget", "until_bound"]
     names += [*_RULES, "prune", "tests", "batch_size"]

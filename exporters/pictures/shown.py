@@ -12,12 +12,7 @@ from functools import cached_property
 from ...circuits.result.circuit import Circuit, CircuitEdge, CircuitNode, all_nodes
 from ...edges.errors import InputError
 from ...edges.names.graph import Slot
-
-QKV = ("merge", "nodes", "parallel")
-
-
-COLLAPSE = ("qkv", "layers", "groups")
-
+from ...edges.names.vocabulary import COLLAPSE, QKV
 
 _ROW_OF_KIND = {"q": 0, "k": 0, "v": 0, "kv": 1, "head": 2, "attention": 2, "mlp": 3}
 

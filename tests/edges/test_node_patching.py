@@ -13,8 +13,9 @@ from torch import Tensor
 
 from wiremap.edges import InputError, Model, PromptPairs, WiremapError, patch_nodes
 from wiremap.edges.effects.node_effects import NodeEdits, patch_edits
-from wiremap.edges.effects.sources import KINDS, Source
+from wiremap.edges.effects.sources import Source
 from wiremap.edges.names.nodes import FAMILIES, NodeSet
+from wiremap.edges.names.vocabulary import PATCH_KINDS
 from wiremap.edges.question.metrics import Targets
 
 DIRECTIONS = ("noising", "denoising")
@@ -328,7 +329,7 @@ def test_patching_leaves_the_model_as_it_was() -> None:
     weight = next(model.bridge.parameters()).requires_grad_(True)
     model.check_pairs(pairs)  # the bridge puts hooks of its own where its first run needs them
     before = model._hooks()  # pyright: ignore[reportPrivateUsage]
-    for patch_with in KINDS:
+    for patch_with in PATCH_KINDS:
         effects = patch_nodes(model, pairs, ["m0.n3", "a1.h1<k>"], patch_with=patch_with).effects
         assert not effects.requires_grad
     assert weight.requires_grad
