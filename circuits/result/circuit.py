@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ...edges.errors import InputError
 from ...edges.names.graph import ModelGraph, Slot
+from ...edges.names.vocabulary import METRIC
 
 if TYPE_CHECKING:
     import networkx
@@ -167,7 +168,7 @@ class Circuit:
         """
         from ..evidence.faithfulness import evaluate  # runs models, which this file does not
 
-        metric = metric or str(self.method.get("metric", "logit_diff"))
+        metric = metric or str(self.method.get("metric", METRIC))
         return evaluate(model, pairs, [edge.name for edge in self.edges], metric)
 
     def show(self, height: int = 700) -> Any:

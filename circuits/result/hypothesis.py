@@ -22,7 +22,7 @@ from typing import Any, cast
 
 from ...edges.errors import InputError
 from ...edges.files import read_text
-from ...edges.names.vocabulary import FEATURE, OTHER, OTHERS, REPEATS, SCHEME, SCHEMES, SEED
+from ...edges.names.vocabulary import FEATURE, METRIC, OTHER, OTHERS, REPEATS, SCHEME, SCHEMES, SEED
 from .circuit import Circuit, CircuitEdge
 from .document import check_version, dumps, edge_from, field, number, shape_from, to_document
 
@@ -94,7 +94,7 @@ def to_hypothesis_document(hypothesis: Hypothesis) -> dict[str, Any]:
             "fields": {"prompt": "clean", "label": "answer", "paired": "corrupted"},
         },
         "metric": {
-            "name": str(circuit.method.get("metric", "logit_diff")),
+            "name": str(circuit.method.get("metric", METRIC)),
             "direction": "higher",
             "positions": "last",
         },

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..errors import InputError, WiremapError, name_rows
 from ..names.graph import ModelGraph, Slot
-from ..names.vocabulary import GROUPED, KV
+from ..names.vocabulary import DEVICE, GROUPED, KV
 from ..question.prompts import PromptPairs
 from .activations import Activations, Past
 from .architectures import refuse_unsupported
@@ -126,7 +126,7 @@ class Model:
     def load(
         cls,
         name: str,
-        device: str = "auto",
+        device: str = DEVICE,
         dtype: torch.dtype = torch.float32,
         bos: bool | None = None,
         kv: str = GROUPED,

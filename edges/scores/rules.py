@@ -24,7 +24,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..model.parts import See
 from ..model.transformer import Model
-from ..names.vocabulary import SCHEDULE, SCHEDULES, STEPS
+from ..names.vocabulary import METRIC, SCHEDULE, SCHEDULES, STEPS
 from ..question.metrics import Metric
 from ..question.question import check_direction
 from ..runs.trace import BothRuns, Tape
@@ -249,7 +249,7 @@ def _backward(
         yield layer, {**found, "resid_pre": below}
 
 
-def recommended_gradient(metric: str | Metric = "logit_diff", model: Model | None = None) -> str:
+def recommended_gradient(metric: str | Metric = METRIC, model: Model | None = None) -> str:
     """The rule for edges that costs least verified recall where it was measured.
 
     In benchmarks/RESULTS.md: relevance with the linear reader, in the geometric mean over all
