@@ -32,7 +32,7 @@ def reload(
     except KeyError as error:
         raise InputError(
             f"the result does not say {error} of the model or task it belongs to; give both "
-            "(--model and --task or --pairs)"
+            "(--model and --task or --pairs, or Model.load and load_task or PromptPairs.read)"
         ) from None
     _check_same("model", describe_model(model), described_model)
     _check_same("prompt pairs", describe_task(pairs), described_task)
@@ -50,7 +50,8 @@ def _pairs(described: Mapping[str, Any], model: Model) -> PromptPairs:
         return PromptPairs.read(described["pairs"], model)
     if "task" not in described:
         raise InputError(
-            "the result does not say which prompts it belongs to; give them (--task, --pairs)"
+            "the result does not say which prompts it belongs to; give them (--task, --pairs, "
+            "or load_task, PromptPairs.read)"
         )
     name, n_pairs, seed, corruption = (
         described[key] for key in ("task", "n_pairs", "seed", "corruption")

@@ -245,7 +245,7 @@ def _refuse_large(sizes: Sequence[int], random_circuits: int, max_tree: int) -> 
         raise InputError(
             f"scheme per-path: the tree of {what} has {size:,} nodes, more than {max_tree:,}; "
             "use per-edge or together, keep fewer edges, compare with no random circuits "
-            "(--random-circuits 0), or allow more (--max-tree)"
+            "(--random-circuits 0, random_circuits=0), or allow more (--max-tree, max_tree=)"
         )
 
 

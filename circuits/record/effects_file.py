@@ -128,7 +128,8 @@ def append_lines(path: Path, text: str) -> None:
         with suppress(OSError):
             os.truncate(path, size)  # what was written of the chunk
         raise InputError(
-            f"cannot write {path}: {error.strerror}; make room and go on with --resume"
+            f"cannot write {path}: {error.strerror}; make room and go on with --resume "
+            "(resume=True)"
         ) from error
 
 

@@ -514,7 +514,7 @@ def load_task(
     if len(records) < n_pairs:
         raise InputError(
             f"expected {n_pairs} distinct pairs of task {name}, but the words this tokenizer spells "
-            f"as one token make only about {len(records)}; ask for fewer (--n-pairs)"
+            f"as one token make only about {len(records)}; ask for fewer (--n-pairs, n_pairs=)"
         )
     source = {
         "task": name,
@@ -566,7 +566,8 @@ def usable_words(task: Task, tokenizer: Tokenizer) -> dict[str, list[str]]:
             raise InputError(
                 f"task {task.name} needs {least} words of the kind {kind!r} that are single tokens, "
                 f"and this tokenizer has {len(usable[kind])} of {len(task.words[kind])}; choose "
-                "another model or task, or bring your own pairs (--pairs)"
+                "another model or task, or bring your own pairs (--pairs, "
+                "PromptPairs.read)"
             )
     return usable
 
@@ -609,7 +610,7 @@ def usable_templates(task: Task, words: Words, tokenizer: Tokenizer) -> list[str
         raise InputError(
             f"task {task.name}: this tokenizer lacks words of every one of its "
             f"{len(task.templates)} templates; choose another model or task, or bring your own "
-            "pairs (--pairs)"
+            "pairs (--pairs, PromptPairs.read)"
         )
     return usable
 

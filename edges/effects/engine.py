@@ -154,7 +154,7 @@ def patch_items(
         item, pair = strange[0]
         raise WiremapError(
             f"the effect of {names[item]} on pair {pair + 1} is not finite ({len(strange)} such); "
-            "try float32 (--dtype float32)"
+            "try float32 (--dtype float32, dtype=torch.float32)"
         )
     return Effects(tuple(names), table)
 

@@ -78,7 +78,8 @@ class Source:
             if len(lengths) > 1:
                 raise InputError(
                     "a mean by position needs prompts of one length, the data set's and the pairs' "
-                    f"alike; got lengths {', '.join(map(str, lengths))}: use --patch-with mean, or "
+                    f"alike; got lengths {', '.join(map(str, lengths))}: use --patch-with mean "
+                    '(Source("mean")), or '
                     "pairs and data of one length"
                 )
 

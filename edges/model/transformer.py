@@ -676,7 +676,7 @@ class Model:
             if not bool(torch.isfinite(other).all()):
                 raise WiremapError(
                     f"model {self.name}: the {what} of a longest prompt is not finite; try float32 "
-                    "(--dtype float32)"
+                    "(--dtype float32, dtype=torch.float32)"
                 )
             error = float((one - other).abs().max() / other.abs().max())
             if not error <= tolerance:
@@ -723,7 +723,7 @@ class Model:
             return WiremapError(
                 f"model {self.name}: in {self.dtype} its {what} cannot be computed closely enough "
                 f"(off by {error:.1e} of the largest value, allowed {tolerance:.0e}); use float32 "
-                "(--dtype float32)"
+                "(--dtype float32, dtype=torch.float32)"
             )
         return WiremapError(
             f"model {self.name}: the {what} computed from its parts differ from its own by "

@@ -87,7 +87,7 @@ def score_crossings(
     if strange:
         raise InputError(
             f"expected edges into keys or values, got {strange[0]}; all others are read and used at "
-            "one position (--positions each)"
+            'one position (--positions each, positions="each")'
         )
     gradient = gradient or recommended_gradient(metric, model)
     rule = resolve_gradient(gradient, direction, metric, steps, schedule)

@@ -109,7 +109,8 @@ class EdgeScores:
             return self.scores
         if self.by_position is None:
             raise InputError(
-                "aggregate sum-of-abs needs scores by position (--positions each or spans)"
+                "aggregate sum-of-abs needs scores by position (--positions each or spans, "
+                'positions="each" or "spans")'
             )
         return self.by_position.abs().sum(0)
 
@@ -205,7 +206,8 @@ def check_reader(reader: str, candidates: int | None, graph: ModelGraph) -> None
         return
     if reader == "linear":
         raise InputError(
-            "candidates are for the exact reader (--reader exact); the linear one scores all edges"
+            'candidates are for the exact reader (--reader exact, reader="exact"); the '
+            "linear one scores all edges"
         )
     if not 1 <= candidates <= graph.n_edges:
         raise InputError(
@@ -402,5 +404,7 @@ class _Scorer:
         where = where or f"{self.rule.name} gradient"
         raise WiremapError(
             f"NaN or infinite values in the {where}, "
-            + name_rows(rows, "try float32 (--dtype float32) or another metric")
+            + name_rows(
+                rows, "try float32 (--dtype float32, dtype=torch.float32) or another metric"
+            )
         )

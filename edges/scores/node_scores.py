@@ -236,7 +236,7 @@ def node_set_of(
     if "neurons" in families and not model.has_neurons:
         raise InputError(
             f"model {model.name} has mixtures of experts, whose neurons are no nodes; use "
-            "--nodes mlps"
+            '--nodes mlps (nodes="mlps")'
         )
     return NodeSet(model.graph, model.d_mlp, tuple(families), n_pos)
 
@@ -362,5 +362,5 @@ class _Scorer:
         rows = self.batch.rows[~finite].tolist()
         raise WiremapError(
             f"NaN or infinite values in the {where}, "
-            + name_rows(rows, "try float32 (--dtype float32)")
+            + name_rows(rows, "try float32 (--dtype float32, dtype=torch.float32)")
         )

@@ -107,7 +107,7 @@ def score_split(
     if rule.unsigned:
         raise InputError(
             f"--split needs signed scores, which gradient {rule.name} has not; use another gradient "
-            "(--gradient integrated)"
+            '(--gradient integrated, gradient="integrated")'
         )
     chosen_metric = resolve_metric(metric, pairs.wrong.shape[1] > 0)
     model.check_pairs(pairs)
@@ -163,7 +163,7 @@ def parse_split(model: Model, split: str) -> tuple[int, str]:
     if node not in mlps:
         raise InputError(
             f"expected an MLP to split, {mlps[0]} to {mlps[-1]}, got {node!r}; write --split "
-            f"{mlps[0]}:neurons"
+            f'{mlps[0]}:neurons (split="{mlps[0]}:neurons")'
         )
     layer = mlps.index(node)
     has = "experts" if model.experts(layer) else "neurons"
@@ -174,7 +174,8 @@ def parse_split(model: Model, split: str) -> tuple[int, str]:
         )
     if kind not in PARTS or kind != has:
         raise InputError(
-            f"{node} of model {model.name} has {has}, got {split!r}; write --split {node}:{has}"
+            f"{node} of model {model.name} has {has}, got {split!r}; write --split {node}:{has} "
+            f'(split="{node}:{has}")'
         )
     return layer, kind
 

@@ -225,7 +225,7 @@ class Modified:
         if strange:
             raise InputError(
                 f"gradient {self.name} has no rule for {strange} of model {model.name}; use "
-                "another gradient (--gradient integrated)"
+                'another gradient (--gradient integrated, gradient="integrated")'
             )
 
 
@@ -303,7 +303,7 @@ def resolve_gradient(
     if metric == "kl" and at_clean:
         raise InputError(
             "metric kl is 0 at the clean run, and so is its gradient; use the gradient at the "
-            "corrupted run (--gradient corrupted), or denoising"
+            'corrupted run (--gradient corrupted, gradient="corrupted"), or denoising'
         )
     return rules[gradient]()
 

@@ -38,7 +38,7 @@ def to_eap_ig(circuit: Circuit) -> str:
         raise InputError(
             f"EAP-IG has no names for {shape.n_kv_heads} key-value heads that {shape.n_heads} "
             "query heads share; find the circuit with one reader for each query head "
-            "(--kv per-query), or write another format"
+            '(--kv per-query, kv="per-query"), or write another format'
         )
     d_model = circuit.model.get("d_model")
     if not isinstance(d_model, int):

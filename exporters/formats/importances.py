@@ -42,7 +42,8 @@ def check_names(graph: ModelGraph) -> None:
     if graph.n_kv_heads != graph.n_heads:
         raise InputError(
             f"EAP-IG names keys and values by query head; this model's {graph.n_heads} query heads "
-            f"share {graph.n_kv_heads} of them. Score with one reader for each: --kv per-query"
+            f"share {graph.n_kv_heads} of them. Score with one reader for each: --kv per-query "
+            '(kv="per-query")'
         )
 
 

@@ -57,7 +57,10 @@ class View:
                 "not: give one of the two"
             )
         if self.collapse == "groups" and not self.groups:
-            raise InputError("collapse groups: expected groups to collapse; name them (--group)")
+            raise InputError(
+                "collapse groups: expected groups to collapse; name them (--group, "
+                "View(groups=...))"
+            )
         seen: dict[str, str] = {}
         for role, names in self.groups.items():
             for name in names:

@@ -180,7 +180,9 @@ def test_eap_ig_comes_back_without_what_it_has_no_place_for() -> None:
 
 
 def test_eap_ig_has_no_name_for_shared_heads_and_needs_the_width() -> None:
-    with pytest.raises(InputError, match=r"no names for 2 key-value heads .*\(--kv per-query\)"):
+    with pytest.raises(
+        InputError, match=r'no names for 2 key-value heads .*\(--kv per-query, kv="per-query"\)'
+    ):
         to_eap_ig(by_hand.grouped())
     with pytest.raises(InputError, match=r"needs the width.*or set model\.d_model in its JSON"):
         to_eap_ig(by_hand.circuit())
