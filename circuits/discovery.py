@@ -13,6 +13,7 @@ from ..edges.effects.reduced_runs import ReducedRuns
 from ..edges.errors import InputError
 from ..edges.model.transformer import Model
 from ..edges.names.graph import Edge
+from ..edges.names.vocabulary import BUDGET, DIRECTION, READER, SCHEDULE, STEPS, TARGET
 from ..edges.question.prompts import PromptPairs
 from ..edges.question.question import Question
 from ..edges.runs.masks import places_mask
@@ -53,13 +54,6 @@ from .result.evidence import BoundEvidence, Evidence
 from .result.upward import exporters
 from .tasks.builtin import usual_metric
 
-DEFAULT_BUDGET = {"cpu": 200, "cuda": 50_000}
-"""How many edges are verified if nothing says how many, by device; on others as on a CPU."""
-
-
-DEFAULT_TARGET = 0.9
-"""Faithfulness that a circuit shall reach when nothing else says what to keep."""
-
 
 def discover(
     model: Model,
@@ -67,11 +61,11 @@ def discover(
     out: str | Path | None = None,
     *,
     metric: str | None = None,
-    direction: str = "noising",
+    direction: str = DIRECTION,
     gradient: str | None = None,
-    steps: int = 10,
-    schedule: str = "midpoint",
-    reader: str = "linear",
+    steps: int = STEPS,
+    schedule: str = SCHEDULE,
+    reader: str = READER,
     budget: int | None = None,
     until_bound: float | None = None,
     target: float | None = None,
@@ -100,7 +94,7 @@ def discover(
         direction: ``noising`` or ``denoising``; see ``patch_edges``.
         gradient, steps, schedule, reader: how edges are scored; see ``score_edges``. Nodes are scored by the
             same gradient.
-        budget: how many edges to verify, best score first; None takes ``DEFAULT_BUDGET``, or all
+        budget: how many edges to verify, best score first; None takes ``BUDGET``, or all
             if there are no more.
         until_bound: verify until what is left is bounded below this, in units of the metric,
             instead; see ``verify_until``.
@@ -318,7 +312,7 @@ class _Discovery:
         with ReducedRuns(self.model, self.question, self.resources.quiet()) as runs:
             if rules.acdc is not None:
                 return prune_by_acdc(runs, candidates, rules.acdc, self.resources.report)
-            target = DEFAULT_TARGET if rules.target is None else rules.target
+            target = TARGET if rules.target is None else rules.target
             return prune_to_target(graph, candidates, target, _faithfulness_in(runs))
 
 
@@ -350,7 +344,7 @@ def _budget_of(
             )
         return None
     if budget is None:
-        budget = DEFAULT_BUDGET.get(model.device.type, DEFAULT_BUDGET["cpu"])
+        budget = BUDGET.get(model.device.type, BUDGET["cpu"])
     if budget < 1:
         raise InputError(f"expected a budget of at least 1 edge, got {budget}")
     return min(budget, model.graph.n_edges)
@@ -374,7 +368,7 @@ def _one_rule(given: Rules) -> Rules:
         raise InputError(f"prune {given.prune!r} says how a size is chosen; give a size, too")
     given.check()
     if not names:
-        return replace(given, target=DEFAULT_TARGET)
+        return replace(given, target=TARGET)
     return replace(given, prune=PRUNE[0]) if given.size is not None and not given.prune else given
 
 

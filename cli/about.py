@@ -11,19 +11,23 @@ from typing import Any
 
 import click
 
+from ..edges.names.vocabulary import DOCUMENTS
 from . import options
+from .asked import Asked, Shown, gathered
 from .console import show_json, show_table
+from .loading import load_model
 
 
 @click.command()
 @click.option("--model", help="Count the words that this model spells as one token.")
 @options.output
-def tasks(model: str | None, as_json: bool, quiet: bool) -> None:
+@gathered(shown=Shown)
+def tasks(model: str | None, shown: Shown) -> None:
     """List the built-in tasks."""
     from ..circuits.tasks.builtin import TASKS
     from ..circuits.tasks.task import count_words
 
-    loaded = options.load_model(model, "cpu", "float32", None) if model else None
+    loaded = load_model(Asked(model=model, device="cpu")) if model else None
     rows: list[dict[str, Any]] = []
     for task in TASKS.values():
         row: dict[str, Any] = {
@@ -35,9 +39,9 @@ def tasks(model: str | None, as_json: bool, quiet: bool) -> None:
         if loaded is not None:
             row["words"] = count_words(task, loaded.require_tokenizer())
         rows.append(row)
-    if as_json:
+    if shown.as_json:
         show_json(rows)
-    elif not quiet:
+    elif not shown.quiet:
         show_table(
             "built-in tasks",
             [
@@ -65,15 +69,16 @@ def tasks(model: str | None, as_json: bool, quiet: bool) -> None:
 
 @click.command()
 @options.output
-def models(as_json: bool, quiet: bool) -> None:
+@gathered(shown=Shown)
+def models(shown: Shown) -> None:
     """List the bundled models."""
     from ..circuits.zoo import training_records
     from ..edges.model.architectures import SUPPORTED
 
     records = training_records()
-    if as_json:
+    if shown.as_json:
         show_json(records)
-    elif not quiet:
+    elif not shown.quiet:
         rows = [
             [
                 record["model"],
@@ -96,7 +101,7 @@ def models(as_json: bool, quiet: bool) -> None:
 
 
 @click.command()
-@click.argument("document", type=click.Choice(["circuit", "scrub"]), default="circuit")
+@click.argument("document", type=click.Choice(DOCUMENTS), default=DOCUMENTS[0])
 def schema(document: str) -> None:
     """Print the JSON Schema of circuit.json, or of scrub.json."""
     name = f"{document}.schema.json"
@@ -105,7 +110,8 @@ def schema(document: str) -> None:
 
 @click.command()
 @options.output
-def info(as_json: bool, quiet: bool) -> None:
+@gathered(shown=Shown)
+def info(shown: Shown) -> None:
     """Show versions and devices."""
     import torch
 
@@ -123,9 +129,9 @@ def info(as_json: bool, quiet: bool) -> None:
         .stderr.strip()
         .removeprefix("dot - "),
     }
-    if as_json:
+    if shown.as_json:
         show_json(found)
-    elif not quiet:
+    elif not shown.quiet:
         rows = [
             [name, "no" if value in (None, False) else str(value)] for name, value in found.items()
         ]

@@ -7,28 +7,24 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ..edges.names.vocabulary import EDGES_DRAWN
 from . import options
+from .asked import Shown, gathered
 from .console import show_json, show_table
+from .loading import circuit_file
 
 if TYPE_CHECKING:
     from ..circuits.result.comparison import Comparison
 
-_SHOWN = 10
-
 
 @click.command()
-@click.argument("a", type=click.Path(path_type=Path))
-@click.argument("b", type=click.Path(path_type=Path))
-@click.option(
-    "-o", "--out", type=click.Path(path_type=Path), help="Diagram: .svg, .dot, .png or .pdf."
-)
-@click.option(
-    "--top", type=click.IntRange(min=1), help="Edges in the diagram, the largest (100 by default)."
-)
+@options.path_argument("a")
+@options.path_argument("b")
+@options.out("Diagram: .svg, .dot, .png or .pdf.")
+@options.edges_drawn("the diagram")
 @options.output
-def compare(
-    a: Path, b: Path, out: Path | None, top: int | None, as_json: bool, quiet: bool
-) -> None:
+@gathered(shown=Shown)
+def compare(a: Path, b: Path, out: Path | None, top: int | None, shown: Shown) -> None:
     """Compare circuits A and B: nodes and edges shared, lost (A alone) and gained (B alone).
 
     Jaccard: shared edges of those in either. Weighted: sum of the smaller |worth| over sum of the
@@ -37,15 +33,14 @@ def compare(
     """
     from ..circuits.result.comparison import compare as run
     from ..exporters import read_circuit
-    from ..exporters.pictures.two_circuits import DEFAULT_TOP, write_comparison
+    from ..exporters.pictures.two_circuits import write_comparison
 
-    paths = [path / "circuit.json" if path.is_dir() else path for path in (a, b)]
-    found = run(*map(read_circuit, paths))
+    found = run(*(read_circuit(circuit_file(path)) for path in (a, b)))
     if out is not None:
-        write_comparison(found, out, top or DEFAULT_TOP, (str(a), str(b)))
-    if as_json:
+        write_comparison(found, out, top or EDGES_DRAWN, (str(a), str(b)))
+    if shown.as_json:
         show_json({"a": str(a), "b": str(b), **found.as_document()})
-    elif not quiet:
+    elif not shown.quiet:
         _show(found, a, b)
         if out is not None:
             click.echo(f"\nwritten to {out}")
@@ -81,6 +76,9 @@ def _show(found: Comparison, a: Path, b: Path) -> None:
         if names:
             largest = sorted(names, key=lambda name, worth=worth: -worth[name])
             click.echo(f"in {where} alone, largest first: {_listed(largest)}")
+
+
+_SHOWN = 10  # rows of a table
 
 
 def _listed(names: list[str] | tuple[str, ...]) -> str:

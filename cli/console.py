@@ -32,8 +32,7 @@ _UNITS = {
     "split": "pair",
     "scrub": "pair",
     "verify edges": "edge",
-    "measure edges": "edge",
-    "measure nodes": "node",
+    "verify nodes": "node",
     "ACDC": "edge",
 }
 _TICK = 0.25  # seconds between two drawings

@@ -3,166 +3,148 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..edges.errors import InputError
+from ..edges.names.vocabulary import BUDGET, PRUNE, TARGET
 from . import options
+from .asked import Asked, Scoring, Shown, gathered
 from .console import if_stopped, progress, show_json, show_table
+from .loading import load_model, load_pairs, subject
+from .summary import summary
 
 if TYPE_CHECKING:
     from ..circuits.result.circuit import Circuit
     from ..circuits.result.evidence import Evidence
+    from ..edges.model.transformer import Model
+    from ..edges.question.prompts import PromptPairs
 
-_SHOWN = 15
+
+@dataclass(frozen=True, kw_only=True)
+class _Finding:
+    """How many edges are verified, which are kept, and what else is tested; see ``discover``."""
+
+    bound: bool
+    tests: bool
+    budget: int | None
+    until_bound: float | None
+    target: float | None
+    threshold: float | None
+    alpha: float | None
+    size: int | None
+    prune: str | None
+    acdc: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """Where the run goes, and how much of it there is to do."""
+
+    all_of_them: bool
+    out: Path | None
+    resume: bool
 
 
 @click.command()
 @options.question
 @options.gradient
 @options.reader
-@click.option(
-    "--budget",
-    "--top-k",
-    "budget",
-    type=click.IntRange(min=1),
-    help="How many edges to verify, best score first (200 by default, on CUDA up to 50,000).",
+@options.budget(
+    f"How many edges to verify, best score first ({BUDGET['cpu']} by default, on CUDA up to "
+    f"{BUDGET['cuda']:,})."
 )
-@click.option("--all", "all_of_them", is_flag=True, help="Verify all edges.")
-@click.option(
-    "--until-bound",
-    type=float,
-    help="Verify until what is left is bounded below this (metric units).",
-)
-@click.option(
+@options.flag("--all", "all_of_them", help="Verify all edges.")
+@options.until_bound("Verify until what is left is bounded below this (metric units).")
+@options.number(
     "--target",
-    type=float,
-    help="Keep few verified edges that reach this faithfulness, none to spare (0.9 by default).",
+    help=f"Keep few verified edges that reach this faithfulness, none to spare ({TARGET} by "
+    "default).",
 )
-@click.option("--threshold", type=float, help="Keep the verified edges of at least this effect.")
-@click.option(
+@options.number("--threshold", help="Keep the verified edges of at least this effect.")
+@options.number(
     "--alpha",
-    type=float,
     help="Keep the verified edges significant at this false discovery rate (Benjamini-Hochberg).",
 )
-@click.option("--size", type=click.IntRange(min=1), help="Keep this many edges.")
-@click.option(
+@options.count("--size", help="Keep this many edges.")
+@options.choice(
     "--prune",
-    type=click.Choice(("top", "greedy")),
+    PRUNE,
     help="How --size chooses: the largest edges (top, the default), or from the logits backwards.",
 )
-@click.option("--acdc", type=float, metavar="TAU", help="Keep what ACDC keeps; tries every edge.")
+@options.number("--acdc", metavar="TAU", help="Keep what ACDC keeps; tries every edge.")
 @click.option(
     "--bound/--no-bound",
     default=True,
     help="Also bound what was not verified (the default), or do without.",
 )
-@click.option("--tests", is_flag=True, help="Also test what the circuit claims (see: evaluate).")
+@options.flag("--tests", help="Also test what the circuit claims (see: evaluate).")
 @options.tf32
-@click.option(
-    "-o", "--out", type=click.Path(path_type=Path), help="Run directory (runs/MODEL-TASK)."
-)
-@click.option("--resume", is_flag=True, help="Finish the run that the directory holds.")
+@options.out("Run directory (runs/MODEL-TASK).")
+@options.flag("--resume", help="Finish the run that the directory holds.")
 @options.output
-def discover(
-    model: str,
-    task: str | None,
-    pairs: Path | None,
-    corruption: str | None,
-    n_pairs: int | None,
-    seed: int | None,
-    bos: bool | None,
-    kv: str,
-    metric: str | None,
-    direction: str,
-    allow_weak: bool,
-    device: str,
-    dtype: str,
-    batch_size: int | None,
-    gradient: str | None,
-    steps: int | None,
-    schedule: str | None,
-    reader: str,
-    budget: int | None,
-    all_of_them: bool,
-    until_bound: float | None,
-    target: float | None,
-    threshold: float | None,
-    alpha: float | None,
-    size: int | None,
-    prune: str | None,
-    acdc: float | None,
-    bound: bool,
-    tests: bool,
-    tf32: bool,
-    out: Path | None,
-    resume: bool,
-    as_json: bool,
-    quiet: bool,
-) -> None:
+@gathered(asked=Asked, scoring=Scoring, finding=_Finding, run=_Run, shown=Shown)
+def discover(asked: Asked, scoring: Scoring, finding: _Finding, run: _Run, shown: Shown) -> None:
     """Find, prove and draw the circuit of a behaviour.
 
     Scores all edges, verifies the best by path patching, prunes, evaluates, and writes a run
     directory with the circuit as JSON, HTML (the viewer), DOT, SVG and GraphML. Without options it
     does so for the bundled model.
     """
-    from ..circuits.discovery import discover as run
-    from ..circuits.record.effects_file import EFFECTS_FILE, read_effects
+    from ..circuits.discovery import discover as find
     from ..circuits.result.document import to_document
 
-    loaded = options.load_model(model, device, dtype, bos, kv, tf32)
-    if all_of_them:
-        if budget is not None or until_bound is not None:
-            raise InputError("--all verifies all edges; leave --budget and --until-bound out")
-        budget = loaded.graph.n_edges
-    asked = options.load_pairs(loaded, task, pairs, corruption, n_pairs, seed)
-    if out is None:
-        name = asked.source.get("task") or Path(str(asked.source["pairs"])).stem
-        out = Path("runs") / f"{Path(model).name}-{name}"
-    with if_stopped(out), progress(quiet or as_json) as report:
-        circuit = run(
-            loaded,
-            asked,
+    model = load_model(asked)
+    wanted = _wanted(model, finding, run)
+    pairs = load_pairs(model, asked)
+    out = run.out or Path("runs") / subject(model, pairs)
+    with if_stopped(out), progress(shown.no_progress) as report:
+        circuit = find(
+            model,
+            pairs,
             out,
-            metric=metric,
-            direction=direction,
-            gradient=gradient,
-            **options.gradient_options(gradient, steps, schedule),
-            reader=reader,
-            budget=budget,
-            until_bound=until_bound,
-            target=target,
-            threshold=threshold,
-            alpha=alpha,
-            size=size,
-            prune=prune,
-            acdc=acdc,
-            bound=bound,
-            tests=tests,
-            allow_weak=allow_weak,
-            batch_size=batch_size,
-            resume=resume,
+            metric=asked.metric,
+            direction=asked.direction,
+            gradient=scoring.gradient,
+            **scoring.settled(scoring.gradient),
+            reader=scoring.reader,
+            **wanted,
+            allow_weak=asked.allow_weak,
+            batch_size=asked.batch_size,
+            resume=run.resume,
             progress=report,
         )
-    if as_json:
+    if shown.as_json:
         show_json(to_document(circuit))
-    elif not quiet:
+    elif not shown.quiet:
         _show(circuit, out)
-    if not quiet:
-        verified = read_effects(out / EFFECTS_FILE)
-        method = circuit.method
-        error = options.float32_error(
-            loaded,
-            asked,
-            verified,
-            metric=method["metric"],
-            direction=method["direction"],
-            batch_size=batch_size,
-        )
-        if error is not None:
-            click.echo(f"note: {options.precision_note(loaded, error, len(verified))}", err=True)
+    if not shown.quiet:
+        _show_precision(model, pairs, circuit, out)
+
+
+def _wanted(model: Model, finding: _Finding, run: _Run) -> dict[str, Any]:
+    """What to verify and keep; ``--all`` is a budget of all edges."""
+    wanted = asdict(finding)
+    if run.all_of_them:
+        if finding.budget is not None or finding.until_bound is not None:
+            raise InputError("--all verifies all edges; leave --budget and --until-bound out")
+        wanted["budget"] = model.graph.n_edges
+    return wanted
+
+
+def _show_precision(model: Model, pairs: PromptPairs, circuit: Circuit, out: Path) -> None:
+    """How far effects that were not measured in float32 are off."""
+    from ..circuits.evidence.precision import float32_error, precision_note
+    from ..circuits.record.effects_file import EFFECTS_FILE, read_effects
+
+    verified = read_effects(out / EFFECTS_FILE)
+    method = {name: circuit.method[name] for name in ("metric", "direction", "batch_size")}
+    error = float32_error(model, pairs, verified, **method)
+    if error is not None:
+        click.echo(f"note: {precision_note(model, error, len(verified))}", err=True)
 
 
 def _evidence(evidence: Evidence) -> Iterator[str]:
@@ -192,6 +174,9 @@ def _evidence(evidence: Evidence) -> Iterator[str]:
         yield f"{test.name}: p = {test.p_value:.3g} ({test.small_p})"
 
 
+_SHOWN = 15  # rows of a table
+
+
 def _show(circuit: Circuit, out: Path) -> None:
     from ..circuits.choice.pruning import reaches
     from ..exporters.run_directory import files_written
@@ -212,7 +197,7 @@ def _show(circuit: Circuit, out: Path) -> None:
     why = ", ".join(f"{n} {rule}" for rule, n in (circuit.evidence.removed or {}).items())
     click.echo(f"removed: {why or 'none'}")
     if circuit.faithfulness is not None:
-        click.echo("\n" + options.summary(circuit.method["metric"], circuit.faithfulness))
+        click.echo("\n" + summary(circuit.method["metric"], circuit.faithfulness))
         for line in _evidence(circuit.evidence):
             click.echo(line)
         verified, in_model = circuit.method["edges_verified"], circuit.method["edges_in_model"]

@@ -3,80 +3,66 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
-from functools import partial
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..cli import options
 from ..edges.errors import InputError
-from .console import progress, show_json, show_table
+from ..edges.names.vocabulary import METRIC, SEED
+from . import options
+from .asked import Asked, Shown, gathered
+from .console import if_stopped, progress, show_json, show_table
+from .loading import check_shape, circuit_file, load_for_circuit
+from .summary import summary
 
 if TYPE_CHECKING:
     from ..circuits.result.circuit import Circuit
-    from ..edges.model.transformer import Model
-    from ..edges.question.prompts import PromptPairs
 
-_SHOWN = 10
-_SECTIONS = ("curve", "completeness", "minimality", "stability", "tests")
+
+@dataclass(frozen=True, kw_only=True)
+class _Sections:
+    """What is told of the circuit beside its faithfulness; see ``Evaluation``."""
+
+    curve: bool
+    completeness: bool
+    minimality: bool
+    stability: bool
+    tests: bool
+
+    @property
+    def named(self) -> list[str]:
+        """Those asked for by name."""
+        return [name for name, wanted in asdict(self).items() if wanted]
 
 
 @click.command()
-@click.argument("circuit", type=click.Path(path_type=Path))
-@click.option(
-    "--curve",
-    is_flag=True,
-    help="Faithfulness at ten sizes, CPR and CMD, of the run's scores, or else of the circuit's "
+@options.path_argument("circuit")
+@options.flags(
+    curve="Faithfulness at ten sizes, CPR and CMD, of the run's scores, or else of the circuit's "
     "own edges; -o FILE.svg draws it.",
+    completeness="Does the circuit break as the model does when edges are knocked out of both?",
+    minimality="How much each edge is needed.",
+    stability="How often each edge is chosen again when pairs are resampled; needs a run directory.",
+    tests="Hypothesis tests: equivalence, independence, minimality, against random circuits.",
 )
-@click.option(
-    "--completeness",
-    is_flag=True,
-    help="Does the circuit break as the model does when edges are knocked out of both?",
-)
-@click.option("--minimality", is_flag=True, help="How much each edge is needed.")
-@click.option(
-    "--stability",
-    is_flag=True,
-    help="How often each edge is chosen again when pairs are resampled; needs a run directory.",
-)
-@click.option(
-    "--tests",
-    is_flag=True,
-    help="Hypothesis tests: equivalence, independence, minimality, against random circuits.",
-)
-@click.option("--all", "every", is_flag=True, help="All of these that can be done.")
+@options.flag("--all", "every", help="All of these that can be done.")
 @options.other_question
-@click.option("--seed", type=int, help="Of all draws; with --task, of its pairs too (0).")
+@click.option("--seed", type=int, help=f"Of all draws; with --task, of its pairs too ({SEED}).")
 @options.where_of_circuit
-@click.option(
-    "-o",
-    "--out",
-    type=click.Path(path_type=Path),
-    multiple=True,
-    help="File for the result: .svg for the curve, else JSON. May be given twice.",
+@options.out(
+    "File for the result: .svg for the curve, else JSON. May be given twice.", multiple=True
 )
 @options.output
+@gathered(sections=_Sections, asked=Asked, shown=Shown)
 def evaluate(
     circuit: Path,
     every: bool,
-    model: str | None,
-    task: str | None,
-    pairs: Path | None,
-    corruption: str | None,
-    n_pairs: int | None,
-    bos: bool | None,
-    metric: str | None,
-    seed: int | None,
-    device: str,
-    dtype: str | None,
-    batch_size: int | None,
+    sections: _Sections,
+    asked: Asked,
     out: tuple[Path, ...],
-    as_json: bool,
-    quiet: bool,
-    **asked_for: bool,
+    shown: Shown,
 ) -> None:
     """Run a CIRCUIT alone, everything outside it patched, and say how much of the metric is left.
 
@@ -84,192 +70,51 @@ def evaluate(
     (m(full) - m(empty)). The model and prompts are those it was found with, or others: held-out
     pairs of its task are --task NAME --seed 1.
     """
-    from ..circuits.result.document import dumps
-    from ..edges.files import write_atomically
+    from ..circuits.evidence.evaluation import Evaluation
     from ..exporters import read_circuit
 
     run = circuit if circuit.is_dir() else None
-    found = read_circuit(circuit / "circuit.json" if run else circuit)
+    found = read_circuit(circuit_file(circuit))
+    wanted = list(asdict(sections)) if every else sections.named
     pictures = [path for path in out if path.suffix.lower() == ".svg"]
-    wanted = [name for name in _SECTIONS if every or asked_for[name]]
     if pictures and "curve" not in wanted:
         raise InputError(f"{pictures[0]} is to show the curve; ask for it too (--curve)")
-    of_pairs = seed if task else None
-    loaded, asked = options.load_for_circuit(
-        found.model,
-        found.task,
-        model,
-        task,
-        pairs,
-        corruption,
-        n_pairs,
-        of_pairs,
-        bos,
-        device,
-        dtype,
-    )
-    metric = metric or str(found.method.get("metric", "logit_diff"))
-    options.check_shape(loaded, found)
-    measures: dict[str, Callable[..., dict[str, Any]]] = {
-        "curve": partial(_curve, found, run),
-        "completeness": partial(_knockouts, "completeness", found, seed or 0),
-        "minimality": partial(_knockouts, "minimality", found, seed or 0),
-        "stability": partial(_stability, found, run, seed or 0),
-        "tests": partial(_tests, found, seed or 0),
-    }
-    notes: list[str] = []
-    with progress(quiet or as_json) as report:
+    model, pairs = load_for_circuit(found, asked)
+    check_shape(model, found)
+    with if_stopped(), progress(shown.no_progress) as report:
+        document, missing = Evaluation(
+            circuit=found,
+            model=model,
+            pairs=pairs,
+            metric=asked.metric or str(found.method.get("metric", METRIC)),
+            run=run,
+            seed=asked.seed or SEED,
+            batch_size=asked.batch_size,
+            report=report,
+        ).document(wanted, required=sections.named)
+    _write(out, document, found)
+    if shown.as_json:
+        show_json(document)
+    elif not shown.quiet:
+        _show(document, found)
+    if not found.edges:
+        click.echo(
+            "note: the circuit has no edges: what it carries is the corrupted run, 0", err=True
+        )
+    for name, why in missing.items():
+        click.echo(f"note: no {name}: {why}", err=True)
 
-        def told(stage: str) -> Callable[[str, int, int], Any]:
-            return lambda _, done, total: report(stage, done, total)
 
-        document = _alone(found, loaded, asked, metric, batch_size, told("evaluate the circuit"))
-        for name in wanted:
-            try:
-                document[name] = measures[name](loaded, asked, metric, batch_size, told(name))
-            except InputError as error:
-                if asked_for[name]:
-                    raise
-                notes.append(f"no {name}: {error}")
+def _write(out: tuple[Path, ...], document: Mapping[str, Any], found: Circuit) -> None:
+    """The document, and its curve into the files that are to be pictures."""
+    from ..circuits.result.document import dumps
+    from ..edges.files import write_atomically
+
     for path in out:
-        if path not in pictures:
+        if path.suffix.lower() != ".svg":
             write_atomically(path, dumps(document))
         elif "curve" in document:
             write_atomically(path, _picture(document, found))
-    if as_json:
-        show_json(document)
-    elif not quiet:
-        _show(document, found)
-    if not found.edges:
-        notes.insert(0, "the circuit has no edges: what it carries is the corrupted run, 0")
-    for note in notes:
-        click.echo(f"note: {note}", err=True)
-
-
-# ---- what is measured
-
-
-def _alone(
-    found: Circuit,
-    model: Model,
-    pairs: PromptPairs,
-    metric: str,
-    batch_size: int | None,
-    told: Callable[[str, int, int], Any],
-) -> dict[str, Any]:
-    from ..circuits.evidence.faithfulness import BESIDE, check_gap, read_metrics
-    from ..circuits.result.circuit import Faithfulness
-    from ..circuits.result.document import faithfulness_document
-
-    names = [edge.name for edge in found.edges]
-    metrics = (metric, *(name for name in BESIDE if name != metric))
-    own, *beside = read_metrics(
-        model, pairs, names, metrics=metrics, batch_size=batch_size, progress=told
-    )
-    check_gap(own.full, own.empty)
-    result = Faithfulness(own.full, own.empty, own.circuit, len(pairs))
-    return {
-        "metric": metric,
-        "edges": len(names),
-        "edges_in_model": found.shape.n_edges,
-        **faithfulness_document(result),
-        "standard_errors": own.standard_errors and list(own.standard_errors),
-        "beside": [asdict(reading) for reading in beside],
-    }
-
-
-def _curve(
-    found: Circuit,
-    run: Path | None,
-    model: Model,
-    pairs: PromptPairs,
-    metric: str,
-    batch_size: int | None,
-    told: Callable[[str, int, int], Any],
-) -> dict[str, Any]:
-    from ..circuits.evidence.faithfulness import localize
-    from ..circuits.record.scores_file import SCORES_FILE, read_scores
-
-    ranked_by = "the circuit's edges, by verified effect, or score where there is none"
-    scores = [(edge.name, edge.worth or 0.0) for edge in found.edges]
-    if run is not None and (run / SCORES_FILE).is_file():
-        _, table, _ = read_scores(run / SCORES_FILE)
-        if table is not None:
-            if table.graph != found.shape:
-                raise InputError(f"{run / SCORES_FILE}: expected scores of the circuit's model")
-            ranked_by, scores = "scores of all edges", table.top()
-    result = localize(model, pairs, scores, metric=metric, batch_size=batch_size, progress=told)
-    return {"ranked_by": ranked_by, **result.as_document()}
-
-
-def _knockouts(
-    name: str,
-    found: Circuit,
-    seed: int,
-    model: Model,
-    pairs: PromptPairs,
-    metric: str,
-    batch_size: int | None,
-    told: Callable[[str, int, int], Any],
-) -> dict[str, Any]:
-    from ..circuits.evidence.knockouts import completeness, minimality
-
-    names = [edge.name for edge in found.edges]
-    measure = completeness if name == "completeness" else minimality
-    result = measure(
-        model, pairs, names, metric=metric, seed=seed, batch_size=batch_size, progress=told
-    )
-    return {"seed": seed, **result.as_document()}
-
-
-def _stability(
-    found: Circuit,
-    run: Path | None,
-    seed: int,
-    model: Model,
-    pairs: PromptPairs,
-    metric: str,
-    batch_size: int | None,
-    told: Callable[[str, int, int], Any],
-) -> dict[str, Any]:
-    """Of the effects that the run measured, on its own pairs."""
-    from ..circuits.evidence.gather import resample
-    from ..circuits.record.effects_file import EFFECTS_FILE, read_effects
-
-    if run is None or not (run / EFFECTS_FILE).is_file():
-        raise InputError(
-            f"expected a run directory with verified effects ({EFFECTS_FILE}) to resample; name "
-            "the directory in place of the circuit's file"
-        )
-    if not found.edges:
-        raise InputError("expected a circuit with edges, whose choice may be stable, got none")
-    verified = read_effects(run / EFFECTS_FILE)
-    threshold = found.method.get("threshold")
-    resampled = resample(verified, [edge.name for edge in found.edges], threshold, seed)
-    if resampled is None:
-        raise InputError(
-            "expected verified edges in the circuit and at least 2 pairs to resample; verify more"
-        )
-    result, described = resampled
-    return {"rule": described, **result.as_document()}
-
-
-def _tests(
-    found: Circuit,
-    seed: int,
-    model: Model,
-    pairs: PromptPairs,
-    metric: str,
-    batch_size: int | None,
-    told: Callable[[str, int, int], Any],
-) -> dict[str, Any]:
-    from ..circuits.evidence.claims import run_tests
-
-    names = [edge.name for edge in found.edges]
-    tests = run_tests(
-        model, pairs, names, metric=metric, seed=seed, batch_size=batch_size, progress=told
-    )
-    return {"seed": seed, "tests": [one.as_document() for one in tests]}
 
 
 # ---- what is shown
@@ -296,7 +141,7 @@ def _show(document: Mapping[str, Any], found: Circuit) -> None:
 
     own = Faithfulness(*(document[key] for key in ("full", "empty", "circuit", "n_pairs")))
     click.echo(f"{len(found.edges)} of {found.shape.n_edges} edges")
-    click.echo(options.summary(document["metric"], own))
+    click.echo(summary(document["metric"], own))
     for one in document["beside"]:
         click.echo(
             f"{one['metric']}: {one['full']:.3f} clean, {one['empty']:.3f} corrupted, "
@@ -344,6 +189,9 @@ def _show_completeness(told: Mapping[str, Any]) -> None:
         f"{len(told['knockouts'])} K\nand at most {told['largest']:.3f}, K being {without}"
         + (f" and {more} more" if more > 0 else "")
     )
+
+
+_SHOWN = 10  # rows of a table
 
 
 def _show_minimality(told: Mapping[str, Any]) -> None:

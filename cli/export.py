@@ -2,16 +2,66 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from ..edges.errors import InputError
+from ..edges.names.vocabulary import COLLAPSE, EDGES_DRAWN, QKV
 from . import options
+from .asked import gathered
+from .loading import circuit_file
+
+if TYPE_CHECKING:
+    from ..exporters import View
+    from ..exporters.registry import Format
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Shown:
+    """What the file shows; see ``View``."""
+
+    qkv: str | None
+    top: int | None
+    collapse: str | None
+    group: Path | None
+
+    def view(self) -> View:
+        """This with the groups read."""
+        from ..exporters import View, read_groups
+
+        groups = read_groups(self.group) if self.group else {}
+        return View(qkv=self.qkv, top=self.top, collapse=self.collapse, groups=groups)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Output:
+    """Where the file goes."""
+
+    out: Path | None
+    force: bool
+    quiet: bool
+
+    def place(self, circuit: Path, target: Format) -> Path:
+        """Beside the circuit by default. Raises InputError if a file is there and may not go."""
+        from ..exporters import FORMATS
+
+        out = self.out
+        if out is None:
+            known = [
+                each.extension for each in FORMATS.values() if circuit.name.endswith(each.extension)
+            ]
+            stem = circuit.name.removesuffix(max(known, key=len, default=circuit.suffix))
+            out = circuit.with_name(stem + target.extension)
+        if out.exists() and not self.force:
+            raise InputError(f"{out} exists; replace it (--force), or choose another file (-o)")
+        return out
 
 
 @click.command()
-@click.argument("circuit", type=click.Path(path_type=Path))
+@options.path_argument("circuit")
 @click.option(
     "--to",
     "format",
@@ -20,68 +70,52 @@ from . import options
     "gexf, edges-csv (data, read back); html (viewer for a browser); report (to read and to print); "
     "scrub (claim for wiremap scrub).",
 )
-@click.option(
+@options.choice(
     "--qkv",
-    type=click.Choice(["merge", "nodes", "parallel"]),
+    QKV,
     help="Edges into the query, key and value of one head: one edge with a score for each; nodes "
     "of their own; or parallel edges. Merged in graphml, gexf and mermaid, parallel elsewhere.",
 )
-@click.option(
-    "--top", type=click.IntRange(min=1), help="Edges in a diagram, the largest (100 by default)."
-)
-@click.option(
+@options.edges_drawn("a diagram")
+@options.choice(
     "--collapse",
-    type=click.Choice(["qkv", "layers", "groups"]),
+    COLLAPSE,
     help="Draw as one: queries, keys and values; the heads of a layer; the nodes of a group.",
 )
 @options.group
-@click.option(
-    "-o", "--out", type=click.Path(path_type=Path), help="File (beside CIRCUIT by default)."
-)
-@click.option("--force", is_flag=True, help="Replace the file if it exists.")
-@click.option("--quiet", is_flag=True, help="Print errors only.")
-def export(
-    circuit: Path,
-    format: str,
-    qkv: str | None,
-    top: int | None,
-    collapse: str | None,
-    group: Path | None,
-    out: Path | None,
-    force: bool,
-    quiet: bool,
-) -> None:
+@options.out("File (beside CIRCUIT by default).")
+@options.flag("--force", help="Replace the file if it exists.")
+@options.flag("--quiet", help="Print errors only.")
+@gathered(shown=_Shown, output=_Output)
+def export(circuit: Path, format: str, shown: _Shown, output: _Output) -> None:
     """Write a CIRCUIT (a run directory, or any file that can be read back) in another format."""
-    from ..exporters import FORMATS, View, read_circuit, read_groups, write_circuit
-    from ..exporters.pictures.dot import DEFAULT_TOP, READABLE
+    from ..exporters import read_circuit, write_circuit
     from ..exporters.registry import find_format
 
-    if circuit.is_dir():
-        circuit = circuit / "circuit.json"
+    circuit = circuit_file(circuit)
     found = read_circuit(circuit)
     target = find_format(circuit, format)
-    if out is None:
-        known = [
-            each.extension for each in FORMATS.values() if circuit.name.endswith(each.extension)
-        ]
-        stem = circuit.name.removesuffix(max(known, key=len, default=circuit.suffix))
-        out = circuit.with_name(stem + target.extension)
-    if out.exists() and not force:
-        raise InputError(f"{out} exists; replace it (--force), or choose another file (-o)")
-    groups = read_groups(group) if group else {}
-    write_circuit(found, out, format, View(qkv=qkv, top=top, collapse=collapse, groups=groups))
-    if quiet:
-        return
-    click.echo(f"written to {out}")
+    out = output.place(circuit, target)
+    write_circuit(found, out, format, shown.view())
+    if not output.quiet:
+        click.echo(f"written to {out}")
+        _tell_losses(format, target, shown.top, len(found.edges))
+
+
+def _tell_losses(format: str, target: Format, top: int | None, n_edges: int) -> None:
+    """Notes on what the file lacks, and on a diagram that is hard to read."""
+    from ..exporters.pictures.dot import READABLE
+
     if target.loses:
         click.echo(f"note: {format} loses {target.loses}", err=True)
-    drawn = min(top or DEFAULT_TOP, len(found.edges))
-    if "top" in target.shows and drawn < len(found.edges):
+    if "top" not in target.shows:
+        return
+    drawn = min(top or EDGES_DRAWN, n_edges)
+    if drawn < n_edges:
         click.echo(
-            f"note: the diagram has the {drawn} largest of {len(found.edges)} edges (--top)",
-            err=True,
+            f"note: the diagram has the {drawn} largest of {n_edges} edges (--top)", err=True
         )
-    if "top" in target.shows and drawn > READABLE:
+    if drawn > READABLE:
         click.echo(
             f"note: diagrams of more than {READABLE} edges are hard to read; draw fewer (--top, "
             "--collapse), or open the circuit in Gephi (--to gexf)",

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import warnings
+from importlib import import_module
 from importlib.metadata import version
 from typing import Any
 
 import click
 
 from ..edges.errors import InputError, WiremapError, WiremapWarning
-from .about import info, models, schema, tasks
-from .compare import compare
-from .console import forgiving_stderr
-from .discover import discover
-from .evaluate import evaluate
-from .export import export
-from .score import score
-from .scrub import scrub
-from .validate import validate
-from .verify import verify
-from .view import view
+
+COMMANDS = {
+    "discover": "discover",
+    "score": "score",
+    "verify": "verify",
+    "evaluate": "evaluate",
+    "scrub": "scrub",
+    "export": "export",
+    "view": "view",
+    "compare": "compare",
+    "validate": "validate",
+    "tasks": "about",
+    "models": "about",
+    "schema": "about",
+    "info": "about",
+}
+"""Every command, and the module of this package that has it, under the same name."""
 
 
 class _BadInput(click.ClickException):
@@ -41,10 +48,6 @@ def _show_notes() -> None:
 
 
 class _Group(click.Group):
-    def main(self, *args: Any, **kwargs: Any) -> Any:
-        with forgiving_stderr():
-            return super().main(*args, **kwargs)
-
     def invoke(self, ctx: click.Context) -> Any:
         try:
             with warnings.catch_warnings():
@@ -68,19 +71,5 @@ def main() -> None:
     """
 
 
-for _command in (
-    discover,
-    score,
-    verify,
-    evaluate,
-    scrub,
-    export,
-    view,
-    compare,
-    validate,
-    tasks,
-    models,
-    schema,
-    info,
-):
-    main.add_command(_command)
+for _name, _module in COMMANDS.items():
+    main.add_command(getattr(import_module(f".{_module}", __package__), _name))

@@ -2,29 +2,45 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..edges.errors import InputError
+from ..edges.names import vocabulary as words
 from . import options
+from .asked import Asked, Shown, gathered, given
 from .console import if_stopped, progress, show_json, show_table
+from .loading import check_shape, load_for_circuit
 
 if TYPE_CHECKING:
     from ..circuits.evidence.scrubbing import Scrubbing
-    from ..circuits.result.circuit import CircuitEdge
     from ..circuits.result.hypothesis import Hypothesis
+    from ..edges.model.transformer import Model
+    from ..edges.question.prompts import PromptPairs
 
-_SHOWN = 15
-_TABLES = (".csv", ".tsv")
+
+@dataclass(frozen=True, kw_only=True)
+class _Testing:
+    """How the claim is tested; None is as the hypothesis says. See ``scrub``."""
+
+    scheme: str | None
+    other: str | None
+    repeats: int | None
+    min_recovered: float | None
+    drop_one: bool
+    random_circuits: int
+    leave_out: bool
+    max_tree: int | None
 
 
 @click.command()
-@click.argument("circuit", type=click.Path(path_type=Path))
-@click.option(
+@options.path_argument("circuit")
+@options.choice(
     "--scheme",
-    type=click.Choice(["together", "per-edge", "per-path"]),
+    words.SCHEMES,
     help="How many other prompts: one for each pair (default), for each dropped edge, or for each "
     "node of the tree of kept paths.",
 )
@@ -33,66 +49,34 @@ _TABLES = (".csv", ".tsv")
     help="Which: any of the same length (default), same-label, feature:COLUMN, or paired (each "
     "pair's corrupted prompt).",
 )
+@options.count("--repeats", help=f"Draws of other prompts for every pair ({words.REPEATS}).")
 @click.option(
-    "--repeats", type=click.IntRange(min=1), help="Draws of other prompts for every pair (10)."
+    "--seed", type=int, help=f"Of the draws ({words.SEED}); with --task, of its pairs too."
 )
-@click.option("--seed", type=int, help="Of the draws (0); with --task, of its pairs too.")
-@click.option(
-    "--min-recovered", type=float, help="The claim: exit with 1 if less than this is recovered."
-)
-@click.option("--drop-one", is_flag=True, help="Also scrub without each kept edge in turn.")
-@click.option(
+@options.number("--min-recovered", help="The claim: exit with 1 if less than this is recovered.")
+@options.flag("--drop-one", help="Also scrub without each kept edge in turn.")
+@options.count(
     "--random-circuits",
-    type=click.IntRange(min=0),
-    default=3,
-    show_default=True,
+    least=0,
+    default=words.RANDOM_CIRCUITS,
     help="Circuits of random paths, of as many edges, to compare with.",
 )
-@click.option(
-    "--leave-out", is_flag=True, help="Leave out pairs that no other prompt of --other goes with."
-)
-@click.option(
+@options.flag("--leave-out", help="Leave out pairs that no other prompt of --other goes with.")
+@options.count(
     "--max-tree",
-    type=click.IntRange(min=1),
-    help="Nodes that the tree of --scheme per-path may have (20,000).",
+    help=f"Nodes that the tree of --scheme per-path may have ({words.MAX_TREE:,}).",
 )
 @options.other_question
-@click.option(
+@options.choice(
     "--kv",
-    type=click.Choice(["grouped", "per-query"]),
+    words.KV,
     help="Readers of shared keys and values, for a table of edges; as in the circuit by default.",
 )
 @options.where_of_circuit
-@click.option("-o", "--out", type=click.Path(path_type=Path), help="File for the result, as JSON.")
+@options.out("File for the result, as JSON.")
 @options.output
-@click.pass_context
-def scrub(
-    context: click.Context,
-    circuit: Path,
-    scheme: str | None,
-    other: str | None,
-    repeats: int | None,
-    seed: int | None,
-    min_recovered: float | None,
-    drop_one: bool,
-    random_circuits: int,
-    leave_out: bool,
-    max_tree: int | None,
-    model: str | None,
-    task: str | None,
-    pairs: Path | None,
-    corruption: str | None,
-    n_pairs: int | None,
-    bos: bool | None,
-    metric: str | None,
-    kv: str | None,
-    device: str,
-    dtype: str | None,
-    batch_size: int | None,
-    out: Path | None,
-    as_json: bool,
-    quiet: bool,
-) -> None:
+@gathered(testing=_Testing, asked=Asked, shown=Shown)
+def scrub(circuit: Path, testing: _Testing, asked: Asked, out: Path | None, shown: Shown) -> None:
     """Test the claim of a CIRCUIT, that only its edges matter, by causal scrubbing.
 
     CIRCUIT is circuit.json, a run directory, scrub.json (wiremap export --to scrub), or a table of
@@ -102,107 +86,75 @@ def scrub(
     recovered = (scrubbed - random) / (original - random). Exit codes: 0 the claim held, or none was
     made; 1 less than --min-recovered was recovered; 2 bad input.
     """
-    from ..circuits.choice.pruning import reaches
-    from ..circuits.describe import describe_model, describe_task
-    from ..circuits.evidence.scrubbing import MAX_TREE
-    from ..circuits.evidence.scrubbing import scrub as run
+    from ..circuits.evidence.claimed import scrub_document
     from ..circuits.result.document import dumps
-    from ..circuits.result.hypothesis import Hypothesis, check_settings
+    from ..circuits.result.hypothesis import Hypothesis
     from ..edges.files import write_atomically
+    from ..exporters.claims import read_claim
 
-    found = _read(circuit)
-    claim = found if isinstance(found, Hypothesis) else None
-    if kv is not None and claim is not None:
+    claimed = read_claim(circuit)
+    hypothesis = claimed if isinstance(claimed, Hypothesis) else None
+    edges = claimed.circuit.edges if isinstance(claimed, Hypothesis) else claimed
+    if asked.kv is not None and hypothesis is not None:
         raise InputError("--kv goes with a table of edges; this circuit says which it is")
-    scheme = scheme or (claim.scheme if claim else "together")
-    other = other or (claim.other if claim else "any")
-    repeats = repeats or (claim.repeats if claim else 10)
-    if min_recovered is None and claim:
-        min_recovered = claim.min_recovered
-    check_settings(scheme, other, repeats, min_recovered)
-    of = claim.circuit if claim else None
-    loaded, asked = options.load_for_circuit(
-        of.model if of else {},
-        of.task if of else {},
-        model,
-        task,
-        pairs,
-        corruption,
-        n_pairs,
-        seed if task else None,
-        bos,
-        device,
-        dtype,
-        kv,
-    )
-    edges: list[CircuitEdge] = list(of.edges if of else found)  # pyright: ignore[reportArgumentType]
-    if of:
-        options.check_shape(loaded, of)
-        metric = metric or str(of.method.get("metric", "logit_diff"))
-    seed = (claim.seed if claim else 0) if seed is None else seed
-    with if_stopped(), progress(quiet or as_json) as report:
-        result = run(
-            loaded,
-            asked,
-            [edge.name for edge in edges],
-            scheme=scheme,
-            other=other,
-            metric=metric or "logit_diff",
-            repeats=repeats,
-            seed=seed,
-            random_circuits=random_circuits,
-            drop_one=drop_one,
-            leave_out=leave_out,
-            max_tree=max_tree or MAX_TREE,
-            batch_size=batch_size,
-            progress=report,
-        )
-    held = None if min_recovered is None else reaches(result.circuit.recovered, min_recovered)
-    document = {
-        "model": describe_model(loaded),
-        "dataset": describe_task(asked),
-        **result.as_document(),
-        "edges_in_model": loaded.graph.n_edges,
-        "claim": {"min_recovered": min_recovered, "held": held},
-    }
+    settings = _settings(hypothesis, testing, asked)
+    min_recovered = settings.pop("min_recovered")
+    model, pairs = load_for_circuit(hypothesis and hypothesis.circuit, asked)
+    if hypothesis is not None:
+        check_shape(model, hypothesis.circuit)
+    result = _scrubbed(model, pairs, [edge.name for edge in edges], settings, shown)
+    document = scrub_document(model, pairs, result, min_recovered)
     if out is not None:
         write_atomically(out, dumps(document))
-    if as_json:
+    if shown.as_json:
         show_json(document)
-    elif not quiet:
+    elif not shown.quiet:
         _show(document, result)
     if result.left_out:
         click.echo(f"note: {len(result.left_out)} pairs left out (--leave-out)", err=True)
     if result.n_edges == len(result.dead):
         click.echo("note: no path of kept edges leads from input to logits", err=True)
-    if held is False:
-        context.exit(1)
+    if document["claim"]["held"] is False:
+        click.get_current_context().exit(1)
 
 
-def _read(path: Path) -> Hypothesis | list[CircuitEdge]:
-    """What CIRCUIT holds: a hypothesis, a circuit (made one), or the edges of a table."""
-    from ..circuits.result.document import loads
-    from ..circuits.result.hypothesis import (
-        FORMAT,
-        Hypothesis,
-        from_hypothesis_document,
-        read_edge_table,
+def _settings(hypothesis: Hypothesis | None, testing: _Testing, asked: Asked) -> dict[str, Any]:
+    """How to scrub: as the options say, else as the hypothesis does, else as usual."""
+    from ..circuits.result.hypothesis import check_settings
+
+    usual: dict[str, Any] = {
+        "scheme": words.SCHEME,
+        "other": words.OTHER,
+        "repeats": words.REPEATS,
+        "min_recovered": None,
+        "seed": words.SEED,
+    }
+    if hypothesis is not None:
+        usual = {name: getattr(hypothesis, name) for name in usual}
+    settings = {**usual, **given({**asdict(testing), "seed": asked.seed})}
+    check_settings(
+        settings["scheme"], settings["other"], settings["repeats"], settings["min_recovered"]
     )
-    from ..edges.files import read_text
-    from ..exporters import read_circuit
+    metric = (hypothesis and hypothesis.circuit.method.get("metric")) or words.METRIC
+    return {**settings, "metric": str(asked.metric or metric), "batch_size": asked.batch_size}
 
-    if path.is_dir():
-        path = path / "circuit.json"
-    if path.suffix.lower() in _TABLES:
-        return read_edge_table(path)
-    if path.suffix.lower() == ".json":
-        try:
-            document = loads(read_text(path))
-            if isinstance(document, dict) and document.get("format") == FORMAT:  # pyright: ignore[reportUnknownMemberType]
-                return from_hypothesis_document(document)
-        except InputError as error:
-            raise InputError(f"{path}: {error}") from None
-    return Hypothesis(read_circuit(path))
+
+def _scrubbed(
+    model: Model, pairs: PromptPairs, edges: list[str], settings: dict[str, Any], shown: Shown
+) -> Scrubbing:
+    from ..circuits.evidence.scrubbing import scrub as run
+
+    with if_stopped(), progress(shown.no_progress) as report:
+        return run(
+            model,
+            pairs,
+            edges,
+            **settings,
+            progress=report,
+        )
+
+
+_SHOWN = 15  # rows of a table
 
 
 def _show(document: dict[str, Any], result: Scrubbing) -> None:

@@ -9,13 +9,15 @@ import click
 
 from ..edges.errors import InputError
 from . import options
+from .asked import Shown, gathered
 from .console import show_json
 
 
 @click.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@options.path_argument("file")
 @options.output
-def validate(file: Path, as_json: bool, quiet: bool) -> None:
+@gathered(shown=Shown)
+def validate(file: Path, shown: Shown) -> None:
     """Check a FILE that wiremap wrote: its schema, and what a schema cannot say.
 
     Knows run.json, scrub.json, effects.jsonl, scores.safetensors, circuits in every format that can
@@ -23,9 +25,9 @@ def validate(file: Path, as_json: bool, quiet: bool) -> None:
     """
     files = sorted(_data_files(file)) if file.is_dir() else [file]
     found = [{"file": str(path), **_check(path)} for path in files]
-    if as_json:
+    if shown.as_json:
         show_json(found)
-    elif not quiet:
+    elif not shown.quiet:
         for result in found:
             details = ", ".join(
                 f"{value} {name}" for name, value in result.items() if isinstance(value, int)

@@ -10,18 +10,14 @@ import click
 
 from ..edges.errors import InputError
 from . import options
+from .loading import circuit_file
 
 
 @click.command()
-@click.argument("circuit", type=click.Path(path_type=Path))
-@click.option(
-    "-o",
-    "--out",
-    type=click.Path(path_type=Path),
-    help="File for the page (beside CIRCUIT by default, or a temporary one if that cannot be).",
-)
+@options.path_argument("circuit")
+@options.out("File for the page (beside CIRCUIT by default, or a temporary one if that cannot be).")
 @options.group
-@click.option("--no-open", is_flag=True, help="Write the page and print where it is, no more.")
+@options.flag("--no-open", help="Write the page and print where it is, no more.")
 def view(circuit: Path, out: Path | None, group: Path | None, no_open: bool) -> None:
     """Look through a CIRCUIT (circuit.json, or a run directory) in the browser.
 
@@ -31,8 +27,7 @@ def view(circuit: Path, out: Path | None, group: Path | None, no_open: bool) -> 
     from ..exporters import View, read_circuit, read_groups
     from ..exporters.pages.viewer import MARK, to_html
 
-    if circuit.is_dir():
-        circuit = circuit / "circuit.json"
+    circuit = circuit_file(circuit)
     roles = View(groups=read_groups(group) if group else {})
     page = to_html(read_circuit(circuit), roles)
     path = out or circuit.with_suffix(".html")

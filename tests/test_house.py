@@ -98,8 +98,8 @@ def test_the_floor_test_sees_imports() -> None:
     """Guards the test above: these imports are known to be there."""
     (discovery,) = [path for path in sources("circuits") if path.name == "discovery.py"]
     assert floors_imported(discovery) == {"edges"}
-    (options,) = [path for path in sources("cli") if path.name == "options.py"]
-    assert floors_imported(options) == {"edges", "circuits"}
+    (loading,) = [path for path in sources("cli") if path.name == "loading.py"]
+    assert floors_imported(loading) == {"edges", "circuits"}
 
 
 def run(code: str) -> str:

@@ -17,6 +17,7 @@ from scipy.special import stdtr
 
 from ...edges.errors import InputError
 from ...edges.names.graph import ROOT, Edge, ModelGraph
+from ...edges.names.vocabulary import PRUNE
 from ..result.circuit import CircuitEdge
 
 NOT_VERIFIED = "not verified"
@@ -39,9 +40,6 @@ BELOW_TAU = "metric falls by less than tau without it"
 
 ON_NO_PATH = "on no path from input to logits"
 
-
-PRUNE = ("top", "greedy")
-"""How a number of edges is chosen: the largest, or from the logits backwards."""
 
 TOLERANCE = 1e-5
 """How far below a target a faithfulness may stay and still reach it. Rounding in float32 moves a

@@ -30,6 +30,7 @@ from ...edges.effects.reduced import values_of_sets
 from ...edges.errors import InputError
 from ...edges.model.transformer import Model
 from ...edges.names.graph import ModelGraph
+from ...edges.names.vocabulary import METRIC, SEED
 from ...edges.question.metrics import Metric
 from ...edges.question.prompts import PromptPairs
 from ...edges.question.question import Question
@@ -79,7 +80,7 @@ class ClaimOptions:
     n_permutations: int = 1000
     margin: float = 0.1
     quantile: float = 0.9
-    seed: int = 0
+    seed: int = SEED
 
 
 def run_tests(
@@ -87,12 +88,12 @@ def run_tests(
     pairs: PromptPairs,
     edges: Collection[str],
     *,
-    metric: str | Metric = "logit_diff",
+    metric: str | Metric = METRIC,
     n_random: int = 100,
     n_permutations: int = 1000,
     margin: float = 0.1,
     quantile: float = 0.9,
-    seed: int = 0,
+    seed: int = SEED,
     batch_size: int | None = None,
     progress: Report = silent,
 ) -> list[HypothesisTest]:
@@ -229,7 +230,7 @@ def independence(
     complement: Float64[Tensor, "pair"],
     model: Float64[Tensor, "pair"],
     n_permutations: int = 1000,
-    seed: int = 0,
+    seed: int = SEED,
 ) -> HypothesisTest:
     """Does what the rest of the model does without the circuit still follow what the model does?
 

@@ -23,6 +23,7 @@ from ...edges.effects.reduced import values_of_edges, values_of_sets
 from ...edges.errors import InputError, WiremapWarning
 from ...edges.model.transformer import Model
 from ...edges.names.graph import Edge, ModelGraph
+from ...edges.names.vocabulary import METRIC
 from ...edges.question.metrics import Metric
 from ...edges.question.prompts import PromptPairs
 from ...edges.question.question import Question
@@ -52,7 +53,7 @@ def evaluate(
     pairs: PromptPairs,
     edges: EdgeSet,
     *,
-    metric: str | Metric = "logit_diff",
+    metric: str | Metric = METRIC,
     batch_size: int | None = None,
     progress: Report = silent,
 ) -> Faithfulness:
@@ -270,7 +271,7 @@ def curve(
     pairs: PromptPairs,
     ranking: EdgeList,
     *,
-    metric: str | Metric = "logit_diff",
+    metric: str | Metric = METRIC,
     sizes: Sequence[float] = MIB_SIZES,
     batch_size: int | None = None,
     progress: Report = silent,
@@ -336,7 +337,7 @@ def localize(
     pairs: PromptPairs,
     scores: EdgeScores | Mapping[str, float] | Iterable[tuple[str, float]],
     *,
-    metric: str | Metric = "logit_diff",
+    metric: str | Metric = METRIC,
     sizes: Sequence[float] = MIB_SIZES,
     batch_size: int | None = None,
     progress: Report = silent,

@@ -10,6 +10,7 @@ import torch
 from ...edges.effects.bounds import Bound, BoundOptions, bound_names, enough_samples
 from ...edges.errors import InputError
 from ...edges.model.transformer import Model
+from ...edges.names.vocabulary import SEED
 from ...edges.question.question import Question
 from ...edges.runs.masks import EdgeList
 from ...edges.runs.sweep import Resources
@@ -71,7 +72,7 @@ def stability_evidence(stability: Stability, rule: str) -> StabilityEvidence:
 
 
 def resample(
-    verified: Sequence[Verified], kept: Collection[str], threshold: float | None, seed: int = 0
+    verified: Sequence[Verified], kept: Collection[str], threshold: float | None, seed: int = SEED
 ) -> tuple[Stability, str] | None:
     """How the choice of edges, and their effects, vary over resampled pairs; and the rule, in words.
 

@@ -19,6 +19,7 @@ from typing import Any
 from ...edges.effects.reduced import values_of_sets
 from ...edges.errors import InputError
 from ...edges.model.transformer import Model
+from ...edges.names.vocabulary import METRIC, SEED
 from ...edges.question.metrics import Metric
 from ...edges.question.prompts import PromptPairs
 from ...edges.question.question import Question
@@ -138,7 +139,7 @@ class Subsets:
 
     n: int
     probability: float
-    seed: int = 0
+    seed: int = SEED
 
     def of(self, n_edges: int, purpose: str) -> list[tuple[int, ...]]:
         """The subsets of so many edges, by their numbers, drawn anew for each purpose."""
@@ -164,9 +165,9 @@ def completeness(
     pairs: PromptPairs,
     edges: Collection[str],
     *,
-    metric: str | Metric = "logit_diff",
+    metric: str | Metric = METRIC,
     n_subsets: int = 20,
-    seed: int = 0,
+    seed: int = SEED,
     batch_size: int | None = None,
     progress: Report = silent,
 ) -> Completeness:
@@ -218,10 +219,10 @@ def minimality(
     pairs: PromptPairs,
     edges: Collection[str],
     *,
-    metric: str | Metric = "logit_diff",
+    metric: str | Metric = METRIC,
     n_subsets: int = 4,
     probability: float = 0.25,
-    seed: int = 0,
+    seed: int = SEED,
     batch_size: int | None = None,
     progress: Report = silent,
 ) -> Minimality:

@@ -11,8 +11,8 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from ...edges.errors import InputError, name_rows
+from ...edges.names.vocabulary import FEATURE
 from ...edges.question.prompts import PADDING, PairBatch, PromptPairs
-from ..result.hypothesis import FEATURE
 
 
 class OtherPrompts:
@@ -40,7 +40,8 @@ class OtherPrompts:
                 f"expected for every pair another one of the same length in tokens{agreeing}; none "
                 + name_rows(
                     alone,
-                    "give more pairs, leave these out (--leave-out), or draw others (--other)",
+                    "give more pairs, leave these out (--leave-out, leave_out=True), or draw "
+                    "others (--other, other=)",
                 )
             )
         self._members = torch.tensor([row for rows in groups for row in rows])
@@ -92,7 +93,7 @@ def without_rows(pairs: PromptPairs, left_out: Sequence[int]) -> PromptPairs:
     rows = [row for row in range(len(pairs)) if row not in set(left_out)]
     if not rows:
         raise InputError(
-            "no pair goes with another prompt; give more pairs, or draw others (--other)"
+            "no pair goes with another prompt; give more pairs, or draw others (--other, other=)"
         )
     return pairs.take(rows)
 

@@ -29,6 +29,7 @@ from ...edges.effects.resampling import Pool, Tree, edge_logits, refuse_trees, t
 from ...edges.errors import InputError
 from ...edges.model.transformer import Model
 from ...edges.names.graph import ROOT, ModelGraph
+from ...edges.names.vocabulary import MAX_TREE, METRIC, OTHER, REPEATS, SCHEME, SEED
 from ...edges.question.metrics import Metric, Targets
 from ...edges.question.prompts import PairBatch, PromptPairs
 from ...edges.question.question import Question
@@ -48,10 +49,6 @@ from ...edges.runs.trace import Run, run
 from ..result.hypothesis import check_settings, random_baseline
 from .other_prompts import OtherPrompts, groups_of, rows_alone, without_rows
 from .random_circuits import random_circuit
-
-MAX_TREE = 20_000
-"""Copies of nodes that a tree may have before it is refused."""
-
 
 _BOOTSTRAPS = 2000
 
@@ -132,11 +129,11 @@ def scrub(
     pairs: PromptPairs,
     edges: Collection[str],
     *,
-    scheme: str = "together",
-    other: str = "any",
-    metric: str | Metric = "logit_diff",
-    repeats: int = 10,
-    seed: int = 0,
+    scheme: str = SCHEME,
+    other: str = OTHER,
+    metric: str | Metric = METRIC,
+    repeats: int = REPEATS,
+    seed: int = SEED,
     random_circuits: int = 0,
     drop_one: bool = False,
     leave_out: bool = False,
@@ -205,10 +202,10 @@ def scrub(
 class ScrubOptions:
     """What takes the place of what is dropped, and what else is scrubbed; see ``scrub``."""
 
-    scheme: str = "together"
-    other: str = "any"
-    repeats: int = 10
-    seed: int = 0
+    scheme: str = SCHEME
+    other: str = OTHER
+    repeats: int = REPEATS
+    seed: int = SEED
     random_circuits: int = 0
     drop_one: bool = False
     leave_out: bool = False
@@ -300,7 +297,7 @@ def _refuse_large(sizes: Sequence[int], random_circuits: int, max_tree: int) -> 
         raise InputError(
             f"scheme per-path: the tree of {what} has {size:,} nodes, more than {max_tree:,}; "
             "use per-edge or together, keep fewer edges, compare with no random circuits "
-            "(--random-circuits 0), or allow more (--max-tree)"
+            "(--random-circuits 0, random_circuits=0), or allow more (--max-tree, max_tree=)"
         )
 
 

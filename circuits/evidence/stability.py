@@ -16,8 +16,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ...edges.errors import InputError
+from ...edges.names.vocabulary import INTERVAL, RESAMPLES, SEED
 from ..choice.pruning import check_rules
-from ..record.intervals import LEAST_RESAMPLES, RESAMPLES, percentile_intervals, resampled_means
+from ..record.intervals import LEAST_RESAMPLES, percentile_intervals, resampled_means
 
 Rule = Callable[[Mapping[str, float]], Collection[str]]
 """From mean effects by edge, to the names of the edges that make the circuit."""
@@ -95,8 +96,8 @@ def bootstrap(
     effects: Float[Tensor, "edge pair"],
     rule: Rule,
     n_resamples: int = RESAMPLES,
-    confidence: float = 0.95,
-    seed: int = 0,
+    confidence: float = INTERVAL,
+    seed: int = SEED,
 ) -> Stability:
     """How often each edge is chosen again, and where its mean effect lies, over resampled pairs.
 

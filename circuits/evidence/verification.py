@@ -18,6 +18,11 @@ from ...edges.effects.node_effects import effects_of_nodes
 from ...edges.effects.reduced import effects_of_sets
 from ...edges.errors import InputError
 from ...edges.model.transformer import Model
+from ...edges.names.vocabulary import (
+    DIRECTION,
+    METRIC,
+    NOTHING,
+)
 from ...edges.question.metrics import Metric
 from ...edges.question.prompts import PromptPairs
 from ...edges.question.question import Question
@@ -34,14 +39,14 @@ def verify(
     pairs: PromptPairs,
     names: Sequence[str],
     *,
-    metric: str | Metric = "logit_diff",
-    direction: str = "noising",
+    metric: str | Metric = METRIC,
+    direction: str = DIRECTION,
     batch_size: int | None = None,
     effects_file: Path | None = None,
     nodes: bool = False,
     patch_with: Source | None = None,
     progress: Report = silent,
-    frozen: str = "none",
+    frozen: str = NOTHING,
 ) -> list[Verified]:
     """Exact effects of edges, in the order of ``names``, a chunk at a time.
 
@@ -71,7 +76,7 @@ class VerifyOptions:
     """What is measured, and where it is kept; see ``verify``."""
 
     nodes: bool = False
-    frozen: str = "none"
+    frozen: str = NOTHING
     effects_file: Path | None = None
 
 
@@ -184,8 +189,8 @@ def verify_until(
     ranked: Sequence[str],
     *,
     largest: float,
-    metric: str | Metric = "logit_diff",
-    direction: str = "noising",
+    metric: str | Metric = METRIC,
+    direction: str = DIRECTION,
     batch_size: int | None = None,
     effects_file: Path | None = None,
     nodes: bool = False,
@@ -231,10 +236,10 @@ def precision_error(
     pairs: PromptPairs,
     verified: Sequence[Verified],
     *,
-    metric: str | Metric = "logit_diff",
-    direction: str = "noising",
+    metric: str | Metric = METRIC,
+    direction: str = DIRECTION,
     batch_size: int | None = None,
-    frozen: str = "none",
+    frozen: str = NOTHING,
 ) -> float:
     """How far effects are off: the largest |difference| from those of ``model``, in metric units.
 

@@ -16,8 +16,9 @@ import numpy
 import torch
 
 from ...edges.errors import InputError, WiremapWarning
+from ...edges.names.vocabulary import RESAMPLES
 from ..result.document import loads
-from .intervals import RESAMPLES, percentile_intervals, resampled_means
+from .intervals import percentile_intervals, resampled_means
 
 EFFECTS_FILE = "effects.jsonl"
 
@@ -127,7 +128,8 @@ def append_lines(path: Path, text: str) -> None:
         with suppress(OSError):
             os.truncate(path, size)  # what was written of the chunk
         raise InputError(
-            f"cannot write {path}: {error.strerror}; make room and go on with --resume"
+            f"cannot write {path}: {error.strerror}; make room and go on with --resume "
+            "(resume=True)"
         ) from error
 
 

@@ -7,11 +7,13 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-RESAMPLES, LEAST_RESAMPLES = 1000, 100
+from ...edges.names.vocabulary import INTERVAL, SEED
+
+LEAST_RESAMPLES = 100
 
 
 def resampled_means(
-    effects: Float64[Tensor, "edge pair"], n_resamples: int, seed: int = 0
+    effects: Float64[Tensor, "edge pair"], n_resamples: int, seed: int = SEED
 ) -> Float64[Tensor, "resample edge"]:
     """Mean effects over resamples of the pairs: as many pairs as there are, with replacement."""
     n_pairs = effects.shape[1]
@@ -23,7 +25,7 @@ def resampled_means(
 
 
 def percentile_intervals(
-    resampled: Float64[Tensor, "resample edge"], confidence: float = 0.95
+    resampled: Float64[Tensor, "resample edge"], confidence: float = INTERVAL
 ) -> Float64[Tensor, "2 edge"]:
     """Lower and upper ends of each edge's percentile bootstrap interval."""
     tail = (1 - confidence) / 2

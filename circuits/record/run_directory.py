@@ -86,12 +86,13 @@ class RunDirectory:
     def _take_over(self, resume: bool) -> None:
         if not self._run_file.is_file():
             raise InputError(
-                f"{self.path} is not empty and holds no wiremap run; choose another directory (-o)"
+                f"{self.path} is not empty and holds no wiremap run; choose another "
+                "directory (-o, out=)"
             )
         if not resume:
             raise InputError(
-                f"{self.path} already holds a run; go on with it (--resume), or choose another "
-                "directory (-o)"
+                f"{self.path} already holds a run; go on with it (--resume, resume=True), or "
+                "choose another directory (-o, out=)"
             )
         found = read_run(self._run_file)
         wanted, there = self.record["question"], found["question"]
@@ -99,7 +100,8 @@ class RunDirectory:
         if changed:
             raise InputError(
                 f"{self.path} holds the run of another question: {'; '.join(changed[:6])}. "
-                "Ask the same again, or choose another directory (-o)"
+                "Ask the same again, or choose another "
+                "directory (-o, out=)"
             )
         self.record["started"] = found["started"]
         self.record["stages"] = found["stages"]

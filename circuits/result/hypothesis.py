@@ -22,6 +22,7 @@ from typing import Any, cast
 
 from ...edges.errors import InputError
 from ...edges.files import read_text
+from ...edges.names.vocabulary import FEATURE, METRIC, OTHER, OTHERS, REPEATS, SCHEME, SCHEMES, SEED
 from .circuit import Circuit, CircuitEdge
 from .document import check_version, dumps, edge_from, shape_from, to_document
 from .values import field, number
@@ -30,16 +31,6 @@ FORMAT = "wiremap-scrub"
 
 
 SCHEMA_VERSION = "1.1"
-
-
-SCHEMES = ("together", "per-edge", "per-path")
-
-
-OTHERS = ("any", "same-label", "paired")
-
-
-FEATURE = "feature:"
-"""Before a column of the pairs file: other prompts agree with the clean one in that column."""
 
 
 _YES, _NO = ("1", "true", "yes"), ("0", "false", "no")
@@ -59,10 +50,10 @@ class Hypothesis:
     """
 
     circuit: Circuit
-    scheme: str = "together"
-    other: str = "any"
-    repeats: int = 10
-    seed: int = 0
+    scheme: str = SCHEME
+    other: str = OTHER
+    repeats: int = REPEATS
+    seed: int = SEED
     min_recovered: float | None = None
 
     def __post_init__(self) -> None:
@@ -105,7 +96,7 @@ def to_hypothesis_document(hypothesis: Hypothesis) -> dict[str, Any]:
             "fields": {"prompt": "clean", "label": "answer", "paired": "corrupted"},
         },
         "metric": {
-            "name": str(circuit.method.get("metric", "logit_diff")),
+            "name": str(circuit.method.get("metric", METRIC)),
             "direction": "higher",
             "positions": "last",
         },

@@ -92,7 +92,8 @@ def usable_words(task: Task, tokenizer: Tokenizer) -> dict[str, list[str]]:
             raise InputError(
                 f"task {task.name} needs {least} words of the kind {kind!r} that are single tokens, "
                 f"and this tokenizer has {len(usable[kind])} of {len(task.words[kind])}; choose "
-                "another model or task, or bring your own pairs (--pairs)"
+                "another model or task, or bring your own pairs (--pairs, "
+                "PromptPairs.read)"
             )
     return usable
 
@@ -135,6 +136,6 @@ def usable_templates(task: Task, words: Words, tokenizer: Tokenizer) -> list[str
         raise InputError(
             f"task {task.name}: this tokenizer lacks words of every one of its "
             f"{len(task.templates)} templates; choose another model or task, or bring your own "
-            "pairs (--pairs)"
+            "pairs (--pairs, PromptPairs.read)"
         )
     return usable

@@ -33,6 +33,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..model.transformer import Model
 from ..names.graph import Edge
+from ..names.vocabulary import BOUND_SUBSETS, CONFIDENCE, DIRECTION, METRIC, PROBABILITY, SEED
 from ..question.metrics import Metric
 from ..question.prompts import PromptPairs
 from ..question.question import Question
@@ -116,10 +117,10 @@ class BoundOptions:
         items: ``nodes`` or ``edges``.
     """
 
-    samples: int = 1000
-    probability: float = 0.03
-    confidence: float = 0.99
-    seed: int = 0
+    samples: int = BOUND_SUBSETS
+    probability: float = PROBABILITY
+    confidence: float = CONFIDENCE
+    seed: int = SEED
     items: str = "nodes"
 
 
@@ -128,13 +129,13 @@ def bound_unverified(
     pairs: PromptPairs,
     names: EdgeList,
     *,
-    metric: str | Metric = "logit_diff",
-    direction: str = "noising",
+    metric: str | Metric = METRIC,
+    direction: str = DIRECTION,
     items: str = "nodes",
-    n_samples: int = 1000,
-    probability: float = 0.03,
-    confidence: float = 0.99,
-    seed: int = 0,
+    n_samples: int = BOUND_SUBSETS,
+    probability: float = PROBABILITY,
+    confidence: float = CONFIDENCE,
+    seed: int = SEED,
     batch_size: int | None = None,
     progress: Report = silent,
 ) -> Bound:
@@ -308,7 +309,7 @@ def samples_needed(n_items: int, probability: float) -> int:
     return 4 + bisect_left(range(4, 1 << 60), True, key=enough)
 
 
-def enough_samples(n_items: int, probability: float, seed: int = 0) -> int:
+def enough_samples(n_items: int, probability: float, seed: int = SEED) -> int:
     """So many subsets that a bound can come of those that ``draw_subsets`` then draws."""
     n_samples = samples_needed(n_items, probability)
     while _too_rare(draw_subsets(n_samples, n_items, probability, seed)) is not None:

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -29,19 +28,13 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..model.transformer import Model
+from ..names.vocabulary import DIRECTION, FROZEN, METRIC, NOTHING
 from ..question.metrics import Metric
 from ..question.prompts import PromptPairs
 from ..question.question import Question
 from ..runs.sweep import Report, Resources, silent
 from .engine import Effects, Items, Runs, patch_items
 from .hop import Hop, path_change, through_mlps
-
-Frozen = Literal["none", "heads", "all"]
-
-
-FROZEN: tuple[Frozen, ...] = get_args(Frozen)
-"""What keeps the edited run's values downstream of a reader."""
-
 
 _BASE = ("resid_pre", "mlp_in", "q", "k", "v", "z", "written", "mlp_out")
 
@@ -54,11 +47,11 @@ def patch_edges(
     pairs: PromptPairs,
     edges: Sequence[str],
     *,
-    metric: str | Metric = "logit_diff",
-    direction: str = "noising",
+    metric: str | Metric = METRIC,
+    direction: str = DIRECTION,
     batch_size: int | None = None,
     progress: Report = silent,
-    frozen: str = "none",
+    frozen: str = NOTHING,
 ) -> Effects:
     """Exact effects of edges, or of paths, by path patching, on each pair.
 
@@ -94,7 +87,7 @@ def effects_of_edges(
     question: Question,
     edges: Sequence[str],
     resources: Resources,
-    frozen: str = "none",
+    frozen: str = NOTHING,
 ) -> Effects:
     """Exact effects of edges or paths; see ``patch_edges``."""
     if frozen not in FROZEN:

@@ -156,7 +156,7 @@ def patch_items(model: Model, question: Question, items: Items, resources: Resou
         item, pair = strange[0]
         raise WiremapError(
             f"the effect of {items.names[item]} on pair {pair + 1} is not finite ({len(strange)} "
-            "such); try float32 (--dtype float32)"
+            "such); try float32 (--dtype float32, dtype=torch.float32)"
         )
     return Effects(tuple(items.names), effects)
 

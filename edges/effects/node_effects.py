@@ -18,6 +18,7 @@ from ..errors import InputError
 from ..model.activations import Activations
 from ..model.transformer import Model
 from ..names.nodes import ACTIVATION, NodeSet, parse_node
+from ..names.vocabulary import DIRECTION, METRIC
 from ..question.metrics import Metric
 from ..question.prompts import PromptPairs
 from ..question.question import Question
@@ -110,8 +111,8 @@ def patch_nodes(
     pairs: PromptPairs,
     nodes: Sequence[str | Sequence[str]],
     *,
-    metric: str | Metric = "logit_diff",
-    direction: str = "noising",
+    metric: str | Metric = METRIC,
+    direction: str = DIRECTION,
     batch_size: int | None = None,
     progress: Report = silent,
     patch_with: str | Source = "corrupted",

@@ -18,6 +18,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..model.transformer import Model
 from ..names.graph import SLOTS, Slot
+from ..names.vocabulary import DIRECTION, METRIC
 from ..question.metrics import Metric, Targets
 from ..question.prompts import PairBatch, PromptPairs
 from ..question.question import Question
@@ -73,7 +74,7 @@ def run_edges(
     pairs: PromptPairs,
     edges: EdgeSet,
     *,
-    metric: str | Metric = "logit_diff",
+    metric: str | Metric = METRIC,
     batch_size: int | None = None,
     progress: Report = silent,
 ) -> CircuitValues:
@@ -98,7 +99,7 @@ def run_edge_sets(
     pairs: PromptPairs,
     sets: Sequence[EdgeSet],
     *,
-    metrics: Sequence[str | Metric] = ("logit_diff",),
+    metrics: Sequence[str | Metric] = (METRIC,),
     batch_size: int | None = None,
     progress: Report = silent,
 ) -> list[EdgeSetValues]:
@@ -140,8 +141,8 @@ def patch_together(
     pairs: PromptPairs,
     sets: Sequence[EdgeSet],
     *,
-    metric: str | Metric = "logit_diff",
-    direction: str = "noising",
+    metric: str | Metric = METRIC,
+    direction: str = DIRECTION,
     batch_size: int | None = None,
     progress: Report = silent,
 ) -> Float32[Tensor, "set pair"]:

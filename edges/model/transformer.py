@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..names.graph import ModelGraph
+from ..names.vocabulary import DEVICE, GROUPED, KV
 from .activations import Past
 from .architectures import refuse_unsupported, refuse_variants
 from .block import Block
@@ -25,9 +26,6 @@ from .borrowing import borrowed
 from .loading import fingerprint, load_bridge, refuse_nonfinite_weights
 from .parts import Norm, See
 from .tokens import Tokenizer
-
-KV = ("grouped", "per-query")
-"""Readers of keys and values: one for each key-value head, or one for each query head it serves."""
 
 
 class Model:
@@ -57,7 +55,7 @@ class Model:
         tokenizer: Any = None,
         *,
         bos: bool | None = None,
-        kv: str = "grouped",
+        kv: str = GROUPED,
         tf32: bool = False,
     ) -> None:
         architecture = str(bridge.cfg.architecture)
@@ -69,7 +67,7 @@ class Model:
             raise InputError(f"unknown kv {kv!r}; there are {', '.join(KV)}")
         n_heads = int(bridge.cfg.n_heads)
         n_kv_heads = int(bridge.cfg.n_key_value_heads or n_heads)
-        self.kv = kv if n_kv_heads != n_heads else "grouped"
+        self.kv = kv if n_kv_heads != n_heads else GROUPED
         self.kv_group = n_heads // n_kv_heads if kv == "per-query" else 1
         """How many readers of keys, or of values, one key-value head is split into."""
         self.graph = ModelGraph(
@@ -109,11 +107,11 @@ class Model:
     def load(
         cls,
         name: str,
-        device: str = "auto",
+        device: str = DEVICE,
         dtype: torch.dtype = torch.float32,
         *,
         bos: bool | None = None,
-        kv: str = "grouped",
+        kv: str = GROUPED,
         tf32: bool = False,
     ) -> Model:
         """Loads a bundled model, a local Hugging Face directory, or a model of the hub.

@@ -8,11 +8,10 @@ from functools import cached_property
 from typing import Any, Literal
 
 from ..errors import InputError
+from ..names.vocabulary import DIRECTION, DIRECTIONS, METRIC
 from .metrics import Metric, resolve_metric
 from .prompts import PromptPairs
 from .source import CORRUPTED, Source
-
-DIRECTIONS = ("noising", "denoising")
 
 RunName = Literal["clean", "corrupted"]
 
@@ -39,8 +38,8 @@ class Question:
     """
 
     pairs: PromptPairs
-    metric: str | Metric = "logit_diff"
-    direction: str = "noising"
+    metric: str | Metric = METRIC
+    direction: str = DIRECTION
     patch_with: Source = CORRUPTED
 
     def __post_init__(self) -> None:

@@ -13,10 +13,8 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from ..errors import InputError
+from ..names.vocabulary import POSITIONS
 from .prompts import PairBatch, PromptPairs
-
-POSITIONS = ("sum", "each", "spans")
-
 
 OUTSIDE = "outside"
 """The name of the tokens that lie in no span."""
@@ -73,7 +71,7 @@ def position_labels(pairs: PromptPairs, positions: str) -> Labels:
             raise InputError(
                 f"expected spans for every pair, row {row + 1} has none; add a column "
                 '"spans": {"subject": [3, 5], "end": 9} (positions counted from 0), or use '
-                "--positions each"
+                '--positions each (positions="each")'
             )
         for name, span in _spans(features["spans"], row, length):
             label = names.setdefault(name, len(names))
@@ -122,6 +120,7 @@ def one_length(pairs: PromptPairs) -> int:
     if len(lengths) > 1:
         raise InputError(
             "positions each needs prompts of one length, got lengths "
-            f"{', '.join(map(str, lengths))}; use --positions sum, or pairs of one length"
+            f"{', '.join(map(str, lengths))}; use --positions sum "
+            '(positions="sum"), or pairs of one length'
         )
     return lengths[0]

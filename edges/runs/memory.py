@@ -90,7 +90,8 @@ class BatchSize:
             if len(part) == 1:
                 raise RowTooLargeError(
                     f"a single row does not fit into memory: {_reason(error)}; use "
-                    "shorter prompts, a smaller dtype (--dtype) or a larger device (--device)"
+                    "shorter prompts, a smaller dtype (--dtype, dtype=) or a larger device "
+                    "(--device, device=)"
                 ) from error
         # Out of the except block, so that the failed attempt's tensors are no longer held.
         self.rows = (len(part) + 1) // 2

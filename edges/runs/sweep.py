@@ -222,5 +222,7 @@ def check_finite(values: Float32[Tensor, "run pair"]) -> None:
     if strange:
         raise WiremapError(
             "the metric is not finite "
-            + name_rows(strange, "try float32 (--dtype float32) or another metric")
+            + name_rows(
+                strange, "try float32 (--dtype float32, dtype=torch.float32) or another metric"
+            )
         )

@@ -18,7 +18,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Float32
@@ -29,17 +28,22 @@ from ..effects.node_effects import NodeEdits, effects_of_nodes, patch_edits
 from ..errors import InputError
 from ..model.transformer import Model
 from ..names.nodes import NodeSet
+from ..names.vocabulary import (
+    BASELINE,
+    BASELINES,
+    DIRECTION,
+    METRIC,
+    N_SUBSETS,
+    NODES,
+    PROBABILITY,
+    SEED,
+    SUMMED,
+)
 from ..question.metrics import Metric
 from ..question.prompts import PromptPairs
 from ..question.question import Question
 from ..runs.sweep import Report, Resources, silent
 from .node_scores import NodeScores, node_set_of
-
-Baseline = Literal["iterative", "subsampling", "blocks", "hierarchical"]
-
-
-BASELINES: tuple[Baseline, ...] = ("iterative", "subsampling", "blocks", "hierarchical")
-
 
 Visits = tuple[Float32[Tensor, "node"], Sequence[int], Sequence[int]]
 """Scores of all nodes, the order they are visited in, and the costs of each visit."""
@@ -67,17 +71,17 @@ class Ranking:
 def rank_nodes(
     model: Model,
     pairs: PromptPairs,
-    nodes: str | Sequence[str] = ("heads", "mlps"),
+    nodes: str | Sequence[str] = NODES,
     *,
-    method: str = "subsampling",
-    metric: str | Metric = "logit_diff",
-    direction: str = "noising",
-    positions: str = "sum",
-    n_samples: int = 300,
-    probability: float = 0.03,
+    method: str = BASELINE,
+    metric: str | Metric = METRIC,
+    direction: str = DIRECTION,
+    positions: str = SUMMED,
+    n_samples: int = N_SUBSETS,
+    probability: float = PROBABILITY,
     block_size: int | None = None,
     branching: int = 3,
-    seed: int = 0,
+    seed: int = SEED,
     batch_size: int | None = None,
     progress: Report = silent,
 ) -> Ranking:
@@ -120,12 +124,12 @@ def rank_nodes(
 class BaselineOptions:
     """Which baseline, and how; see ``rank_nodes``."""
 
-    method: str = "subsampling"
-    n_samples: int = 300
-    probability: float = 0.03
+    method: str = BASELINE
+    n_samples: int = N_SUBSETS
+    probability: float = PROBABILITY
     block_size: int | None = None
     branching: int = 3
-    seed: int = 0
+    seed: int = SEED
 
 
 def rank_node_set(

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..model.transformer import Model
+from ..names.vocabulary import DIRECTION, METRIC, SCHEDULE, STEPS
 from ..question.metrics import Metric
 from ..question.prompts import PairBatch, PromptPairs
 from ..question.question import Question
@@ -55,11 +56,11 @@ def score_crossings(
     pairs: PromptPairs,
     edges: Sequence[str],
     *,
-    metric: str | Metric = "logit_diff",
+    metric: str | Metric = METRIC,
     gradient: str | GradientRule | None = None,
-    direction: str = "noising",
-    steps: int = 10,
-    schedule: str = "midpoint",
+    direction: str = DIRECTION,
+    steps: int = STEPS,
+    schedule: str = SCHEDULE,
     batch_size: int | None = None,
     memory_limit: int | None = None,
     progress: Report = silent,
@@ -149,6 +150,6 @@ def _into_keys_or_values(
     if strange:
         raise InputError(
             f"expected edges into keys or values, got {strange[0]}; all others are read and used at "
-            "one position (--positions each)"
+            'one position (--positions each, positions="each")'
         )
     return names, {(edge.writer, edge.reader): place for place, edge in enumerate(named)}

@@ -29,6 +29,17 @@ from torch import Tensor
 from ..errors import InputError, WiremapError, name_rows
 from ..model.transformer import Model
 from ..names.graph import Edge, ModelGraph
+from ..names.vocabulary import (
+    DIRECTION,
+    EDGE_AGGREGATE,
+    EDGE_AGGREGATES,
+    METRIC,
+    READER,
+    READERS,
+    SCHEDULE,
+    STEPS,
+    SUMMED,
+)
 from ..question.metrics import Metric, Targets
 from ..question.prompts import PairBatch, PromptPairs
 from ..question.question import Question
@@ -45,12 +56,6 @@ from .rules import (
     recommended_gradient,
     resolve_gradient,
 )
-
-READERS = ("linear", "exact", "exact-attention")
-
-
-AGGREGATES = ("sum", "sum-of-abs")
-"""Of an edge's scores by position: their sum, or the sum of their absolute values."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,21 +80,21 @@ class EdgeScores:
     positions: tuple[str, ...] = ()
     unsigned: bool = False
     gradient: str = "clean"
-    reader: str = "linear"
+    reader: str = READER
     exact: Bool[Tensor, "writer reader"] | None = None
 
-    def top(self, n: int | None = None, aggregate: str = "sum") -> list[tuple[str, float]]:
+    def top(self, n: int | None = None, aggregate: str = EDGE_AGGREGATE) -> list[tuple[str, float]]:
         """The ``n`` largest by magnitude (all by default), as (edge name, score).
 
         Args:
-            aggregate: a name in ``AGGREGATES``; ``sum-of-abs`` needs scores by position.
+            aggregate: a name in ``EDGE_AGGREGATES``; ``sum-of-abs`` needs scores by position.
         """
         places, scores = self.ranking(aggregate)
         names = [self.graph.edge_name(Edge(*ends)) for ends in places[:n].tolist()]
         return list(zip(names, scores[:n].tolist(), strict=True))
 
     def ranking(
-        self, aggregate: str = "sum"
+        self, aggregate: str = EDGE_AGGREGATE
     ) -> tuple[Int64[Tensor, "edge end"], Float32[Tensor, "edge"]]:
         """All edges, largest by magnitude first: where writer and reader stand, and the scores.
 
@@ -101,14 +106,17 @@ class EdgeScores:
         return places[order], scores[order]
 
     def aggregated(self, aggregate: str) -> Float32[Tensor, "writer reader"]:
-        """One number for each edge; see ``AGGREGATES``."""
-        if aggregate not in AGGREGATES:
-            raise InputError(f"unknown aggregate {aggregate!r}; there are {', '.join(AGGREGATES)}")
+        """One number for each edge; see ``EDGE_AGGREGATES``."""
+        if aggregate not in EDGE_AGGREGATES:
+            raise InputError(
+                f"unknown aggregate {aggregate!r}; there are {', '.join(EDGE_AGGREGATES)}"
+            )
         if aggregate == "sum":
             return self.scores
         if self.by_position is None:
             raise InputError(
-                "aggregate sum-of-abs needs scores by position (--positions each or spans)"
+                "aggregate sum-of-abs needs scores by position (--positions each or spans, "
+                'positions="each" or "spans")'
             )
         return self.by_position.abs().sum(0)
 
@@ -128,15 +136,15 @@ class EdgeScores:
 def score_edges(
     model: Model,
     pairs: PromptPairs,
-    metric: str | Metric = "logit_diff",
+    metric: str | Metric = METRIC,
     *,
     gradient: str | GradientRule | None = None,
-    direction: str = "noising",
-    steps: int = 10,
-    schedule: str = "midpoint",
-    reader: str = "linear",
+    direction: str = DIRECTION,
+    steps: int = STEPS,
+    schedule: str = SCHEDULE,
+    reader: str = READER,
     candidates: int | None = None,
-    positions: str = "sum",
+    positions: str = SUMMED,
     per_pair: bool = False,
     batch_size: int | None = None,
     memory_limit: int | None = None,
@@ -184,9 +192,9 @@ def score_edges(
 class EdgeOptions:
     """How edges are read, and what is kept of it; see ``score_edges``."""
 
-    reader: str = "linear"
+    reader: str = READER
     candidates: int | None = None
-    positions: str = "sum"
+    positions: str = SUMMED
     per_pair: bool = False
 
 
@@ -218,7 +226,8 @@ def check_reader(reader: str, candidates: int | None, graph: ModelGraph) -> None
         return
     if reader == "linear":
         raise InputError(
-            "candidates are for the exact reader (--reader exact); the linear one scores all edges"
+            'candidates are for the exact reader (--reader exact, reader="exact"); the '
+            "linear one scores all edges"
         )
     if not 1 <= candidates <= graph.n_edges:
         raise InputError(
@@ -405,5 +414,7 @@ class _Scorer:
         where = where or f"{self.rule.name} gradient"
         raise WiremapError(
             f"NaN or infinite values in the {where}, "
-            + name_rows(rows, "try float32 (--dtype float32) or another metric")
+            + name_rows(
+                rows, "try float32 (--dtype float32, dtype=torch.float32) or another metric"
+            )
         )

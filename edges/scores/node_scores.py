@@ -22,7 +22,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 import torch
 from jaxtyping import Float32
@@ -31,6 +30,18 @@ from torch import Tensor
 from ..errors import InputError, WiremapError, name_rows
 from ..model.transformer import Model
 from ..names.nodes import NodeSet, Site
+from ..names.vocabulary import (
+    DIRECTION,
+    METRIC,
+    NODE_AGGREGATE,
+    NODE_AGGREGATES,
+    NODE_POSITIONS,
+    NODES,
+    SCHEDULE,
+    STEPS,
+    SUMMED,
+    Method,
+)
 from ..question.metrics import Metric
 from ..question.prompts import PairBatch, PromptPairs
 from ..question.question import Question
@@ -40,19 +51,12 @@ from ..runs.trace import BothRuns, cost_of_trace, first_nonfinite
 from .qk_fix import KeyFix, contract_rows, pattern_difference
 from .rules import GradientRule, Gradients, check_depends, resolve_gradient
 
-Method = Literal["atp", "atp-qk", "atp-star"]
-
-
-METHODS: dict[str, tuple[str | None, bool]] = {
+METHODS: dict[Method, tuple[str | None, bool]] = {
     "atp": (None, False),
     "atp-qk": (None, True),
     "atp-star": ("graddrop", True),
 }
 """Of each method, the gradient rule it fixes (None: any) and whether it has the QK fix."""
-
-
-AGGREGATES = ("abs-of-mean", "mean-of-abs")
-"""|mean estimate| over pairs, the estimand's form, and mean |estimate|, the paper's eq. 5."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,15 +84,17 @@ class NodeScores:
         """The names of the nodes, in order."""
         return self.nodes.names
 
-    def top(self, n: int | None = None, aggregate: str = "abs-of-mean") -> list[tuple[str, float]]:
+    def top(self, n: int | None = None, aggregate: str = NODE_AGGREGATE) -> list[tuple[str, float]]:
         """The ``n`` best (all by default), as (name, score).
 
         Args:
-            aggregate: what ranks them, a name in ``AGGREGATES``; ``abs-of-mean`` gives the signed
+            aggregate: what ranks them, a name in ``NODE_AGGREGATES``; ``abs-of-mean`` gives the signed
                 mean as the score, ``mean-of-abs`` the mean of absolutes.
         """
-        if aggregate not in AGGREGATES:
-            raise InputError(f"unknown aggregate {aggregate!r}; there are {', '.join(AGGREGATES)}")
+        if aggregate not in NODE_AGGREGATES:
+            raise InputError(
+                f"unknown aggregate {aggregate!r}; there are {', '.join(NODE_AGGREGATES)}"
+            )
         table = self.scores if aggregate == "abs-of-mean" else self.contributions
         values = table.cpu()
         order = values.abs().argsort(descending=True, stable=True)[:n].tolist()
@@ -112,15 +118,15 @@ def recommended_method(
 def score_nodes(
     model: Model,
     pairs: PromptPairs,
-    nodes: str | Sequence[str] = ("heads", "mlps"),
+    nodes: str | Sequence[str] = NODES,
     *,
-    metric: str | Metric = "logit_diff",
+    metric: str | Metric = METRIC,
     method: str | None = None,
     gradient: str | GradientRule | None = None,
-    steps: int = 10,
-    schedule: str = "midpoint",
-    direction: str = "noising",
-    positions: str = "sum",
+    steps: int = STEPS,
+    schedule: str = SCHEDULE,
+    direction: str = DIRECTION,
+    positions: str = SUMMED,
     per_pair: bool = False,
     batch_size: int | None = None,
     progress: Report = silent,
@@ -219,8 +225,8 @@ def check_method(
     gradient: str | GradientRule | None,
     direction: str,
     metric: str | Metric,
-    steps: int = 10,
-    schedule: str = "midpoint",
+    steps: int = STEPS,
+    schedule: str = SCHEDULE,
 ) -> tuple[GradientRule, bool]:
     """The gradient rule and whether to fix queries and keys.
 
@@ -247,13 +253,13 @@ def node_set_of(
         InputError: unknown names, prompts of several lengths with ``each``, neurons of a model
             that has none by themselves.
     """
-    if positions not in ("sum", "each"):
-        raise InputError(f"unknown positions {positions!r}; there are sum, each")
+    if positions not in NODE_POSITIONS:
+        raise InputError(f"unknown positions {positions!r}; there are {', '.join(NODE_POSITIONS)}")
     n_pos = None if positions == "sum" else one_length(pairs)
     if "neurons" in families and not model.has_neurons:
         raise InputError(
             f"model {model.name} has mixtures of experts, whose neurons are no nodes; use "
-            "--nodes mlps"
+            '--nodes mlps (nodes="mlps")'
         )
     return NodeSet(model.graph, model.d_mlp, tuple(families), n_pos)
 
@@ -377,5 +383,5 @@ class _Scorer:
         rows = self.batch.rows[~finite].tolist()
         raise WiremapError(
             f"NaN or infinite values in the {where}, "
-            + name_rows(rows, "try float32 (--dtype float32)")
+            + name_rows(rows, "try float32 (--dtype float32, dtype=torch.float32)")
         )

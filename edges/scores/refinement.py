@@ -24,6 +24,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..model.transformer import Model
 from ..names.graph import ModelGraph, mlp_name
+from ..names.vocabulary import DIRECTION, METRIC, SCHEDULE, STEPS
 from ..question.metrics import Metric
 from ..question.prompts import PairBatch, PromptPairs
 from ..question.question import Question
@@ -79,11 +80,11 @@ def score_split(
     pairs: PromptPairs,
     split: str,
     *,
-    metric: str | Metric = "logit_diff",
+    metric: str | Metric = METRIC,
     gradient: str | GradientRule | None = None,
-    direction: str = "noising",
-    steps: int = 10,
-    schedule: str = "midpoint",
+    direction: str = DIRECTION,
+    steps: int = STEPS,
+    schedule: str = SCHEDULE,
     batch_size: int | None = None,
     memory_limit: int | None = None,
     progress: Report = silent,
@@ -115,7 +116,7 @@ def split_scores(
     if rule.unsigned:
         raise InputError(
             f"--split needs signed scores, which gradient {rule.name} has not; use another gradient "
-            "(--gradient integrated)"
+            '(--gradient integrated, gradient="integrated")'
         )
     splitter: _Neurons | _Experts = (_Neurons if kind == "neurons" else _Experts)(model, layer)
     graph = model.graph
@@ -169,7 +170,7 @@ def parse_split(model: Model, split: str) -> tuple[int, str]:
     if node not in mlps:
         raise InputError(
             f"expected an MLP to split, {mlps[0]} to {mlps[-1]}, got {node!r}; write --split "
-            f"{mlps[0]}:neurons"
+            f'{mlps[0]}:neurons (split="{mlps[0]}:neurons")'
         )
     layer = mlps.index(node)
     has = "experts" if model.blocks[layer].mlp.experts() else "neurons"
@@ -180,7 +181,8 @@ def parse_split(model: Model, split: str) -> tuple[int, str]:
         )
     if kind not in PARTS or kind != has:
         raise InputError(
-            f"{node} of model {model.name} has {has}, got {split!r}; write --split {node}:{has}"
+            f"{node} of model {model.name} has {has}, got {split!r}; write --split {node}:{has} "
+            f'(split="{node}:{has}")'
         )
     return layer, kind
 

@@ -24,24 +24,11 @@ from torch import Tensor
 from ..errors import InputError
 from ..model.parts import See
 from ..model.transformer import Model
+from ..names.vocabulary import METRIC, SCHEDULE, SCHEDULES, STEPS
 from ..question.metrics import Metric
 from ..question.question import check_direction
 from ..runs.trace import BothRuns, Tape
 from .propagation import Relevance, gim
-
-GRADIENTS = (
-    "clean",
-    "corrupted",
-    "both",
-    "integrated",
-    "graddrop",
-    "relevance",
-    "gim",
-)
-
-
-SCHEDULES = ("midpoint", "left")
-
 
 Gradients = dict[str, Tensor]
 """Gradients by the activations of a block, by name; ``resid_pre`` is the stream before it."""
@@ -131,8 +118,8 @@ class Integrated:
     end of each part. Steps share batches as far as memory allows.
     """
 
-    steps: int = 10
-    schedule: str = "midpoint"
+    steps: int = STEPS
+    schedule: str = SCHEDULE
     name: str = field(default="integrated", init=False)
     unsigned: bool = field(default=False, init=False)
 
@@ -238,7 +225,7 @@ class Modified:
         if strange:
             raise InputError(
                 f"gradient {self.name} has no rule for {strange} of model {model.name}; use "
-                "another gradient (--gradient integrated)"
+                'another gradient (--gradient integrated, gradient="integrated")'
             )
 
 
@@ -262,7 +249,7 @@ def _backward(
         yield layer, {**found, "resid_pre": below}
 
 
-def recommended_gradient(metric: str | Metric = "logit_diff", model: Model | None = None) -> str:
+def recommended_gradient(metric: str | Metric = METRIC, model: Model | None = None) -> str:
     """The rule for edges that costs least verified recall where it was measured.
 
     In benchmarks/RESULTS.md: relevance with the linear reader, in the geometric mean over all
@@ -278,8 +265,8 @@ def resolve_gradient(
     gradient: str | GradientRule | None,
     direction: str,
     metric: str | Metric,
-    steps: int = 10,
-    schedule: str = "midpoint",
+    steps: int = STEPS,
+    schedule: str = SCHEDULE,
 ) -> GradientRule:
     """The rule of that name.
 
@@ -316,7 +303,7 @@ def resolve_gradient(
     if metric == "kl" and at_clean:
         raise InputError(
             "metric kl is 0 at the clean run, and so is its gradient; use the gradient at the "
-            "corrupted run (--gradient corrupted), or denoising"
+            'corrupted run (--gradient corrupted, gradient="corrupted"), or denoising'
         )
     return rules[gradient]()
 

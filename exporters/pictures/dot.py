@@ -16,6 +16,7 @@ from dataclasses import replace
 import graphviz
 
 from ...circuits.result.circuit import Circuit
+from ...edges.names.vocabulary import EDGES_DRAWN
 from ..format import Format
 from .labels import (
     WIDEST,
@@ -31,10 +32,6 @@ from .labels import (
 from .layout import places, shown_rows
 from .palette import FAINT, FILL, FILL_OF_SLOT, NEGATIVE, POSITIVE
 from .shown import CHOICES, Shown, ShownEdge, ShownNode, View, show
-
-DEFAULT_TOP = 100
-"""How many edges a diagram shows if nothing else is asked for."""
-
 
 READABLE = 300
 """More edges than this make a hairball."""
@@ -59,7 +56,7 @@ def to_dot(circuit: Circuit, view: View = _NO_VIEW, placed: bool | None = None) 
     filled arrows are verified, hollow ones merely scored.
 
     Args:
-        view: what to show; the DEFAULT_TOP largest edges, parallel, by default.
+        view: what to show; the EDGES_DRAWN largest edges, parallel, by default.
         placed: nodes stand in rows of our own instead of where ``dot`` puts them; None does so
             beyond 500 edges, for which ``dot`` takes minutes.
     """
@@ -110,8 +107,8 @@ def to_dot(circuit: Circuit, view: View = _NO_VIEW, placed: bool | None = None) 
 
 
 def show_diagram(circuit: Circuit, view: View) -> Shown:
-    """What a diagram shows: the DEFAULT_TOP largest edges, parallel, if nothing else is asked."""
-    return show(circuit, replace(view, top=view.top or DEFAULT_TOP), "parallel")
+    """What a diagram shows: the EDGES_DRAWN largest edges, parallel, if nothing else is asked."""
+    return show(circuit, replace(view, top=view.top or EDGES_DRAWN), "parallel")
 
 
 def details(circuit: Circuit, shown: Shown) -> str:

@@ -88,7 +88,7 @@ def render(dot: str, kind: str) -> bytes:
     except subprocess.TimeoutExpired:
         raise TooSlowError(
             f"no {kind} picture: dot took longer than {RENDER_SECONDS} s; draw fewer edges "
-            "(a smaller --top), or open the DOT file elsewhere"
+            "(a smaller --top, View(top=...)), or open the DOT file elsewhere"
         ) from None
     if drawn.returncode != 0:
         reason = drawn.stderr.decode(errors="replace").strip()

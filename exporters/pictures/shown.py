@@ -12,12 +12,7 @@ from functools import cached_property
 from ...circuits.result.circuit import Circuit, CircuitEdge, CircuitNode, all_nodes
 from ...edges.errors import InputError
 from ...edges.names.graph import Slot
-
-QKV = ("merge", "nodes", "parallel")
-
-
-COLLAPSE = ("qkv", "layers", "groups")
-
+from ...edges.names.vocabulary import COLLAPSE, QKV
 
 _ROW_OF_KIND = {"q": 0, "k": 0, "v": 0, "kv": 1, "head": 2, "attention": 2, "mlp": 3}
 
@@ -62,7 +57,10 @@ class View:
                 "not: give one of the two"
             )
         if self.collapse == "groups" and not self.groups:
-            raise InputError("collapse groups: expected groups to collapse; name them (--group)")
+            raise InputError(
+                "collapse groups: expected groups to collapse; name them (--group, "
+                "View(groups=...))"
+            )
         seen: dict[str, str] = {}
         for role, names in self.groups.items():
             for name in names:

@@ -14,6 +14,7 @@ from ...circuits.result.circuit import Circuit, CircuitEdge
 from ...circuits.result.comparison import Comparison
 from ...edges.errors import InputError
 from ...edges.files import write_atomically
+from ...edges.names.vocabulary import EDGES_DRAWN
 from .dot import attribute
 from .graphviz import render
 from .labels import printable
@@ -31,12 +32,8 @@ _FILLS = {"shared": "#e4ecf7", "a": "#fbe6d4", "b": "#dcf1e6"}
 _THINNEST, _WIDEST = 1.0, 5.0
 
 
-DEFAULT_TOP = 100
-"""How many edges a picture shows if nothing else is asked for."""
-
-
 def to_comparison_dot(
-    comparison: Comparison, top: int = DEFAULT_TOP, names: tuple[str, str] = ("A", "B")
+    comparison: Comparison, top: int = EDGES_DRAWN, names: tuple[str, str] = ("A", "B")
 ) -> str:
     """Both circuits as DOT: input below, logits on top; shared grey-blue, A orange, B green.
 
@@ -102,7 +99,7 @@ def to_comparison_dot(
 def write_comparison(
     comparison: Comparison,
     path: str | Path,
-    top: int = DEFAULT_TOP,
+    top: int = EDGES_DRAWN,
     names: tuple[str, str] = ("A", "B"),
 ) -> None:
     """Writes the diagram, whole or not at all: ``.dot``, ``.svg``, ``.png`` or ``.pdf``.

@@ -17,8 +17,8 @@ from wiremap.circuits import evaluate
 from wiremap.circuits.evidence.other_prompts import OtherPrompts
 from wiremap.circuits.evidence.random_circuits import random_circuit
 from wiremap.circuits.evidence.scrubbing import Scrubbing, scrub
-from wiremap.circuits.result.hypothesis import SCHEMES
 from wiremap.edges import InputError, Model, ModelGraph, PromptPairs, WiremapError
+from wiremap.edges.names.vocabulary import SCHEMES
 from wiremap.edges.question.metrics import Targets, logit_diff
 from wiremap.edges.question.prompts import PADDING
 

@@ -18,8 +18,8 @@ from wiremap.edges import (
     score_edges,
     score_nodes,
 )
+from wiremap.edges.names.vocabulary import READERS
 from wiremap.edges.question.metrics import Targets
-from wiremap.edges.scores.edge_scores import READERS
 from wiremap.edges.scores.rules import recommended_gradient
 
 DIRECTIONS = ("noising", "denoising")

@@ -13,8 +13,9 @@ from torch import Tensor
 from wiremap.edges import InputError, Model, PromptPairs, patch_nodes
 from wiremap.edges.effects.bounds import draw_subsets
 from wiremap.edges.names.nodes import NodeSet
+from wiremap.edges.names.vocabulary import BASELINES
 from wiremap.edges.question.metrics import Targets
-from wiremap.edges.scores.baselines import BASELINES, Ranking, rank_nodes
+from wiremap.edges.scores.baselines import Ranking, rank_nodes
 
 
 def names_of(model: Model, families: tuple[str, ...] = ("heads", "mlps")) -> list[str]:

@@ -15,8 +15,7 @@ from slow_scores import SlowScores, assert_equal_scores
 from torch import Tensor
 
 from wiremap.edges import EdgeScores, InputError, Model, PromptPairs, patch_edges, score_edges
-from wiremap.edges.scores.edge_scores import READERS
-from wiremap.edges.scores.rules import GRADIENTS
+from wiremap.edges.names.vocabulary import GRADIENTS, READERS
 
 Options = dict[str, Any]
 

@@ -22,10 +22,11 @@ from hypothesis import strategies as st
 from wiremap.circuits import Circuit, CircuitEdge, Faithfulness
 from wiremap.circuits.result.document import dumps, to_document
 from wiremap.edges import InputError, ModelGraph
+from wiremap.edges.names.vocabulary import QKV
 from wiremap.exporters import FORMATS, View, read_circuit, write_circuit
 from wiremap.exporters.pictures.dot import to_dot
 from wiremap.exporters.pictures.mermaid import to_mermaid
-from wiremap.exporters.pictures.shown import QKV, show
+from wiremap.exporters.pictures.shown import show
 from wiremap.exporters.registry import decode
 
 # beartype, which checks annotations in tests, looks at random items of containers.

@@ -17,10 +17,10 @@ import synthetic
 from click.testing import CliRunner
 
 from wiremap.circuits import Circuit, CircuitEdge, Faithfulness
-from wiremap.circuits.discovery import DEFAULT_BUDGET, DEFAULT_TARGET
 from wiremap.circuits.result.evidence import Evidence
 from wiremap.cli import main
 from wiremap.edges import InputError
+from wiremap.edges.names.vocabulary import BUDGET, TARGET
 from wiremap.exporters import View, read_circuit, write_circuit
 from wiremap.exporters.pages.rebuilt_command import rebuilt_command
 from wiremap.exporters.pages.report import TABLED, to_report, warnings
@@ -249,7 +249,7 @@ def test_the_command_is_rebuilt_from_what_the_circuit_says() -> None:
     assert (rebuilt_command(weak) or "").endswith(" --allow-weak")
     assert rebuilt_command(by_hand.circuit()) is None
     assert rebuilt_command(replace(own, model={})) is None
-    assert (DEFAULT_BUDGET["cpu"], DEFAULT_TARGET) == (200, 0.9)
+    assert (BUDGET["cpu"], TARGET) == (200, 0.9)
 
 
 def test_the_command_gives_the_circuit_again(tmp_path: Path) -> None:

@@ -1,0 +1,162 @@
+"""All that can be told of a circuit by running it, as one document: ``wiremap evaluate``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ...edges.errors import InputError
+from ...edges.model.transformer import Model
+from ...edges.names.vocabulary import METRIC, SEED
+from ...edges.question.prompts import PromptPairs
+from ...edges.runs.sweep import Report, silent
+from ..record.effects_file import EFFECTS_FILE, read_effects
+from ..record.scores_file import SCORES_FILE, read_scores
+from ..result.circuit import Circuit, Faithfulness
+from ..result.document import faithfulness_document
+from .claims import run_tests
+from .faithfulness import BESIDE, check_gap, localize, read_metrics
+from .gather import resample
+from .knockouts import completeness, minimality
+
+SECTIONS = ("curve", "completeness", "minimality", "stability", "tests")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Evaluation:
+    """What a circuit is to be evaluated on. Each section is plain JSON data.
+
+    Attributes:
+        run: the run directory it was found in, whose scores are ranked and whose effects resampled.
+        seed: of all draws.
+        report: called with (stage, steps finished since the last call, steps in all).
+    """
+
+    circuit: Circuit
+    model: Model
+    pairs: PromptPairs
+    metric: str = METRIC
+    run: Path | None = None
+    seed: int = SEED
+    batch_size: int | None = None
+    report: Report = silent
+
+    def document(
+        self, sections: Sequence[str] = (), required: Collection[str] = SECTIONS
+    ) -> tuple[dict[str, Any], dict[str, str]]:
+        """What the circuit carries, and each of the sections; and why some could not be made.
+
+        Args:
+            sections: names in ``SECTIONS``.
+            required: those without which there is no document.
+
+        Raises:
+            InputError: a required section cannot be made, or the circuit cannot be run.
+        """
+        document, missing = self.carried(), dict[str, str]()
+        for name in sections:
+            try:
+                document[name] = getattr(self, name)()
+            except InputError as error:
+                if name in required:
+                    raise
+                missing[name] = str(error)
+        return document, missing
+
+    def carried(self) -> dict[str, Any]:
+        """Faithfulness, and other metrics beside the circuit's own."""
+        metrics = (self.metric, *(name for name in BESIDE if name != self.metric))
+        own, *beside = read_metrics(
+            self.model,
+            self.pairs,
+            self._edges,
+            metrics=metrics,
+            batch_size=self.batch_size,
+            progress=self._progress("evaluate the circuit"),
+        )
+        check_gap(own.full, own.empty)
+        result = Faithfulness(own.full, own.empty, own.circuit, len(self.pairs))
+        return {
+            "metric": self.metric,
+            "edges": len(self._edges),
+            "edges_in_model": self.circuit.shape.n_edges,
+            **faithfulness_document(result),
+            "standard_errors": own.standard_errors and list(own.standard_errors),
+            "beside": [asdict(reading) for reading in beside],
+        }
+
+    def curve(self) -> dict[str, Any]:
+        """Faithfulness by size, of the run's scores, or else of the circuit's own edges."""
+        ranked_by = "the circuit's edges, by verified effect, or score where there is none"
+        scores = [(edge.name, edge.worth or 0.0) for edge in self.circuit.edges]
+        if self.run is not None and (self.run / SCORES_FILE).is_file():
+            _, table, _ = read_scores(self.run / SCORES_FILE)
+            if table is not None:
+                if table.graph != self.circuit.shape:
+                    raise InputError(
+                        f"{self.run / SCORES_FILE}: expected scores of the circuit's model"
+                    )
+                ranked_by, scores = "scores of all edges", table.top()
+        result = localize(
+            self.model,
+            self.pairs,
+            scores,
+            metric=self.metric,
+            batch_size=self.batch_size,
+            progress=self._progress("curve"),
+        )
+        return {"ranked_by": ranked_by, **result.as_document()}
+
+    def completeness(self) -> dict[str, Any]:
+        """See ``completeness``."""
+        return {"seed": self.seed, **self._drawn(completeness, "completeness").as_document()}
+
+    def minimality(self) -> dict[str, Any]:
+        """See ``minimality``."""
+        return {"seed": self.seed, **self._drawn(minimality, "minimality").as_document()}
+
+    def tests(self) -> dict[str, Any]:
+        """See ``run_tests``."""
+        tests = self._drawn(run_tests, "tests")
+        return {"seed": self.seed, "tests": [test.as_document() for test in tests]}
+
+    def stability(self) -> dict[str, Any]:
+        """Of the effects that the run measured, on its own pairs; see ``bootstrap``."""
+        if self.run is None or not (self.run / EFFECTS_FILE).is_file():
+            raise InputError(
+                f"expected a run directory with verified effects ({EFFECTS_FILE}) to resample; name "
+                "the directory in place of the circuit's file"
+            )
+        if not self.circuit.edges:
+            raise InputError("expected a circuit with edges, whose choice may be stable, got none")
+        verified = read_effects(self.run / EFFECTS_FILE)
+        threshold = self.circuit.method.get("threshold")
+        resampled = resample(verified, self._edges, threshold, seed=self.seed)
+        if resampled is None:
+            raise InputError(
+                "expected verified edges in the circuit and at least 2 pairs to resample; verify "
+                "more"
+            )
+        result, described = resampled
+        return {"rule": described, **result.as_document()}
+
+    @property
+    def _edges(self) -> list[str]:
+        return [edge.name for edge in self.circuit.edges]
+
+    def _drawn(self, measure: Callable[..., Any], stage: str) -> Any:
+        """A measurement that draws subsets of the circuit's edges, or of others."""
+        return measure(
+            self.model,
+            self.pairs,
+            self._edges,
+            metric=self.metric,
+            seed=self.seed,
+            batch_size=self.batch_size,
+            progress=self._progress(stage),
+        )
+
+    def _progress(self, stage: str) -> Report:
+        return lambda _, done, total: self.report(stage, done, total)

@@ -1,0 +1,40 @@
+"""What it costs to measure effects in less than float32."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from ...edges.model.transformer import Model
+from ...edges.question.prompts import PromptPairs
+from ..record.effects_file import Verified
+from .verification import PRECISION_SAMPLE, precision_error
+
+
+def float32_error(
+    model: Model, pairs: PromptPairs, verified: Sequence[Verified], **method: Any
+) -> float | None:
+    """How far edges measured in less than float32 are off, on a sample; None for float32 itself.
+
+    Loads the same model once more, in float32.
+
+    Args:
+        method: see ``precision_error``.
+    """
+    if not verified or (model.dtype in (torch.float32, torch.float64) and not model.tf32):
+        return None
+    bos = model.tokenizer.bos if model.tokenizer else None
+    exact = Model.load(model.name, str(model.device), torch.float32, bos=bos, kv=model.kv)
+    return precision_error(exact, pairs, verified, **method)
+
+
+def precision_note(model: Model, error: float, n_verified: int) -> str:
+    """What to say of effects that were not measured in float32."""
+    precision = "TF32" if model.tf32 else str(model.dtype).removeprefix("torch.")
+    n_sampled = min(PRECISION_SAMPLE, n_verified)
+    return (
+        f"measured in {precision}: of the first {n_sampled} effects none is more than {error:.2g} "
+        "from that in float32"
+    )

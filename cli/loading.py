@@ -1,0 +1,138 @@
+"""The model and the pairs that options ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..edges.errors import InputError
+from ..edges.names.vocabulary import DTYPE, GROUPED, MODEL, N_PAIRS, SEED
+from .asked import Asked, given
+
+if TYPE_CHECKING:
+    from ..circuits.result.circuit import Circuit
+    from ..edges.model.transformer import Model
+    from ..edges.question.prompts import PromptPairs
+
+
+def load_model(asked: Asked) -> Model:
+    """The model that the options ask for."""
+    import torch
+
+    from ..edges.model.transformer import Model
+
+    return Model.load(
+        asked.model or MODEL,
+        asked.device,
+        getattr(torch, asked.dtype or DTYPE),
+        bos=asked.bos,
+        kv=asked.kv or GROUPED,
+        tf32=asked.tf32,
+    )
+
+
+def load_pairs(model: Model, asked: Asked) -> PromptPairs:
+    """The pairs that the options ask for. Raises InputError if they contradict each other."""
+    from ..circuits.tasks.builtin import load_task
+    from ..circuits.zoo import bundled_tasks
+    from ..edges.question.prompts import PromptPairs
+
+    if asked.pairs is not None:
+        superfluous = given(
+            {
+                "--task": asked.task,
+                "--corruption": asked.corruption,
+                "--n-pairs": asked.n_pairs,
+                "--seed": asked.seed,
+            }
+        )
+        if superfluous:
+            raise InputError(
+                f"--pairs {asked.pairs} says which prompts to use; {', '.join(superfluous)} belong "
+                "to built-in tasks: give one or the other"
+            )
+        return PromptPairs.read(asked.pairs, model)
+    usual = [asked.task] if asked.task is not None else bundled_tasks(model.name)
+    if not usual:
+        raise InputError(
+            f"expected a task for model {model.name}: name a built-in one (--task, see: "
+            "wiremap tasks) or a file of prompt pairs (--pairs)"
+        )
+    n_pairs, seed = asked.n_pairs or N_PAIRS, asked.seed or SEED
+    return load_task(usual[0], model, n_pairs, seed=seed, corruption=asked.corruption)
+
+
+def load_for_circuit(circuit: Circuit | None, asked: Asked) -> tuple[Model, PromptPairs]:
+    """The model and pairs that a circuit was found with, or those that the options ask for.
+
+    What the options leave open is as the circuit was found: of the same model BOS and precision, of
+    the same task corruption and number of pairs. The seed is that of a task named.
+    """
+    from ..circuits.reloading import reload
+
+    described: Mapping[str, Any] = circuit.model if circuit else {}
+    of_task: Mapping[str, Any] = circuit.task if circuit else {}
+    asked = replace(asked, seed=asked.seed if asked.task else None)
+    no_prompts = asked.task is None and asked.pairs is None
+    of_task_only = {"--corruption": asked.corruption, "--n-pairs": asked.n_pairs}
+    if no_prompts and given(of_task_only):
+        raise InputError(f"{' and '.join(of_task_only)} go with --task; name the task too")
+    if no_prompts and asked.model is None:
+        if asked.bos is not None or asked.dtype is not None:
+            raise InputError(
+                "without --model, --task or --pairs everything is as the circuit was found; leave "
+                "--bos and --dtype out, or name what they are for"
+            )
+        return reload(described, of_task, asked.device)
+    model = load_model(_model_of(described, asked))
+    return model, load_pairs(model, _task_of(of_task, asked))
+
+
+def _model_of(described: Mapping[str, Any], asked: Asked) -> Asked:
+    """The options with what they leave open of the model."""
+    name = asked.model or described.get("name")
+    if not name:
+        raise InputError("the circuit does not say which model it is of; name it (--model)")
+    same = described if name == described.get("name") else {}
+    return replace(
+        asked,
+        model=str(name),
+        bos=same.get("bos") if asked.bos is None else asked.bos,
+        kv=asked.kv or str(described.get("kv", GROUPED)),
+        dtype=asked.dtype or str(same.get("dtype", DTYPE)),
+    )
+
+
+def _task_of(described: Mapping[str, Any], asked: Asked) -> Asked:
+    """The options with what they leave open of the pairs."""
+    task = asked.task or (None if asked.pairs else described.get("task"))
+    if task is None or task != described.get("task"):
+        return replace(asked, task=task)
+    return replace(
+        asked,
+        task=task,
+        corruption=asked.corruption or described.get("corruption"),
+        n_pairs=asked.n_pairs or described.get("n_pairs"),
+    )
+
+
+def circuit_file(path: Path) -> Path:
+    """The file of a circuit, which a run directory has in it."""
+    return path / "circuit.json" if path.is_dir() else path
+
+
+def check_shape(model: Model, circuit: Circuit) -> None:
+    """Raises InputError unless the circuit is of a model of this shape."""
+    if model.graph != circuit.shape:
+        raise InputError(
+            f"the circuit is of a model of shape {circuit.shape.as_dict()}, but {model.name} is "
+            f"{model.graph.as_dict()}; choose a model of the same shape"
+        )
+
+
+def subject(model: Model, pairs: PromptPairs) -> str:
+    """MODEL-TASK, or MODEL-PAIRS for pairs of a file: what results are called if nothing else is said."""
+    task = pairs.source.get("task") or Path(str(pairs.source["pairs"])).stem
+    return f"{Path(model.name).name}-{task}"
