@@ -1,0 +1,1 @@
+"""Running a model over pairs, and what runs leave behind."""
