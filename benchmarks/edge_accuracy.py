@@ -29,7 +29,7 @@ from scipy.stats import spearmanr
 from verified_recall import SMALLEST, Ranked, asked_questions, cost_curve, random_order, summary
 
 from wiremap.edges import Model, PromptPairs, patch_edges, score_edges
-from wiremap.edges.scores.rules import recommended_gradient
+from wiremap.edges.scores.rules.registry import recommended_gradient
 
 N_PAIRS = 16
 

@@ -33,7 +33,7 @@ from wiremap.edges.effects.reduced_runs import ReducedRuns
 from wiremap.edges.question.question import Question
 from wiremap.edges.runs.masks import EdgeSet, as_mask, places_mask
 from wiremap.edges.runs.sweep import Resources, check_pairs
-from wiremap.edges.scores.rules import recommended_gradient
+from wiremap.edges.scores.rules.registry import recommended_gradient
 
 N_PAIRS = 16
 BUDGET = 200

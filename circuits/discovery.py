@@ -20,7 +20,8 @@ from ..edges.runs.masks import places_mask
 from ..edges.runs.sweep import Report, Resources, silent
 from ..edges.scores.edge_scores import EdgeOptions, EdgeScores, check_reader, edge_scores
 from ..edges.scores.node_scores import NodeOptions, NodeScores, node_scores, node_set_of
-from ..edges.scores.rules import GradientRule, recommended_gradient, resolve_gradient
+from ..edges.scores.rules.registry import recommended_gradient, resolve_gradient
+from ..edges.scores.rules.rule import GradientRule
 from .choice.acdc import prune_by_acdc
 from .choice.pruning import (
     BEYOND_SIZE,

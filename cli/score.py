@@ -326,7 +326,7 @@ def _method_of_edges(
     model: Model, pairs: PromptPairs, asked: Asked, scoring: Scoring, detailed: bool
 ) -> dict[str, Any]:
     """How edges are scored, once the model is known to do the task."""
-    from ..edges.scores.rules import recommended_gradient, resolve_gradient
+    from ..edges.scores.rules.registry import recommended_gradient, resolve_gradient
 
     method = _question(model, pairs, asked)
     gradient = scoring.gradient or recommended_gradient(method["metric"], model)

@@ -18,7 +18,7 @@ from wiremap.circuits.evidence import evaluation
 from wiremap.circuits.result.hypothesis import check_settings
 from wiremap.cli.main import COMMANDS, main
 from wiremap.edges import EdgeScores, InputError, Model, patch_edges, score_edges
-from wiremap.edges.effects.sources import Source
+from wiremap.edges.question.source import Source
 from wiremap.edges.names import vocabulary as words
 from wiremap.edges.names.nodes import FAMILIES
 from wiremap.edges.question import metrics
@@ -27,7 +27,8 @@ from wiremap.edges.question.spans import position_labels
 from wiremap.edges.scores import node_scores
 from wiremap.edges.scores.baselines import rank_nodes
 from wiremap.edges.scores.edge_scores import check_reader
-from wiremap.edges.scores.rules import Integrated, resolve_gradient
+from wiremap.edges.scores.rules.integrated import Integrated
+from wiremap.edges.scores.rules.registry import resolve_gradient
 from wiremap.exporters import View
 
 MODEL = tiny.model("gpt2")

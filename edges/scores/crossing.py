@@ -27,7 +27,8 @@ from ..runs.sweep import Report, Resources, Turn, Work, silent, sweep, table
 from ..runs.trace import BothRuns, cost_of_trace
 from ..runs.writes import WRITES
 from .exact import OUTPUTS, REACTIONS, ExactReader, OutputGradients, PositionOptions
-from .rules import GradientRule, check_depends, recommended_gradient, resolve_gradient
+from .rules.registry import recommended_gradient, resolve_gradient
+from .rules.rule import GradientRule, check_depends
 
 
 @dataclass(frozen=True, eq=False)

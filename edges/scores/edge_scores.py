@@ -50,12 +50,8 @@ from ..runs.trace import BothRuns, cost_of_trace, first_nonfinite
 from ..runs.writes import WRITES, Writes
 from .exact import OUTPUTS, REACTIONS, ExactReader, OutputGradients, PositionOptions
 from .linear import INPUTS, ReaderGradients, linear_scores
-from .rules import (
-    GradientRule,
-    check_depends,
-    recommended_gradient,
-    resolve_gradient,
-)
+from .rules.registry import recommended_gradient, resolve_gradient
+from .rules.rule import GradientRule, check_depends
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,7 +17,7 @@ from ..question.question import Question
 from ..runs.trace import BothRuns, answer_logits
 from ..runs.writes import Writes
 from .qk_fix import KeyFix, contract_rows, pattern_difference
-from .rules import Gradients
+from .rules.rule import Gradients
 
 OUTPUTS = ("z", "mlp_out")
 """those that the exact reader needs."""

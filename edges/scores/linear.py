@@ -22,7 +22,7 @@ from ..model.parts import NormDerivative
 from ..model.transformer import Model
 from ..names.graph import SLOTS, Slot
 from ..runs.writes import Writes, head_writes
-from .rules import Gradients, Pass
+from .rules.rule import Gradients, Pass
 
 INPUTS = (*SLOTS, "mlp_in")
 """The gradients that the linear reader needs, and"""

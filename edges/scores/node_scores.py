@@ -49,7 +49,8 @@ from ..question.spans import one_length
 from ..runs.sweep import Report, Resources, Turn, Work, silent, sweep, table
 from ..runs.trace import BothRuns, cost_of_trace, first_nonfinite
 from .qk_fix import KeyFix, contract_rows, pattern_difference
-from .rules import GradientRule, Gradients, check_depends, resolve_gradient
+from .rules.registry import resolve_gradient
+from .rules.rule import GradientRule, Gradients, check_depends
 
 METHODS: dict[Method, tuple[str | None, bool]] = {
     "atp": (None, False),

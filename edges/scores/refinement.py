@@ -32,14 +32,8 @@ from ..runs.sweep import Report, Resources, Turn, Work, silent, sweep, table
 from ..runs.trace import BothRuns, cost_of_trace
 from ..runs.writes import WRITES, Writes
 from .linear import INPUTS, ReaderGradients, of_runs, onward_scores
-from .rules import (
-    GradientRule,
-    Gradients,
-    Pass,
-    check_depends,
-    recommended_gradient,
-    resolve_gradient,
-)
+from .rules.registry import recommended_gradient, resolve_gradient
+from .rules.rule import GradientRule, Gradients, Pass, check_depends
 
 PARTS = ("neurons", "experts")
 

@@ -20,7 +20,7 @@ from wiremap.edges import (
 )
 from wiremap.edges.names.vocabulary import READERS
 from wiremap.edges.question.metrics import Targets
-from wiremap.edges.scores.rules import recommended_gradient
+from wiremap.edges.scores.rules.registry import recommended_gradient
 
 DIRECTIONS = ("noising", "denoising")
 GRADIENTS = ("clean", "corrupted")

@@ -24,8 +24,8 @@ from slow_scores import (
 from torch import Tensor
 
 from wiremap.edges import InputError, Model, PromptPairs, score_edges
-from wiremap.edges.scores.propagation import Relevance
-from wiremap.edges.scores.rules import GradientRule, Modified
+from wiremap.edges.scores.rules.relevance import Relevance
+from wiremap.edges.scores.rules.rule import GradientRule, Modified
 
 Options = dict[str, Any]
 

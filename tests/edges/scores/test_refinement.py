@@ -16,7 +16,8 @@ from torch import Tensor
 
 from wiremap.edges import InputError, Model, PromptPairs, score_edges
 from wiremap.edges.runs.trace import BothRuns
-from wiremap.edges.scores import rules
+from wiremap.edges.scores.rules.integrated import Integrated
+from wiremap.edges.scores.rules.rule import Pass
 from wiremap.edges.scores.refinement import SplitScores, score_split
 
 Options = dict[str, Any]
@@ -320,10 +321,10 @@ def test_prompts_may_have_several_lengths() -> None:
     assert_close(found.incoming.nan_to_num(), ((one.incoming + 2 * two.incoming) / 3).nan_to_num())
 
 
-class OneAtATime(rules.Integrated):
+class OneAtATime(Integrated):
     """Integrated gradients whose steps share no batch."""
 
-    def passes(self, runs: BothRuns, by: Collection[str], n_rows: int) -> Iterator[rules.Pass]:
+    def passes(self, runs: BothRuns, by: Collection[str], n_rows: int) -> Iterator[Pass]:
         return super().passes(runs, by, 1)
 
 
