@@ -11,7 +11,7 @@ not parted by ranking, which is that by score.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cache
 from types import NoneType
@@ -286,7 +286,7 @@ def _in_todays_keys(found: Mapping[str, Any]) -> dict[str, Any]:
         own = {key: value for key, value in curve.items() if key in _kinds(RankingCurve)}
         others = {key: value for key, value in curve.items() if key not in own}
         todays["curve"] = {**others, "signed": own}
-    if isinstance(tests.get("tests"), list):
+    if isinstance(tests.get("tests"), (list, tuple)):
         of_all = {key: value for key, value in tests.items() if key != "tests"}
         todays["tests"] = [
             {**of_all, **test} if isinstance(test, dict) else test for test in tests["tests"]
@@ -333,10 +333,10 @@ def _value(kind: Any, value: Any, where: str) -> Any:
     if kind is Any:
         return value
     if get_origin(kind) is tuple:
-        if not isinstance(value, list):
+        if not isinstance(value, (list, tuple)):  # tuples in data that no file held yet
             raise InputError(f"{where}: expected a list, got {value!r:.60}")
         item = get_args(kind)[0]
-        items = enumerate(cast("list[Any]", value))
+        items = enumerate(cast("Sequence[Any]", value))
         return tuple(_value(item, each, f"{where}[{index}]") for index, each in items)
     if get_origin(kind) is Mapping:
         item = get_args(kind)[1]

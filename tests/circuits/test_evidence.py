@@ -213,4 +213,7 @@ def test_the_schema_knows_every_field() -> None:
 def test_circuits_are_equal_whether_evidence_is_given_as_data_or_typed() -> None:
     typed = by_hand.circuit(evidence=Evidence.from_document(WHOLE))
     assert typed == by_hand.circuit(evidence=WHOLE)
+    of_python = {**WHOLE, "tests": {"tests": (TEST,)}}
+    of_python["completeness"] = {**WHOLE["completeness"], "largest_without": ()}
+    assert typed == by_hand.circuit(evidence=of_python)
     assert from_document(loads(dumps(to_document(typed)))) == typed
