@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from ..runs.sweep import Resources, Turn, Work, sweep
 from ..runs.trace import Run, answer_logits, run
 
 
+@runtime_checkable
 class Values(Protocol):
     """The values of a source."""
 

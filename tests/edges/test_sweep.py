@@ -33,7 +33,11 @@ def bytes_of_tokens(model: Model, n_pos: int) -> int:
 
 
 def work(function: Callable[[PairBatch, Turn], Any], **options: Any) -> Work[Any]:
-    given = {"stage": "work", "cost": bytes_of_tokens, "collect": lambda batch, result: None}
+    given: dict[str, Any] = {
+        "stage": "work",
+        "cost": bytes_of_tokens,
+        "collect": lambda batch, result: None,
+    }
     return Work(function=function, **{**given, **options})
 
 
@@ -197,9 +201,8 @@ def test_pairs_that_the_model_cannot_run_are_refused_before_anything_is_run(mode
 
     with pytest.raises(InputError, match="tokens of at most 32|at most 32 tokens"):
         sweep(model, tiny.pairs(2, n_pos=40), work(function), Resources())
-    strange = PromptPairs(
-        *(torch.full((2, n), 60) for n in (4, 4)), torch.ones(2, dtype=torch.int64)
-    )
+    tokens = torch.full((2, 4), 60)
+    strange = PromptPairs(tokens, tokens, torch.tensor([1, 1]), torch.tensor([2, 2]))
     with pytest.raises(InputError, match="expected tokens below 50"):
         sweep(model, strange, work(function), Resources())
 
