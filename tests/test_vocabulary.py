@@ -18,11 +18,11 @@ from wiremap.circuits.evidence import evaluation
 from wiremap.circuits.result.hypothesis import check_settings
 from wiremap.cli.main import COMMANDS, main
 from wiremap.edges import EdgeScores, InputError, Model, patch_edges, score_edges
-from wiremap.edges.question.source import Source
 from wiremap.edges.names import vocabulary as words
 from wiremap.edges.names.nodes import FAMILIES
 from wiremap.edges.question import metrics
 from wiremap.edges.question.question import check_direction
+from wiremap.edges.question.source import Source
 from wiremap.edges.question.spans import position_labels
 from wiremap.edges.scores import node_scores
 from wiremap.edges.scores.baselines import rank_nodes

@@ -11,14 +11,15 @@ import pytest
 import tiny
 import torch
 from slow import Experts, SlowModel, Writes, normed, total
-from slow_scores import Pass, SlowScores, logit_diff
+from slow_scores import Pass as SlowPass
+from slow_scores import SlowScores, logit_diff
 from torch import Tensor
 
 from wiremap.edges import InputError, Model, PromptPairs, score_edges
 from wiremap.edges.runs.trace import BothRuns
+from wiremap.edges.scores.refinement import SplitScores, score_split
 from wiremap.edges.scores.rules.integrated import Integrated
 from wiremap.edges.scores.rules.rule import Pass
-from wiremap.edges.scores.refinement import SplitScores, score_split
 
 Options = dict[str, Any]
 
@@ -207,7 +208,7 @@ class SlowParts:
         expert = int(part[1:])
         return mlp.weights(others)[..., expert, None] * mlp.experts[expert](x, layer_rules)
 
-    def _by_copy(self, one: Pass, part: str) -> Tensor:
+    def _by_copy(self, one: SlowPass, part: str) -> Tensor:
         """The metric's gradient by a copy of the MLP's input that only this part reads."""
         mlp_in = self._mlp_in(one.resid)
         copy = torch.zeros_like(mlp_in).requires_grad_()
