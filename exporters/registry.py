@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 
 from ..circuits.result.circuit import Circuit
@@ -10,42 +11,35 @@ from ..circuits.result.document import checked, from_document
 from ..edges.errors import InputError
 from ..edges.files import read_text, write_atomically
 from .format import Content, Format
-from .formats import (
-    circuit_json,
-    cytoscape,
-    eap_ig,
-    edges_csv,
-    gexf,
-    graphml,
-    node_link,
-    scrub,
-)
-from .pages import report, viewer
-from .pictures import dot, graphviz, mermaid
 from .pictures.shown import CHOICES, View
 
 LARGEST_FILE = 1_000_000_000
 """Bytes; larger files are not read. All edges of Llama-3.1-8B take less in every format."""
 
 
-_FORMATS = (
-    circuit_json.FORMAT,
-    dot.FORMAT,
-    *graphviz.FORMATS,
-    mermaid.FORMAT,
-    graphml.FORMAT,
-    gexf.FORMAT,
-    node_link.FORMAT,
-    cytoscape.FORMAT,
-    eap_ig.FORMAT,
-    edges_csv.FORMAT,
-    viewer.FORMAT,
-    report.FORMAT,
-    scrub.FORMAT,
+_MODULES = (
+    "formats.circuit_json",
+    "pictures.dot",
+    "pictures.graphviz",
+    "pictures.mermaid",
+    "formats.graphml",
+    "formats.gexf",
+    "formats.node_link",
+    "formats.cytoscape",
+    "formats.eap_ig",
+    "formats.edges_csv",
+    "pages.viewer",
+    "pages.report",
+    "formats.scrub",
+)
+"""Of this package; each has its ``FORMATS``, in the order in which a file's format is looked for."""
+
+_ALL: tuple[Format, ...] = tuple(
+    known for name in _MODULES for known in import_module(f".{name}", __package__).FORMATS
 )
 
 
-FORMATS: Mapping[str, Format] = {known.name: known for known in _FORMATS}
+FORMATS: Mapping[str, Format] = {known.name: known for known in _ALL}
 
 
 def find_format(path: Path, format: str | None) -> Format:
@@ -136,7 +130,7 @@ def decode(text: str) -> tuple[str, Circuit]:
             "the circuit.json it was made from"
         )
     # Anything else is taken for wiremap's own JSON, whose reader says what is wrong with it.
-    return circuit_json.FORMAT.name, from_document(content.data)
+    return "json", from_document(content.data)
 
 
 def _looks_like(content: Content) -> str | None:

@@ -44,8 +44,18 @@ def floors_imported(path: Path) -> set[str]:
     return found
 
 
-DOORS = {"circuits/result/upward.py"}
-"""Where modules are imported by name from another floor: circuits show themselves, and are drawn."""
+DOOR = "circuits/result/upward.py"
+"""Where modules are imported by name from a floor above: circuits show themselves, and are drawn."""
+REGISTRIES = {
+    "edges/scores/rules/registry.py": [
+        "import_module('.integrated', __package__)",
+        "import_module(f'.{gradient}', __package__)",
+    ],
+    "circuits/tasks/builtin.py": ["import_module(f'.{name}', __package__)"],
+    "exporters/registry.py": ["import_module(f'.{name}', __package__)"],
+    "cli/main.py": ["import_module(f'.{_module}', __package__)"],
+}
+"""Where they are, from the registry's own package, so that a new one is a file and a line."""
 
 
 def imports_by_name(path: Path) -> list[str]:
@@ -68,8 +78,8 @@ def test_there_is_one_door_upwards() -> None:
         for path in sources(floor)
         if (calls := imports_by_name(path))
     }
-    assert found.keys() == DOORS
-    assert found["circuits/result/upward.py"] == ["import_module(f'wiremap.exporters.{module}')"]
+    door = {DOOR: ["import_module(f'wiremap.exporters.{module}')"]}
+    assert {where: sorted(calls) for where, calls in found.items()} == door | REGISTRIES
 
 
 def test_the_door_test_sees_imports_by_name(tmp_path: Path) -> None:
@@ -92,6 +102,63 @@ def test_imports_go_down_the_floors(floor: str) -> None:
     for module in modules:
         above = floors_imported(module) - below - {floor}
         assert not above, f"{floor}/{module.name} imports from {above}"
+
+
+ROOMS = {  # each from those before it alone
+    "edges": ("", "names", "model", "question", "runs", "effects", "scores"),
+    "circuits": ("result", "tasks", "record", "choice", "evidence", ""),
+    "exporters": ("pictures", "formats", "pages", ""),
+}
+ALLOWED = {
+    # A circuit evaluates itself, if it is asked to.
+    "circuits/result/circuit.py": {"evidence"},
+    # What a circuit is described by belongs to every room.
+    "circuits/evidence": {""},
+    "circuits/tasks": {""},
+    # What a format is (``format.py``).
+    "exporters/formats": {""},
+    "exporters/pictures": {""},
+    "exporters/pages": {""},
+}
+
+
+def rooms_imported(path: Path, floor: str) -> set[str]:
+    """The rooms of its own floor that a module imports from; "" for modules in none."""
+    root = Path(str(files(f"wiremap.{floor}")))
+    here = path.relative_to(root).parts[:-1]
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.ImportFrom) or not 0 < node.level <= len(here) + 1:
+            continue
+        base = here[: len(here) - node.level + 1]
+        target = (*base, *(node.module or "").split("."))
+        target = tuple(part for part in target if part)
+        room = target[0] if target and (root / target[0]).is_dir() else ""
+        if not target:  # from . import something
+            found |= {n.name if (root / n.name).is_dir() else "" for n in node.names}
+        else:
+            found.add(room)
+    return found
+
+
+@pytest.mark.parametrize("floor", ROOMS)
+def test_rooms_stand_on_those_before_them(floor: str) -> None:
+    root, order = Path(str(files(f"wiremap.{floor}"))), ROOMS[floor]
+    assert {path.parent.name for path in root.rglob("*.py")} >= set(order) - {""}
+    seen = 0
+    for path in sources(floor):
+        where = path.relative_to(root)
+        if path.name == "__init__.py" or not where.parts[:-1]:
+            continue
+        room = where.parts[0]
+        below = {*order[: order.index(room) + 1]}
+        allowed = ALLOWED.get(f"{floor}/{where.as_posix()}", set()) | ALLOWED.get(
+            f"{floor}/{room}", set()
+        )
+        above = rooms_imported(path, floor) - below - allowed
+        assert not above, f"{floor}/{where} imports from {above}"
+        seen += 1
+    assert seen > 10
 
 
 def test_the_floor_test_sees_imports() -> None:

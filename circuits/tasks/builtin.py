@@ -1,33 +1,34 @@
 """The built-in tasks, and the pairs of one of them or of a task of one's own.
 
-A new task is a file with a ``Task`` and an entry in ``TASKS``.
+A new task is a file with a ``Task``, and the file's name in ``_MODULES``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import import_module
 from typing import Any
 
 from ...edges.errors import InputError
 from ...edges.model.tokens import Tokenizer
 from ...edges.question.prompts import PromptPairs
-from .agreement import AGREEMENT
-from .gendered_pronoun import GENDERED_PRONOUN
-from .greater_than import GREATER_THAN
-from .induction import INDUCTION
-from .ioi import IOI
 from .task import Task, count_words, sample_records, usable_templates, usable_words
 
-TASKS: Mapping[str, Task] = {
-    task.name: task
-    for task in (
-        IOI,
-        GREATER_THAN,
-        AGREEMENT,
-        INDUCTION,
-        GENDERED_PRONOUN,
-    )
-}
+_MODULES = (
+    "ioi",
+    "greater_than",
+    "agreement",
+    "induction",
+    "gendered_pronoun",
+)
+"""Of this package; each has its task in capitals: ``ioi.IOI``."""
+
+_ALL: tuple[Task, ...] = tuple(
+    getattr(import_module(f".{name}", __package__), name.upper()) for name in _MODULES
+)
+
+TASKS: Mapping[str, Task] = {task.name: task for task in _ALL}
+"""The built-in tasks, by name."""
 
 
 def find_task(name: str) -> Task:

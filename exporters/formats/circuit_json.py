@@ -8,12 +8,14 @@ from __future__ import annotations
 from ...circuits.result.document import dumps, from_document, to_document
 from ..format import Format
 
-FORMAT = Format(
-    "json",
-    ".json",
-    "wiremap's own, complete and read back",
-    encode=lambda circuit, view: dumps(to_document(circuit)).encode(),
-    decode=lambda content: from_document(content.data),
-    signs=lambda content: "format" in content.keys,
-    loses="",
+FORMATS = (
+    Format(
+        "json",
+        ".json",
+        "wiremap's own, complete and read back",
+        encode=lambda circuit, view: dumps(to_document(circuit)).encode(),
+        decode=lambda content: from_document(content.data),
+        signs=lambda content: "format" in content.keys,
+        loses="",
+    ),
 )

@@ -74,13 +74,15 @@ def _edge(row: Row, index: int) -> dict[str, Any]:
     }
 
 
-FORMAT = Format(
-    "cytoscape",
-    ".cyjs",
-    "Cytoscape and Cytoscape.js",
-    encode=lambda circuit, view: to_cytoscape(circuit, view).encode(),
-    decode=lambda content: from_cytoscape(content.data),
-    signs=lambda content: "elements" in content.keys,
-    loses="",
-    shows=("qkv",),
+FORMATS = (
+    Format(
+        "cytoscape",
+        ".cyjs",
+        "Cytoscape and Cytoscape.js",
+        encode=lambda circuit, view: to_cytoscape(circuit, view).encode(),
+        decode=lambda content: from_cytoscape(content.data),
+        signs=lambda content: "elements" in content.keys,
+        loses="",
+        shows=("qkv",),
+    ),
 )

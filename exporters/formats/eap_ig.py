@@ -206,14 +206,16 @@ def _parts(graph: ModelGraph, d_model: int, score: Callable[[int, int], float]) 
     yield "}}\n"
 
 
-FORMAT = Format(
-    "eap-ig",
-    ".eap-ig.json",
-    "EAP-IG, the MIB circuit track",
-    encode=lambda circuit, view: to_eap_ig(circuit).encode(),
-    decode=lambda content: from_eap_ig(content.data),
-    signs=lambda content: "cfg" in content.keys,
-    loses="errors, intervals, inclusion, numbers of pairs, task, method, faithfulness, evidence "
-    "and the model but for its sizes; a verified effect comes back as the score, an unknown score "
-    "as 0",
+FORMATS = (
+    Format(
+        "eap-ig",
+        ".eap-ig.json",
+        "EAP-IG, the MIB circuit track",
+        encode=lambda circuit, view: to_eap_ig(circuit).encode(),
+        decode=lambda content: from_eap_ig(content.data),
+        signs=lambda content: "cfg" in content.keys,
+        loses="errors, intervals, inclusion, numbers of pairs, task, method, faithfulness, evidence "
+        "and the model but for its sizes; a verified effect comes back as the score, an unknown score "
+        "as 0",
+    ),
 )

@@ -136,13 +136,15 @@ def _number(text: str, where: str) -> int | float | None:
     return None
 
 
-FORMAT = Format(
-    "edges-csv",
-    ".csv",
-    "spreadsheets, data frames, scripts",
-    encode=lambda circuit, view: to_edges_csv(circuit).encode(),
-    decode=lambda content: from_edges_csv(content.text),
-    signs=lambda content: content.start.startswith(("source,", '"source",')),
-    loses="scores of nodes, task, method, faithfulness, evidence and the model but for its "
-    "sizes; a circuit without edges is not read back",
+FORMATS = (
+    Format(
+        "edges-csv",
+        ".csv",
+        "spreadsheets, data frames, scripts",
+        encode=lambda circuit, view: to_edges_csv(circuit).encode(),
+        decode=lambda content: from_edges_csv(content.text),
+        signs=lambda content: content.start.startswith(("source,", '"source",')),
+        loses="scores of nodes, task, method, faithfulness, evidence and the model but for its "
+        "sizes; a circuit without edges is not read back",
+    ),
 )

@@ -186,13 +186,15 @@ def _row(
     return row
 
 
-FORMAT = Format(
-    "gexf",
-    ".gexf",
-    "Gephi",
-    encode=lambda circuit, view: to_gexf(circuit, view).encode(),
-    decode=lambda content: from_gexf(content.text),
-    signs=lambda content: content.start.startswith("<") and "<gexf" in content.start,
-    loses="",
-    shows=("qkv",),
+FORMATS = (
+    Format(
+        "gexf",
+        ".gexf",
+        "Gephi",
+        encode=lambda circuit, view: to_gexf(circuit, view).encode(),
+        decode=lambda content: from_gexf(content.text),
+        signs=lambda content: content.start.startswith("<") and "<gexf" in content.start,
+        loses="",
+        shows=("qkv",),
+    ),
 )

@@ -169,13 +169,15 @@ def _check_rules(nodes: list[dict[str, Any]], edges: list[dict[str, Any]]) -> No
             raise InputError(f"edge {edge['id']}: expected a weight above 0, got {weight!r:.60}")
 
 
-FORMAT = Format(
-    "graphml",
-    ".graphml",
-    "Gephi, yEd, igraph, networkx, graph-tool",
-    encode=lambda circuit, view: to_graphml(circuit, view).encode(),
-    decode=lambda content: from_graphml(content.text),
-    signs=lambda content: content.start.startswith("<") and "<graphml" in content.start,
-    loses="",
-    shows=("qkv",),
+FORMATS = (
+    Format(
+        "graphml",
+        ".graphml",
+        "Gephi, yEd, igraph, networkx, graph-tool",
+        encode=lambda circuit, view: to_graphml(circuit, view).encode(),
+        decode=lambda content: from_graphml(content.text),
+        signs=lambda content: content.start.startswith("<") and "<graphml" in content.start,
+        loses="",
+        shows=("qkv",),
+    ),
 )

@@ -94,12 +94,14 @@ def _edge(row: Any, index: int) -> dict[str, Any]:
     return edge_document(row, source=source, target=target, slot=key or None)
 
 
-FORMAT = Format(
-    "node-link",
-    ".node-link.json",
-    "networkx, d3",
-    encode=lambda circuit, view: to_node_link(circuit).encode(),
-    decode=lambda content: from_node_link(content.data),
-    signs=lambda content: "multigraph" in content.keys,
-    loses="",
+FORMATS = (
+    Format(
+        "node-link",
+        ".node-link.json",
+        "networkx, d3",
+        encode=lambda circuit, view: to_node_link(circuit).encode(),
+        decode=lambda content: from_node_link(content.data),
+        signs=lambda content: "multigraph" in content.keys,
+        loses="",
+    ),
 )

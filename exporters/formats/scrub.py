@@ -10,9 +10,11 @@ from ...circuits.result.document import dumps
 from ...circuits.result.hypothesis import Hypothesis, to_hypothesis_document
 from ..format import Format
 
-FORMAT = Format(
-    "scrub",
-    ".scrub.json",
-    "causal-scrubbing hypothesis, for wiremap scrub",
-    encode=lambda circuit, view: dumps(to_hypothesis_document(Hypothesis(circuit))).encode(),
+FORMATS = (
+    Format(
+        "scrub",
+        ".scrub.json",
+        "causal-scrubbing hypothesis, for wiremap scrub",
+        encode=lambda circuit, view: dumps(to_hypothesis_document(Hypothesis(circuit))).encode(),
+    ),
 )

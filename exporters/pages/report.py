@@ -389,10 +389,12 @@ def _again(command: str | None, circuit: Circuit) -> str:
     return "".join(lines)
 
 
-FORMAT = Format(
-    "report",
-    ".report.html",
-    "report to read and to print",
-    encode=lambda circuit, view: to_report(circuit, view).encode(),
-    shows=("groups",),
+FORMATS = (
+    Format(
+        "report",
+        ".report.html",
+        "report to read and to print",
+        encode=lambda circuit, view: to_report(circuit, view).encode(),
+        shows=("groups",),
+    ),
 )

@@ -228,12 +228,14 @@ def _columns(circuit: Circuit) -> Iterator[str]:
         )
 
 
-FORMAT = Format(
-    "html",
-    ".html",
-    "viewer for any browser",
-    encode=lambda circuit, view: to_html(circuit, view).encode(),
-    signs=lambda content: "<html" in content.start.lower() and content.start.startswith("<"),
-    called="a web page",
-    shows=("groups",),
+FORMATS = (
+    Format(
+        "html",
+        ".html",
+        "viewer for any browser",
+        encode=lambda circuit, view: to_html(circuit, view).encode(),
+        signs=lambda content: "<html" in content.start.lower() and content.start.startswith("<"),
+        called="a web page",
+        shows=("groups",),
+    ),
 )

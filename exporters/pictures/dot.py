@@ -325,12 +325,14 @@ def _sample(color: str, height: int, dashed: bool) -> str:
     )
 
 
-FORMAT = Format(
-    "dot",
-    ".dot",
-    "Graphviz source",
-    encode=lambda circuit, view: to_dot(circuit, view).encode(),
-    signs=lambda content: content.start.startswith(("digraph", "graph", "//")),
-    called="Graphviz DOT",
-    shows=CHOICES,
+FORMATS = (
+    Format(
+        "dot",
+        ".dot",
+        "Graphviz source",
+        encode=lambda circuit, view: to_dot(circuit, view).encode(),
+        signs=lambda content: content.start.startswith(("digraph", "graph", "//")),
+        called="Graphviz DOT",
+        shows=CHOICES,
+    ),
 )

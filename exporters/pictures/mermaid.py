@@ -62,12 +62,14 @@ def _text(text: str) -> str:
     return "".join(_ENTITIES.get(char, char) for char in line)
 
 
-FORMAT = Format(
-    "mermaid",
-    ".mmd",
-    "Mermaid flowchart, for Markdown",
-    encode=lambda circuit, view: to_mermaid(circuit, view).encode(),
-    signs=lambda content: content.start.startswith("flowchart"),
-    called="a Mermaid flowchart",
-    shows=CHOICES,
+FORMATS = (
+    Format(
+        "mermaid",
+        ".mmd",
+        "Mermaid flowchart, for Markdown",
+        encode=lambda circuit, view: to_mermaid(circuit, view).encode(),
+        signs=lambda content: content.start.startswith("flowchart"),
+        called="a Mermaid flowchart",
+        shows=CHOICES,
+    ),
 )

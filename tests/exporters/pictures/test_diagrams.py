@@ -122,7 +122,7 @@ def test_a_group_becomes_one_node_and_edges_inside_are_counted() -> None:
         ({"collapse": "heads"}, "unknown collapse 'heads'; there are qkv, layers, groups"),
         ({"top": 0}, "top: expected at least 1 edge, got 0"),
         ({"collapse": "layers", "qkv": "nodes"}, "give one of the two"),
-        ({"collapse": "groups"}, r"expected groups to collapse; name them \(--group\)"),
+        ({"collapse": "groups"}, r"expected groups to collapse; name them \(--group"),
         ({"groups": {"a": ["m0"], "b": ["m0"]}}, "expected a node in one group, got 'm0' in 'a'"),
     ],
 )
