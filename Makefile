@@ -7,7 +7,7 @@ SOURCES := pyproject.toml constraints.txt $(shell find edges circuits exporters 
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	--constraint constraints.txt --config-settings editable_mode=strict
 
-.PHONY: demo test check clean
+.PHONY: demo test check figures clean
 
 demo: $(VENV)/installed
 	rm -rf out/demo
@@ -24,6 +24,10 @@ check: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+# What the code is like, counted.
+figures: $(VENV)/installed-test
+	$(BIN)/python benchmarks/house.py
 
 clean:
 	rm -rf $(VENV) build out *.egg-info

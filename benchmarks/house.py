@@ -1,6 +1,6 @@
 """Figures of the code itself: sizes, parameters, complexity, comments, repeats, and name parses.
 
-    python benchmarks/house.py [--no-run] [DIRECTORY]
+    make figures, or python benchmarks/house.py [--no-run] [DIRECTORY]
 
 prints a table of the product's code (the four folders), or of an older checkout's in DIRECTORY. A
 *parameter* is any argument but ``self`` and ``cls``. *Complexity* is McCabe's (1976): one, and one
@@ -148,13 +148,19 @@ def repeats(paths: Sequence[Path]) -> list[tuple[str, str]]:
 
 
 def loops_over_pairs(paths: Sequence[Path]) -> list[str]:
-    """Where a loop goes over the batches of pairs to run a model on them."""
-    return [
-        f"{path}:{number}"
-        for path in paths
-        for number, line in enumerate(path.read_text().splitlines(), start=1)
-        if re.search(r"\bfor \w+ in [\w.]+\.batches\(\)", line)
-    ]
+    """Where a loop over the batches of pairs runs a model; training's own (zoo.py) does not count."""
+    loops: list[str] = []
+    for path in paths:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.For) and ast.unparse(node.iter).endswith(".batches()"):
+                names = {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
+                if path.name != "zoo.py" and "model" in names | _attributes(node):
+                    loops.append(f"{path}:{node.lineno}")
+    return loops
+
+
+def _attributes(node: ast.AST) -> set[str]:
+    return {part.attr for part in ast.walk(node) if isinstance(part, ast.Attribute)}
 
 
 def name_parses() -> int:
