@@ -30,6 +30,7 @@ from wiremap.edges.effects.reduced import patch_together, run_edge_sets
 from wiremap.edges.effects.reduced_runs import ReducedRuns
 from wiremap.edges.model.mlp import Mlp
 from wiremap.edges.question.question import Question
+from wiremap.edges.runs.masks import places_mask
 from wiremap.edges.runs.sweep import Resources
 
 OUT_OF_MEMORY = "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"
@@ -96,7 +97,7 @@ def pruning(model: Model, pairs: PromptPairs) -> Tensor:
     with ReducedRuns(model, Question(pairs=pairs), Resources()) as runs:
 
         def faithfulness(kept: Any) -> float:
-            tried.append(runs.values(kept).mean().item())
+            tried.append(runs.values(places_mask(model.graph, kept)).mean().item())
             return len(kept) / len(edges)
 
         prune_to_target(model.graph, edges, 0.7, faithfulness)
