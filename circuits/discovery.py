@@ -13,7 +13,7 @@ from ..edges.effects.reduced_runs import ReducedRuns
 from ..edges.errors import InputError
 from ..edges.model.transformer import Model
 from ..edges.names.graph import Edge
-from ..edges.names.vocabulary import BUDGET, DIRECTION, READER, SCHEDULE, STEPS, TARGET
+from ..edges.names.vocabulary import BUDGET, DIRECTION, PRUNE, READER, SCHEDULE, STEPS, TARGET
 from ..edges.question.prompts import PromptPairs
 from ..edges.question.question import Question
 from ..edges.runs.masks import places_mask
@@ -26,13 +26,12 @@ from .choice.acdc import prune_by_acdc
 from .choice.pruning import (
     BEYOND_SIZE,
     NOT_VERIFIED,
-    PRUNE,
     Pruned,
-    check_rules,
     prune_by_effect,
     prune_to_size,
     prune_to_target,
 )
+from .choice.rules import Rules
 from .describe import describe_question
 from .evidence.faithfulness import faithfulness_of
 from .evidence.gap import gap_of
@@ -149,22 +148,6 @@ def discover(
     gap_of(model, question, resources.quiet(), allow_weak)
     run = None if out is None else RunDirectory(Path(out), described, model.device, resume)
     return _Discovery(model, question, method, rule, resources, run, described).circuit()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rules:
-    """Which edges are kept: those of the one rule that is given; see ``discover``."""
-
-    target: float | None = None
-    threshold: float | None = None
-    alpha: float | None = None
-    size: int | None = None
-    prune: str | None = None
-    acdc: float | None = None
-
-    def check(self) -> None:
-        """Raises InputError for numbers that make no sense."""
-        check_rules(self.target, self.threshold, self.alpha, self.size, self.prune, self.acdc)
 
 
 @dataclass(frozen=True, kw_only=True)

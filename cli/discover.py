@@ -139,10 +139,14 @@ def _show_precision(model: Model, pairs: PromptPairs, circuit: Circuit, out: Pat
     """How far effects that were not measured in float32 are off."""
     from ..circuits.evidence.precision import float32_error, precision_note
     from ..circuits.record.effects_file import EFFECTS_FILE, read_effects
+    from ..edges.question.question import Question
 
     verified = read_effects(out / EFFECTS_FILE)
-    method = {name: circuit.method[name] for name in ("metric", "direction", "batch_size")}
-    error = float32_error(model, pairs, verified, **method)
+    metric, direction, batch_size = (
+        circuit.method[name] for name in ("metric", "direction", "batch_size")
+    )
+    question = Question(pairs=pairs, metric=metric, direction=direction)
+    error = float32_error(model, question, verified, batch_size=batch_size)
     if error is not None:
         click.echo(f"note: {precision_note(model, error, len(verified))}", err=True)
 

@@ -362,8 +362,13 @@ def _measured(
 
 def _error(work: _Work, verified: Sequence[Verified], plan: _Plan) -> float | None:
     from ..circuits.evidence.precision import float32_error
+    from ..edges.question.question import Question
 
-    return float32_error(work.model, work.pairs, verified, **work.question, frozen=plan.frozen)
+    method = work.ranking.question["method"]
+    question = Question(pairs=work.pairs, metric=method["metric"], direction=method["direction"])
+    return float32_error(
+        work.model, question, verified, batch_size=work.batch_size, frozen=plan.frozen
+    )
 
 
 # ---- what is shown

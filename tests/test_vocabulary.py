@@ -13,7 +13,7 @@ import pytest
 import tiny
 import torch
 
-from wiremap.circuits.choice.pruning import check_rules
+from wiremap.circuits.choice.rules import Rules
 from wiremap.circuits.evidence import evaluation
 from wiremap.circuits.result.hypothesis import check_settings
 from wiremap.cli.main import COMMANDS, main
@@ -67,7 +67,7 @@ LISTS: dict[str, tuple[tuple[str, ...], Callable[[str], Any]]] = {
     "kv": (words.KV, lambda word: Model(tiny.bridge(tiny.hf_model("llama-gqa")), kv=word)),
     "frozen": (words.FROZEN, lambda word: patch_edges(MODEL, PAIRS, ["m0->logits"], frozen=word)),
     "sources": (words.PATCH_KINDS, Source),
-    "prune": (words.PRUNE, lambda word: check_rules(size=1, prune=word)),
+    "prune": (words.PRUNE, lambda word: Rules(size=1, prune=word).check()),
     "schemes": (words.SCHEMES, lambda word: check_settings(word, "any", 1, None)),
     "others": (
         (*words.OTHERS, f"{words.FEATURE}column"),

@@ -23,7 +23,8 @@ from ...edges.names.graph import Edge
 from ...edges.runs.masks import full_mask
 from ...edges.runs.sweep import Report, silent
 from ..result.circuit import CircuitEdge
-from .pruning import BELOW_TAU, ON_NO_PATH, Pruned, check_rules, removing
+from .pruning import BELOW_TAU, ON_NO_PATH, Pruned, removing
+from .rules import Rules
 
 
 def prune_by_acdc(
@@ -47,7 +48,7 @@ def prune_by_acdc(
     Raises:
         InputError: a tau that is not above 0.
     """
-    check_rules(acdc=tau)
+    Rules(acdc=tau).check()
     graph = runs.model.graph
     kept = full_mask(graph)
     value = runs.full.mean().item()

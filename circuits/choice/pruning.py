@@ -8,7 +8,6 @@ behind attention, as in Gemma-2: there all heads of a layer share its scale.)
 from __future__ import annotations
 
 import heapq
-import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,8 +16,8 @@ from scipy.special import stdtr
 
 from ...edges.errors import InputError
 from ...edges.names.graph import ROOT, Edge, ModelGraph
-from ...edges.names.vocabulary import PRUNE
 from ..result.circuit import CircuitEdge
+from .rules import Rules
 
 NOT_VERIFIED = "not verified"
 
@@ -73,29 +72,6 @@ def reaches(faithfulness: float, target: float) -> bool:
     return faithfulness >= target - TOLERANCE
 
 
-def check_rules(
-    target: float | None = None,
-    threshold: float | None = None,
-    alpha: float | None = None,
-    size: int | None = None,
-    prune: str | None = None,
-    acdc: float | None = None,
-) -> None:
-    """Raises InputError for a rule that cannot be pruned by; None is a rule not used."""
-    if target is not None and not 0 < target <= 1:
-        raise InputError(f"expected a faithfulness target above 0 and at most 1, got {target}")
-    if threshold is not None and not 0 <= threshold < math.inf:
-        raise InputError(f"expected a threshold >= 0, got {threshold}")
-    if alpha is not None and not 0 < alpha < 1:
-        raise InputError(f"expected a level alpha between 0 and 1, such as 0.05, got {alpha}")
-    if size is not None and size < 1:
-        raise InputError(f"expected a size of at least 1 edge, got {size}")
-    if prune is not None and prune not in PRUNE:
-        raise InputError(f"unknown way to prune {prune!r}; there are {', '.join(PRUNE)}")
-    if acdc is not None and not 0 < acdc < math.inf:
-        raise InputError(f"expected a tau of ACDC above 0, in units of the metric, got {acdc}")
-
-
 def removing(shape: ModelGraph, edges: Sequence[CircuitEdge], removed: Mapping[str, str]) -> Pruned:
     """All ``edges`` but those ``removed`` (names, with rules), and but those left on no path."""
     rest = connected(shape, [edge for edge in edges if edge.name not in removed])
@@ -132,7 +108,7 @@ def prune_by_effect(
     Raises:
         InputError: a threshold or level that is none; ``alpha`` with effects of a single pair.
     """
-    check_rules(threshold=threshold, alpha=alpha)
+    Rules(threshold=threshold, alpha=alpha).check()
     removed = {edge.name: NOT_VERIFIED for edge in edges if not edge.verified}
     verified = [edge for edge in edges if edge.verified]
     if alpha is not None and verified:
@@ -183,7 +159,7 @@ def prune_to_size(
     Raises:
         InputError: a size below 1, an unknown way to prune.
     """
-    check_rules(size=size, prune=prune)
+    Rules(size=size, prune=prune).check()
     largest_first = sorted(edges, key=lambda edge: (not edge.verified, -abs(edge.worth or 0.0)))
     if prune == "greedy":
         largest_first = list(_backwards(shape, largest_first))
@@ -240,7 +216,7 @@ def prune_to_target(
     Raises:
         InputError: a target that is not above 0 and at most 1.
     """
-    check_rules(target=target)
+    Rules(target=target).check()
     removed = {edge.name: NOT_VERIFIED for edge in edges if not edge.verified}
     verified = [edge for edge in edges if edge.verified]
     verified.sort(key=lambda edge: -abs(edge.effect or 0.0))

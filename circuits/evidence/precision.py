@@ -3,31 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
 from ...edges.model.transformer import Model
-from ...edges.question.prompts import PromptPairs
+from ...edges.names.vocabulary import NOTHING
+from ...edges.question.question import Question
 from ..record.effects_file import Verified
 from .verification import PRECISION_SAMPLE, precision_error
 
 
 def float32_error(
-    model: Model, pairs: PromptPairs, verified: Sequence[Verified], **method: Any
+    model: Model,
+    question: Question,
+    verified: Sequence[Verified],
+    *,
+    batch_size: int | None = None,
+    frozen: str = NOTHING,
 ) -> float | None:
     """How far edges measured in less than float32 are off, on a sample; None for float32 itself.
 
-    Loads the same model once more, in float32.
-
-    Args:
-        method: see ``precision_error``.
+    Loads the same model once more, in float32. Args as for ``precision_error``.
     """
     if not verified or (model.dtype in (torch.float32, torch.float64) and not model.tf32):
         return None
     bos = model.tokenizer.bos if model.tokenizer else None
     exact = Model.load(model.name, str(model.device), torch.float32, bos=bos, kv=model.kv)
-    return precision_error(exact, pairs, verified, **method)
+    return precision_error(exact, question, verified, batch_size=batch_size, frozen=frozen)
 
 
 def precision_note(model: Model, error: float, n_verified: int) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ...edges.errors import InputError
 from ...edges.names.vocabulary import INTERVAL, RESAMPLES, SEED
-from ..choice.pruning import check_rules
+from ..choice.rules import Rules
 from ..record.intervals import LEAST_RESAMPLES, percentile_intervals, resampled_means
 
 Rule = Callable[[Mapping[str, float]], Collection[str]]
@@ -81,13 +81,13 @@ class Stability:
 
 def keep_largest(size: int) -> Rule:
     """The rule that keeps the ``size`` edges of largest |mean effect|; of equals, the first."""
-    check_rules(size=size)
+    Rules(size=size).check()
     return lambda effects: sorted(effects, key=lambda name: -abs(effects[name]))[:size]
 
 
 def keep_above(threshold: float) -> Rule:
     """The rule that keeps edges of |mean effect| >= ``threshold``, in units of the metric."""
-    check_rules(threshold=threshold)
+    Rules(threshold=threshold).check()
     return lambda effects: [name for name, effect in effects.items() if abs(effect) >= threshold]
 
 
@@ -95,6 +95,7 @@ def bootstrap(
     names: Sequence[str],
     effects: Float[Tensor, "edge pair"],
     rule: Rule,
+    *,
     n_resamples: int = RESAMPLES,
     confidence: float = INTERVAL,
     seed: int = SEED,

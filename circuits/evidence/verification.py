@@ -233,11 +233,9 @@ PRECISION_SAMPLE = 32
 
 def precision_error(
     model: Model,
-    pairs: PromptPairs,
+    question: Question,
     verified: Sequence[Verified],
     *,
-    metric: str | Metric = METRIC,
-    direction: str = DIRECTION,
     batch_size: int | None = None,
     frozen: str = NOTHING,
 ) -> float:
@@ -245,9 +243,10 @@ def precision_error(
 
     Args:
         model: the same model in float32, without TF32.
+        question: by which they were measured.
         verified: edges and paths; the first ``PRECISION_SAMPLE`` are measured again.
+        frozen: as they were measured; see ``verify``.
     """
-    question = Question(pairs=pairs, metric=metric, direction=direction)
     options = VerifyOptions(frozen=frozen)
     verifier = Verifier(model, question, options, Resources(batch_size=batch_size))
     sample = verified[:PRECISION_SAMPLE]

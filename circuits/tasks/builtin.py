@@ -6,6 +6,7 @@ A new task is a file with a ``Task``, and the file's name in ``_MODULES``.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
@@ -80,7 +81,8 @@ def load_task(
     tokenizer = model if isinstance(model, Tokenizer) else model.require_tokenizer()
     words = usable_words(task, tokenizer)
     templates = usable_templates(task, words, tokenizer)
-    records = sample_records(task, templates, words, corruption, n_pairs, seed)
+    spelled = replace(task, templates=templates, words=words)
+    records = sample_records(spelled, corruption, n_pairs, seed=seed)
     if len(records) < n_pairs:
         raise InputError(
             f"expected {n_pairs} distinct pairs of task {task.name}, but the words this tokenizer "

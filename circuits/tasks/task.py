@@ -60,20 +60,16 @@ def count_words(task: Task, tokenizer: Tokenizer) -> dict[str, dict[str, int]]:
     return counts
 
 
-def sample_records(
-    task: Task,
-    templates: Sequence[str],
-    words: Words,
-    corruption: str,
-    n_records: int,
-    seed: int,
-) -> list[Record]:
-    """Distinct records; fewer than asked for when a thousand draws in a row gave nothing new."""
+def sample_records(task: Task, corruption: str, n_records: int, *, seed: int) -> list[Record]:
+    """Distinct records of the task's templates and words, all of which are used.
+
+    Fewer than asked for when a thousand draws in a row gave nothing new.
+    """
     rng = random.Random(f"{task.name} {corruption} {seed}")
     records: dict[tuple[str, str], Record] = {}
     fruitless = 0
     while len(records) < n_records and fruitless < 1000:
-        record = task.sample(rng.choice(templates), words, rng, corruption)
+        record = task.sample(rng.choice(task.templates), task.words, rng, corruption)
         n_before = len(records)
         records.setdefault((record["clean"], record["corrupted"]), record)
         fruitless = 0 if len(records) > n_before else fruitless + 1

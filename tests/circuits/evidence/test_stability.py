@@ -26,7 +26,9 @@ def effects() -> Tensor:
 
 def test_it_equals_a_loop(effects: Tensor) -> None:
     n_resamples, n_pairs = 150, effects.shape[1]
-    found = bootstrap(NAMES, effects, keep_largest(3), n_resamples, confidence=0.9, seed=4)
+    found = bootstrap(
+        NAMES, effects, keep_largest(3), n_resamples=n_resamples, confidence=0.9, seed=4
+    )
     generator = torch.Generator().manual_seed(4)
     drawn = torch.randint(n_pairs, (n_resamples, n_pairs), generator=generator).tolist()
     means = [[float(row.double()[list(pairs)].mean()) for row in effects] for pairs in drawn]
@@ -58,7 +60,7 @@ def test_what_is_certain_is_certain() -> None:
 def test_intervals_cover_as_often_as_they_say() -> None:
     generator = torch.Generator().manual_seed(1)
     table = torch.randn(400, 50, generator=generator)
-    found = bootstrap([str(edge) for edge in range(400)], table, keep_largest(1), 400)
+    found = bootstrap([str(edge) for edge in range(400)], table, keep_largest(1), n_resamples=400)
     covered = sum(edge.low <= 0 <= edge.high for edge in found.edges) / 400
     assert 0.90 < covered < 0.98
 
@@ -85,7 +87,7 @@ def test_wrong_input_is_refused(effects: Tensor) -> None:
         with pytest.raises(InputError, match=message):
             bootstrap(names, table, rule)
     with pytest.raises(InputError, match="at least 100 resamples, got 99"):
-        bootstrap(NAMES, effects, rule, 99)
+        bootstrap(NAMES, effects, rule, n_resamples=99)
     with pytest.raises(InputError, match="confidence between 0 and 1, got 1"):
         bootstrap(NAMES, effects, rule, confidence=1.0)
     with pytest.raises(InputError, match="chooses among the edges given, got m9"):

@@ -216,7 +216,7 @@ def test_a_task_of_ones_own_is_loaded_and_explained(tmp_path: Path) -> None:
         error = refused(*asked)
         assert "unknown task 'colours'; built-in tasks: ioi" in error
         assert "A task of your own is not built in: give its prompt pairs as a file" in error
-    records = sample_records(COLOURS, COLOURS.templates, COLOURS.words, "colour", 4, 2)
+    records = sample_records(COLOURS, "colour", 4, seed=2)
     file = tmp_path / "pairs.jsonl"
     file.write_text("".join(json.dumps(record) + "\n" for record in records))
     found = told("evaluate", tmp_path / "run", "--pairs", file)
