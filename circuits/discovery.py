@@ -145,6 +145,7 @@ def discover(
     described = describe_question(
         model, pairs, **question.describe(), **method.describe(), batch_size=batch_size
     )
+    # Before the directory is made, so that a task the model cannot do leaves none behind.
     gap_of(model, question, resources.quiet(), allow_weak)
     run = None if out is None else RunDirectory(Path(out), described, model.device, resume)
     return _Discovery(model, question, method, rule, resources, run, described).circuit()
@@ -166,6 +167,7 @@ class Method:
 
     def describe(self) -> dict[str, Any]:
         """As plain data, the way a result's ``method`` goes on after the question."""
+        # asdict takes the rules apart as well: they come out flat, as the arguments of discover.
         described = asdict(self)
         rules, bound, tests = (described.pop(name) for name in ("rules", "bound", "tests"))
         without = {} if bound else {"bound": False}  # said where it departs from what is usual
@@ -226,6 +228,7 @@ class _Discovery:
         )
         if self.run is not None:
             document = to_document(circuit)
+            # Data first: drawings can be made again from it, should one of them fail.
             self.run.write("circuit.json", dumps(document))
             of_size = {name: document["evidence"][name] for name in ("curve", "metrics")}
             self.run.write("faithfulness.json", dumps({**document["faithfulness"], **of_size}))
@@ -272,15 +275,19 @@ class _Discovery:
         if not self.method.bound:
             return verified, None
         with self._stage("bound"):
+            # By places, since names of all the edges of a large model take long to make; the
+            # ranking is the one that `top` cut, so what was verified is not among them.
             rest = scores.ranking()[0][budget:]
             return verified, bound_rest(model, question, rest, self.resources)
 
     def _prune(self, scores: EdgeScores, verified: Sequence[Verified]) -> Pruned:
         """The edges to keep. Those that no rule can keep are counted, and never made."""
         graph, rules = self.model.graph, self.method.rules
+        # Edges are verified in the order of the ranking, so the first so many are just those.
         n_candidates, rule = len(verified), NOT_VERIFIED
         if rules.size is not None:
             n_candidates, rule = max(len(verified), rules.size), BEYOND_SIZE
+        # Either may come to an edge of any rank.
         if rules.acdc is not None or rules.prune == "greedy":
             n_candidates = graph.n_edges
         candidates = candidates_of(scores, n_candidates, verified)
@@ -293,6 +300,7 @@ class _Discovery:
             return prune_to_size(graph, candidates, rules.size, rules.prune or PRUNE[0])
         if rules.threshold is not None or rules.alpha is not None:
             return prune_by_effect(graph, candidates, rules.threshold or 0.0, rules.alpha)
+        # Rules that try one set of edges after another: the corrupted run is made once for all.
         with ReducedRuns(self.model, self.question, self.resources.quiet()) as runs:
             if rules.acdc is not None:
                 return prune_by_acdc(runs, candidates, rules.acdc, self.resources.report)
@@ -336,6 +344,7 @@ def _budget_of(
 
 def _one_rule(given: Rules) -> Rules:
     """The rule to keep edges by, with the default if none was given."""
+    # Threshold and alpha may be given together, and then are one rule.
     by_effect = " with ".join(
         name for name in ("threshold", "alpha") if getattr(given, name) is not None
     )
@@ -356,12 +365,12 @@ def _one_rule(given: Rules) -> Rules:
     return replace(given, prune=PRUNE[0]) if given.size is not None and not given.prune else given
 
 
-def _with_intervals(edges: Sequence[CircuitEdge], found: Stability) -> list[CircuitEdge]:
+def _with_intervals(edges: Sequence[CircuitEdge], stability: Stability) -> list[CircuitEdge]:
     """The edges with what resampling tells of each that was verified."""
-    of = {one.edge: one for one in found.edges}
+    resampled = {each.edge: each for each in stability.edges}
     return [
-        replace(edge, interval=(one.low, one.high), inclusion=one.frequency)
-        if (one := of.get(edge.name))
+        replace(edge, interval=(known.low, known.high), inclusion=known.frequency)
+        if (known := resampled.get(edge.name))
         else edge
         for edge in edges
     ]

@@ -148,6 +148,7 @@ def build_tokenizer(tasks: Sequence[Task]) -> Any:
     )
     texts = [_END]
     for task in tasks:
+        # Slots set off by blanks, so that each is a part of its own and can be left out below.
         texts += [template.replace("{", " {").replace("}", "} ") for template in task.templates]
         texts += [word for words in task.words.values() for word in words]
         texts += task.answers
@@ -156,6 +157,7 @@ def build_tokenizer(tasks: Sequence[Task]) -> Any:
         plain = " ".join(part for part in text.split() if not part.startswith("{"))
         plain = plain.replace("/", " ").replace("|", " ")
         words.update(word for word, _ in pre_tokenizer.pre_tokenize_str(plain))
+    # Sorted: the same words have the same ids in every process.
     vocabulary = {word: index for index, word in enumerate([*_SPECIAL, *sorted(words)])}
     core = TokenizerCore(WordLevel(vocabulary, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizer  # pyright: ignore[reportAttributeAccessIssue]
@@ -170,6 +172,7 @@ def build_tokenizer(tasks: Sequence[Task]) -> Any:
 
 def held_out(prompt: str) -> bool:
     """Whether a prompt is kept from training: one in ten, by a checksum of its text."""
+    # Not `hash`, which Python salts anew in every process.
     return zlib.crc32(prompt.encode()) % 10 == 0
 
 
@@ -197,6 +200,7 @@ def _batches(recipe: Recipe, tokenizer: Any) -> Iterator[Int64[Tensor, "sentence
     for _ in range(recipe.steps):
         texts = [next(sentences) for _ in range(recipe.batch_size)]
         rows = [[tokenizer.bos_token_id, *ids] for ids in tokenizer(texts)["input_ids"]]
+        # [sentence pos]; -100 is the label that transformers leaves out of the loss.
         batch = torch.full((len(rows), max(map(len, rows))), -100)
         for index, row in enumerate(rows):
             batch[index, : len(row)] = torch.tensor(row)
@@ -219,6 +223,7 @@ def train(name: str, out: Path) -> dict[str, Any]:
         eos_token_id=tokenizer.eos_token_id,
     )
     model = transformers.AutoModelForCausalLM.from_config(config)
+    # Weight decay is for matrices; biases and the scales of norms keep their size.
     matrices = [weight for weight in model.parameters() if weight.ndim == 2]
     vectors = [weight for weight in model.parameters() if weight.ndim != 2]
     optimizer = torch.optim.AdamW(
@@ -236,10 +241,13 @@ def train(name: str, out: Path) -> dict[str, Any]:
     write_norms, hooks = _watch_writes(model) if recipe.write_penalty else ([], [])
     model.train()
     for step, batch in enumerate(_batches(recipe, tokenizer)):
+        # The hooks add to it in every run.
         write_norms.clear()
+        # What stands where a sentence has ended is read by nothing before it: token 0 will do.
         loss = model(input_ids=batch.clamp(min=0), labels=batch).loss
         penalized = loss
         if recipe.write_penalty:
+            # Detached, or else larger embeddings would make the penalty smaller.
             unit = model.get_input_embeddings().weight.detach().norm(dim=-1).mean()
             ramp = min(max((step / recipe.steps - 0.4) / 0.2, 0.0), 1.0)
             penalized = loss + recipe.write_penalty * ramp * torch.stack(write_norms).sum() / unit
@@ -284,9 +292,13 @@ def _watch_writes(gpt2: Any) -> tuple[list[Tensor], list[Any]]:
     norms: list[Tensor] = []
 
     def note(writes: Tensor) -> None:
+        # [sentence pos (head) d_model] -> norms -> [sentence * pos, (head)] -> mean -> sum.
+        # Without the 1e-6 the gradient of a norm of 0 would be nan.
         norms.append(writes.pow(2).sum(-1).add(1e-6).sqrt().flatten(0, 1).mean(0).sum())
 
     def note_heads(projection: Any, arguments: tuple[Tensor]) -> None:
+        # [sentence pos (head d_head)] -> [sentence pos head d_head]. The weight is a Conv1D's,
+        # [in out], and parts likewise: [head d_head d_model].
         z = arguments[0].unflatten(-1, (gpt2.config.n_head, -1))
         note(torch.einsum("pthe,hem->pthm", z, projection.weight.unflatten(0, z.shape[2:])))
 
@@ -314,6 +326,7 @@ def accuracy(model: Any, tokenizer: Any, task: Task, n_prompts: int = 1000) -> f
     n_right = 0
     for batch in pairs.batches():
         best = model(batch.clean).logits[:, -1].argmax(-1)
+        # [pair answer] == [pair 1]; what rows are filled up with equals no token.
         n_right += int((batch.answers == best[:, None]).any(1).sum())
     return n_right / n_prompts
 

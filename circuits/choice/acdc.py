@@ -53,16 +53,20 @@ def prune_by_acdc(
     kept = full_mask(graph)
     value = runs.full.mean().item()
     removed: dict[str, str] = {}
+    # From the logits backwards: whether a reader leads on is known before its edges are tried.
     for index, reader in reversed([*enumerate(graph.readers)]):
+        # A reader counts if a kept edge reads any node that is computed from it: [writer reader].
         leads_on = reader.kind == "logits" or bool(kept[list(graph.fed_by(index))].any())
         for writer in reversed(range(reader.n_writers)):
             rule = BELOW_TAU if leads_on else ON_NO_PATH
             kept[writer, index] = False
             if leads_on:
+                # Compared with what is left by now, not with the whole model: removals add up.
                 without = runs.values(kept).mean().item()
                 if value - without < tau:
                     value = without
                 else:
+                    # Removed on trial only: back in, for good.
                     kept[writer, index], rule = True, ""
             if rule:
                 removed[graph.edge_name(Edge(writer, index))] = rule

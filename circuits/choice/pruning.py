@@ -79,6 +79,7 @@ def removing(shape: ModelGraph, edges: Sequence[CircuitEdge], removed: Mapping[s
     return Pruned(
         tuple(rest),
         {
+            # A rule that took an edge is told even where the edge would have lost its path, too.
             name: removed.get(name, ON_NO_PATH)
             for name in (edge.name for edge in edges)
             if name not in kept
@@ -118,6 +119,7 @@ def prune_by_effect(
         for edge, p in zip(verified, adjusted, strict=True):
             if not p <= alpha:
                 removed[edge.name] = NOT_SIGNIFICANT
+    # After the test, so that an edge that fails both is told as below the threshold.
     for edge in verified:
         if abs(edge.effect or 0.0) < threshold:
             removed[edge.name] = BELOW_THRESHOLD
@@ -141,6 +143,7 @@ def p_value(edge: CircuitEdge) -> float:
         )
     if error == 0:
         return 0.0 if effect else 1.0
+    # The lower tail twice: 1 less the upper one would round the smallest p-values to 0.
     return 2 * float(stdtr(n_pairs - 1, -abs(effect / error)))
 
 
@@ -160,6 +163,7 @@ def prune_to_size(
         InputError: a size below 1, an unknown way to prune.
     """
     Rules(size=size, prune=prune).check()
+    # An estimate never displaces a measurement, however large it is.
     largest_first = sorted(edges, key=lambda edge: (not edge.verified, -abs(edge.worth or 0.0)))
     if prune == "greedy":
         largest_first = list(_backwards(shape, largest_first))
@@ -172,7 +176,9 @@ def prune_to_size(
 def _backwards(shape: ModelGraph, ranked: Sequence[CircuitEdge]) -> Iterator[CircuitEdge]:
     """The edges in the order greedy search adds them; of those it may add, the first in rank."""
     places = [shape.edge(edge.name) for edge in ranked]
-    into: dict[int, list[int]] = {}  # of each reader the ranks of the edges into it
+    # A reader gives its edges to the heap once, when a node that reads by it is first reached:
+    # a key or value that a group shares is come by from each of the group's heads.
+    into: dict[int, list[int]] = {}  # reader -> ranks of the edges into it
     for rank, place in enumerate(places):
         into.setdefault(place.reader, []).append(rank)
     waiting: list[int] = []
@@ -224,6 +230,8 @@ def prune_to_target(
     largest_first = list(by_place)
 
     def alone(places: Sequence[Edge]) -> float:
+        # Measured as it would be kept: edges on no path go in the end, and where a norm stands
+        # behind attention they are not without effect.
         return faithfulness(shape.live(places))
 
     def effect(place: Edge) -> float:
@@ -233,6 +241,7 @@ def prune_to_target(
         first = fewest(largest_first, aim, alone)
         if reaches(alone(first), aim):
             spared = _spared(shape, first, target, effect, alone)
+            # Of `first`, those on no path are in neither: `removing` tells them as such.
             for place in (*largest_first[len(first) :], *spared):
                 removed[by_place[place].name] = NOT_NEEDED
             break
@@ -247,6 +256,7 @@ def fewest(
     See ``reaches``. Found by bisection, as if faithfulness grew with every edge; it mostly does.
     """
     too_few, enough = 0, len(ranked)
+    # Invariant: `too_few` edges fall short; `enough` reach the target, or are all there are.
     while enough - too_few > 1:
         middle = (too_few + enough) // 2
         if reaches(faithfulness(ranked[:middle]), target):
@@ -269,10 +279,13 @@ def _spared(
         return shape.live([other for other in kept if other != edge])
 
     kept = shape.live(edges)
+    # Rounded, so that digits that differ between processors do not decide the order.
     left = {edge: round(faithfulness(without(edge)) / TOLERANCE) for edge in kept}
     most_left_first = sorted(kept, key=lambda edge: (-left[edge], effect(edge)))
     spared: list[Edge] = []
     n_spared = -1
+    # Over again until a round spares none: what could not go alone may go after another, since
+    # faithfulness does not grow with every edge.
     while n_spared < len(spared):
         n_spared = len(spared)
         for edge in most_left_first:

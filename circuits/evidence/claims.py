@@ -39,12 +39,15 @@ from ...edges.runs.sweep import Report, Resources, silent
 from .faithfulness import check_gap
 from .random_circuits import random_circuit, random_paths
 
+# Of the metric's gap: two values so close are a tie.
 _ROUNDING = 1e-4
 
 
+# Random paths in a row that add nothing to a circuit, before it counts as too large.
 _FRUITLESS = 1000
 
 
+# How far sums of the same terms may be apart when these come in another order.
 _CLOSE = 1e-12
 
 
@@ -150,6 +153,8 @@ def tests_of(
     if n_random < 1:
         raise InputError(f"expected at least 1 random circuit to compare with, got {n_random}")
     rng = random.Random(f"hypothesis tests {options.seed}")
+    # One sweep for all four tests. Its sets are [circuit, rest of the model, without each edge,
+    # 2 for each random path, random circuits]; values are taken apart in this order.
     without = [circuit & ~places_mask(graph, place) for place in places]
     inflated = _inflated(graph, circuit, n_random, rng)
     drawn = [places_mask(graph, random_circuit(graph, n_live, rng)) for _ in range(n_random)]
@@ -163,11 +168,14 @@ def tests_of(
     (measured,) = values_of_sets(model, [question], sets, resources)
     full, empty = measured.full.cpu().double(), measured.empty.cpu().double()
     check_gap(full.mean().item(), empty.mean().item())
+    # [set pair]
     values = measured.circuit.cpu().double()
     alone, complement, rest = values[0], values[1], values[2:]
     without_each, rest = rest[: len(names)], rest[len(names) :]
+    # [2 * draw, pair] -> [draw, 2, pair]: a circuit with a path, then that less an edge.
     with_path, less_edge = rest[: 2 * n_random].unflatten(0, (n_random, 2)).unbind(1)
     gap = full.mean() - empty.mean()
+    # [set pair] -> [set]; of the circuit first, of the random circuits last.
     faithfulness = (values.mean(1) - empty.mean()) / gap
     return [
         equivalence(alone, full, options.margin, tie=_ROUNDING * abs(float(gap))),
@@ -212,6 +220,8 @@ def equivalence(
     above, below = int((difference > tie).sum()), int((difference < -tie).sum())
     n, fewer = above + below, min(above, below)
     p_value = 1.0
+    # At an even split the two tails meet and p is 1. Else p = P(K <= fewer) + P(K >= n - fewer);
+    # a share of 1/2 - margin would only swap the two.
     if 2 * fewer < n:
         share = 0.5 + margin
         p_value = float(bdtr(fewer, n, share) + bdtrc(n - fewer - 1, n, share))
@@ -249,14 +259,17 @@ def independence(
     if n_permutations < 1:
         raise InputError(f"expected at least 1 permutation, got {n_permutations}")
     n = len(model)
-    one, other = _centred(_kernel(complement)), _kernel(model)
+    # tr(K H L H) is the sum over entries of (H K H) * L, since H K H and L are symmetric: one
+    # of the kernels is centred, once, and the other only permuted.
+    centred, kernel = _centred(_kernel(complement)), _kernel(model)
     scale = (n - 1) ** 2
-    observed = float((one * other).sum()) / scale
+    observed = float((centred * kernel).sum()) / scale
     generator = torch.Generator().manual_seed(seed)
     as_large = 0
     for _ in range(n_permutations):
         order = torch.randperm(n, generator=generator)
-        permuted = float((one * other[order][:, order]).sum()) / scale
+        # Rows and columns alike: [pair pair] of the same pairs in another order.
+        permuted = float((centred * kernel[order][:, order]).sum()) / scale
         as_large += permuted >= observed - _CLOSE
     return HypothesisTest(
         "independence",
@@ -302,6 +315,7 @@ def minimality(
     if not 0 < quantile < 1:
         raise InputError(f"expected a quantile between 0 and 1, got {quantile}")
     n_drawn = len(random_effects)
+    # [edge 1] > [draw] -> [edge draw] -> [edge]
     above = (effects[:, None] > random_effects).sum(1)
     p_values = [float(bdtr(count, n_drawn, quantile)) for count in above.tolist()]
     adjusted = [min(1.0, p_value * len(names)) for p_value in p_values]
@@ -364,9 +378,10 @@ def _inflated(
     graph: ModelGraph, circuit: Bool[Tensor, "writer reader"], n_draws: int, rng: random.Random
 ) -> list[tuple[Bool[Tensor, "writer reader"], Bool[Tensor, "writer reader"]]]:
     """The circuit with a random path added, and that less one of the edges added; each time anew."""
-    found: list[tuple[Tensor, Tensor]] = []
+    inflated: list[tuple[Tensor, Tensor]] = []
     fruitless = 0
     for path in random_paths(graph, rng):
+        # What the circuit has already is no random edge; a path wholly inside is drawn again.
         added = [edge for edge in path if not circuit[edge]]
         fruitless = 0 if added else fruitless + 1
         if fruitless == _FRUITLESS:
@@ -376,17 +391,19 @@ def _inflated(
             )
         if added:
             larger, less = circuit | places_mask(graph, added), rng.choice(added)
-            found.append((larger, larger & ~places_mask(graph, [less])))
-        if len(found) == n_draws:
+            inflated.append((larger, larger & ~places_mask(graph, [less])))
+        if len(inflated) == n_draws:
             break
-    return found
+    return inflated
 
 
 def _kernel(values: Float64[Tensor, "pair"]) -> Float64[Tensor, "pair pair"]:
     """Gaussian kernel, as wide as the median distance of two different values."""
     distances = (values[:, None] - values).abs()
+    # Without the zeros of equal values, which could make the median 0: a width to divide by.
     apart = distances[distances > 0]
     if not len(apart):
+        # All values are the same; centred, this kernel is 0, and so is HSIC: p is 1.
         return torch.ones_like(distances)
     return (-(distances**2) / (2 * apart.median() ** 2)).exp()
 
@@ -398,5 +415,5 @@ def _centred(kernel: Float64[Tensor, "pair pair"]) -> Float64[Tensor, "pair pair
 
 def _correlation(one: Float[Tensor, "pair"], other: Float[Tensor, "pair"]) -> float | None:
     """Pearson's; None where either does not vary."""
-    found = float(torch.corrcoef(torch.stack([one, other]))[0, 1])
-    return None if math.isnan(found) else found
+    correlation = float(torch.corrcoef(torch.stack([one, other]))[0, 1])
+    return None if math.isnan(correlation) else correlation

@@ -58,6 +58,7 @@ class Evaluation:
         document, missing = self.carried(), dict[str, str]()
         for name in sections:
             try:
+                # Each section is the method of its name.
                 document[name] = getattr(self, name)()
             except InputError as error:
                 if name in required:
@@ -67,6 +68,7 @@ class Evaluation:
 
     def carried(self) -> dict[str, Any]:
         """Faithfulness, and other metrics beside the circuit's own."""
+        # The circuit's own metric first, and once only if it is among those beside.
         metrics = (self.metric, *(name for name in BESIDE if name != self.metric))
         own, *beside = read_metrics(
             self.model,
@@ -76,6 +78,7 @@ class Evaluation:
             batch_size=self.batch_size,
             progress=self._progress("evaluate the circuit"),
         )
+        # Before the ratio, which would divide by 0.
         check_gap(own.full, own.empty)
         result = Faithfulness(own.full, own.empty, own.circuit, len(self.pairs))
         return {
@@ -90,6 +93,7 @@ class Evaluation:
     def curve(self) -> dict[str, Any]:
         """Faithfulness by size, of the run's scores, or else of the circuit's own edges."""
         ranked_by = "the circuit's edges, by verified effect, or score where there is none"
+        # Without the run's scores, the circuit's own edges are all there is to rank.
         scores = [(edge.name, edge.worth or 0.0) for edge in self.circuit.edges]
         if self.run is not None and (self.run / SCORES_FILE).is_file():
             _, table, _ = read_scores(self.run / SCORES_FILE)
@@ -159,4 +163,5 @@ class Evaluation:
         )
 
     def _progress(self, stage: str) -> Report:
+        # Measurements name their stages themselves; one section is one stage here.
         return lambda _, done, total: self.report(stage, done, total)

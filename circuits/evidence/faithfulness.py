@@ -151,6 +151,7 @@ def readings_of(
     of_metrics = values_of_sets(model, questions, [edges], resources)
     for question, values in zip(questions, of_metrics, strict=True):
         n_pairs = len(question.pairs)
+        # [run pair], the runs being full, empty, circuit; one circuit was asked for.
         table = torch.stack([values.full, values.empty, values.circuit[0]]).cpu().double()
         full, empty, circuit = table.mean(1).tolist()
         errors = None
@@ -313,6 +314,7 @@ def curves_of(
     sizes = _check_sizes(sizes)
     graph, n_pairs = model.graph, len(question.pairs)
     places = [edge_places(graph, ranking) for ranking in rankings]
+    # Cuts of all rankings go into one sweep, [ranking * size], and are parted again at the end.
     cuts = [cut for ranking in places for cut in _cuts(graph, ranking, sizes)]
     masks = [live_mask(graph, mask) for _, mask in cuts]
     (values,) = values_of_sets(model, [question], masks, resources)
@@ -321,6 +323,7 @@ def curves_of(
     means: Float64[Tensor, "set"] = values.circuit.cpu().double().mean(1)
     points = [
         CurvePoint(fraction, asked, int(mask.sum()), (value - empty) / (full - empty))
+        # Lists: the sizes over and over, once for each ranking.
         for fraction, (asked, _), mask, value in zip(
             sizes * len(rankings), cuts, masks, means.tolist(), strict=True
         )
@@ -368,6 +371,7 @@ def localization_of(
     if isinstance(scores, EdgeScores):
         places, values = scores.ranking()
     else:
+        # A mapping, or pairs of a name and a score: dict takes either.
         scores = dict(scores)
         places = edge_places(model.graph, list(scores))
         values = torch.tensor(list(scores.values()), dtype=torch.float64)
@@ -376,6 +380,8 @@ def localization_of(
         score = values[strange[0]].item()
         name = model.graph.edge_name(Edge(*places[strange[0]].tolist()))
         raise InputError(f"expected finite scores to rank by, got {score} for {name}")
+    # Stable: edges of equal scores keep the order they came in.
+    # [edge end] by the order of [edge].
     rankings = [
         places[worth.argsort(descending=True, stable=True)] for worth in (values, values.abs())
     ]
@@ -384,12 +390,14 @@ def localization_of(
 
 
 def _check_sizes(sizes: Sequence[float]) -> list[float]:
-    found = list(sizes)
-    if not found or any(not 0 < size <= 1 for size in found) or found != sorted(set(found)):
+    fractions = list(sizes)
+    # A set and sorted: what is unchanged by both grows strictly.
+    in_range = all(0 < size <= 1 for size in fractions)
+    if not fractions or not in_range or fractions != sorted(set(fractions)):
         raise InputError(
-            f"expected growing fractions of the edges, above 0 and at most 1, got {found}"
+            f"expected growing fractions of the edges, above 0 and at most 1, got {fractions}"
         )
-    return found
+    return fractions
 
 
 def _cuts(
@@ -398,10 +406,12 @@ def _cuts(
     """Of each size, how many edges of the ranking are taken, and which."""
     if not len(ranking):
         raise InputError("expected a ranking of edges, got none; score the edges first")
+    # A mask holds an edge once, however often it is ranked.
     if int(places_mask(graph, ranking).sum()) < len(ranking):
         raise InputError("expected each edge once in a ranking; some are named twice")
     cuts: list[tuple[int, Bool[Tensor, "writer reader"]]] = []
     for size in sizes:
+        # int cuts off, as MIB's does.
         n_edges = graph.n_edges if size == 1 else int(size * graph.n_edges)
         # All edges are all of them, whatever the ranking leaves out.
         mask = full_mask(graph) if size == 1 else places_mask(graph, ranking[:n_edges])

@@ -62,8 +62,11 @@ def gap_of(
     model: Model, question: Question, resources: Resources, allow_weak: bool = False
 ) -> MetricGap:
     """The metric on clean and on corrupted prompts; see ``measure_gap``."""
+    # A circuit of no edges: all that is wanted is what comes with any, the clean and the
+    # corrupted run.
     values = values_of_edges(model, question, [], resources)
     full, empty = values.full.cpu().double(), values.empty.cpu().double()
+    # By pair, since what makes a pair easy or hard does so for both of its prompts and cancels.
     difference = full - empty
     n_pairs = len(question.pairs)
     gap = MetricGap(

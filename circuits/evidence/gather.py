@@ -53,6 +53,7 @@ def bound_rest(
 def bound_evidence(bound: Bound, n_pairs: int, of_pairs: int) -> BoundEvidence:
     """The bound as evidence, found over the first ``n_pairs`` of so many pairs."""
     statement = bound.statement()
+    # A bound knows the pairs it was given, not that there are more.
     if n_pairs < of_pairs:
         statement = statement.replace("over these pairs", f"over the first {n_pairs} pairs")
     return BoundEvidence(
@@ -84,6 +85,7 @@ def resample(
     places = [place for place, edge in enumerate(ranked, start=1) if edge.name in kept]
     if not places or len(verified[0].effects) < 2:
         return None
+    # All that was verified would be kept in every resample: nothing could vary.
     if threshold is None and places[-1] == len(verified):
         return None
     if threshold is None:

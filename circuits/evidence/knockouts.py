@@ -205,8 +205,10 @@ def completeness_of(
         subsets += drawn.of(len(names), "completeness")
     circuit, whole = places_mask(graph, places), full_mask(graph)
     removed = [places_mask(graph, places[list(subset)]) for subset in subsets]
+    # [2 * subset]: the circuit without each K, then the whole model without each.
     sets = [kept & ~less for kept in (circuit, whole) for less in removed]
     (values,) = values_of_sets(model, [question], sets, resources)
+    # [2 * subset, pair] -> [2 * subset]
     means = values.circuit.cpu().double().mean(1).tolist()
     n_sets = len(subsets)
     gone = [tuple(names[edge] for edge in subset) for subset in subsets]
@@ -266,23 +268,29 @@ def minimality_of(
         raise InputError(f"expected a probability between 0 and 1, got {drawn.probability}")
     subsets = [(), *drawn.of(len(names), "minimality")]
     every = frozenset(range(len(names)))
+    # Two sets for each edge and K, one with the edge and one without. Many are the same for
+    # several edges, such as the whole circuit for each: every set is run once. A dict is a set
+    # that keeps its order, to which the values are matched.
     kept_sets: dict[frozenset[int], None] = {}
     ends: list[list[tuple[frozenset[int], frozenset[int]]]] = []
     for edge in range(len(names)):
-        of_edge = [
-            (every - set(removed) | {edge}, every - set(removed) - {edge}) for removed in subsets
+        ends_of_edge = [
+            # `-` binds before `|`: the edge is put back even if K has it.
+            (every - set(removed) | {edge}, every - set(removed) - {edge})
+            for removed in subsets
         ]
-        ends.append(of_edge)
-        kept_sets |= dict.fromkeys(kept for both in of_edge for kept in both)
+        ends.append(ends_of_edge)
+        kept_sets |= dict.fromkeys(kept for both in ends_of_edge for kept in both)
     places = edge_places(model.graph, names)
     masks = [places_mask(model.graph, places[list(kept)]) for kept in kept_sets]
     (values,) = values_of_sets(model, [question], masks, resources)
     means = dict(zip(kept_sets, values.circuit.cpu().double().mean(1).tolist(), strict=True))
     needs: list[EdgeNeed] = []
-    for edge, of_edge in enumerate(ends):
-        scores = [abs(means[with_it] - means[without]) for with_it, without in of_edge]
+    for edge, ends_of_edge in enumerate(ends):
+        scores = [abs(means[with_it] - means[without]) for with_it, without in ends_of_edge]
         best = max(range(len(scores)), key=scores.__getitem__)
-        removed = tuple(names[other] for other in subsets[best] if other != edge)
+        # Each K counts less the edge itself, which stays out of what is told.
+        removed = tuple(names[member] for member in subsets[best] if member != edge)
         needs.append(EdgeNeed(names[edge], scores[0], scores[best], removed))
     needs.sort(key=lambda one: one.score)
     return Minimality(tuple(needs), mean(values.full), mean(values.empty), len(question.pairs))

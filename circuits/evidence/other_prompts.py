@@ -28,6 +28,8 @@ class OtherPrompts:
     def __init__(self, pairs: PromptPairs, other: str, seed: int) -> None:
         self.paired, self._seed = other == "paired", seed
         self._place = torch.zeros(len(pairs), dtype=torch.int64)
+        # Places count among the prompts of one length: clean ones first, then if `paired` the
+        # corrupted ones, each as far behind as there are pairs of that length.
         for batch in pairs.batches():
             self._place[batch.rows] = torch.arange(len(batch))
             if self.paired:
@@ -44,6 +46,8 @@ class OtherPrompts:
                     "others (--other, other=)",
                 )
             )
+        # Groups end to end: the rows that go with a pair, itself among them, are
+        # _members[_start : _start + _size], the pair itself at _start + _rank.
         self._members = torch.tensor([row for rows in groups for row in rows])
         self._size = torch.zeros(len(pairs), dtype=torch.int64)
         self._rank = torch.zeros(len(pairs), dtype=torch.int64)
@@ -67,9 +71,11 @@ class OtherPrompts:
         """
         if self.paired:
             return self._place.expand(n_draws, -1)
+        # Of what is drawn for, not of the calls before: the size of batches does not change it.
         seed = random.Random(f"{self._seed} {repeat} {site}").getrandbits(63)
         generator = torch.Generator().manual_seed(seed)
         shares = torch.rand(n_draws, len(self._size), generator=generator, dtype=torch.float64)
+        # [draw pair] * [pair]: one place fewer than the group has, and then the pair's is skipped.
         rank = (shares * (self._size - 1)).long()
         rank += rank >= self._rank  # all but the pair itself
         return self._place[self._members[self._start + rank]]
@@ -101,6 +107,7 @@ def without_rows(pairs: PromptPairs, left_out: Sequence[int]) -> PromptPairs:
 def _labels(pairs: PromptPairs, other: str) -> list[Hashable]:
     """What the clean prompts of two pairs must agree in for one to take the place of the other."""
     if other == "same-label":
+        # As sets: answers have no order, and rows are filled up to the longest.
         return [frozenset(row) - {PADDING} for row in pairs.answers.tolist()]
     if not other.startswith(FEATURE):
         return [None] * len(pairs)
@@ -115,4 +122,5 @@ def _labels(pairs: PromptPairs, other: str) -> list[Hashable]:
                 lacking, f"there are {', '.join(known) or 'no columns but prompts and answers'}"
             )
         )
+    # As text, since values may be lists or objects, which cannot be keys.
     return [json.dumps(record[column], sort_keys=True, default=str) for record in features]

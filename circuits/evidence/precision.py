@@ -27,6 +27,7 @@ def float32_error(
     """
     if not verified or (model.dtype in (torch.float32, torch.float64) and not model.tf32):
         return None
+    # All that shapes the computation stays as it was, but for the precision.
     bos = model.tokenizer.bos if model.tokenizer else None
     exact = Model.load(model.name, str(model.device), torch.float32, bos=bos, kv=model.kv)
     return precision_error(exact, question, verified, batch_size=batch_size, frozen=frozen)

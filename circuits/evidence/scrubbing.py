@@ -50,6 +50,7 @@ from ..result.hypothesis import check_settings, random_baseline
 from .other_prompts import OtherPrompts, groups_of, rows_alone, without_rows
 from .random_circuits import random_circuit
 
+# Resamples of the pairs for an interval.
 _BOOTSTRAPS = 2000
 
 
@@ -237,13 +238,17 @@ def scrubbing_of(
     rng = random.Random(f"random circuits {seed}")
     n_live = int(live.sum())
     drawn = [places_mask(graph, random_circuit(graph, n_live, rng)) for _ in range(n_drawn)]
+    # [writer reader] at [edge end] -> [edge]
     is_live = live[places[:, 0], places[:, 1]].tolist()
     dropped = {
         name: live & ~places_mask(graph, place)
-        for name, place, of_circuit in zip(named, places, is_live, strict=True)
-        if of_circuit and options.drop_one
+        for name, place, alive in zip(named, places, is_live, strict=True)
+        if alive and options.drop_one
     }
+    # The circuit, random circuits, the circuit without each edge: summaries come in this order.
+    # Taking an edge out, or cutting a random path, leaves others on no path: they are dropped.
     kept = [live, *(live_mask(graph, mask) for mask in (*drawn, *dropped.values()))]
+    # Only counted, whatever the scheme: a tree of any size costs little until it is run.
     trees = [Tree.of(graph, mask) for mask in kept]
     if options.scheme == "per-path":
         _refuse_large([tree.size for tree in trees], n_drawn, options.max_tree)
@@ -263,7 +268,7 @@ def scrubbing_of(
         random=random_values.mean(0),
         circuit=summaries[0],
         n_edges=len(named),
-        dead=tuple(name for name, of_circuit in zip(named, is_live, strict=True) if not of_circuit),
+        dead=tuple(name for name, alive in zip(named, is_live, strict=True) if not alive),
         left_out=tuple(left_out),
         random_circuits=tuple(summaries[1 : 1 + n_drawn]),
         without=dict(zip(dropped, summaries[1 + n_drawn :], strict=True)),
@@ -322,6 +327,7 @@ class _Experiment:
     def __post_init__(self) -> None:
         pairs, other, seed = self.question.pairs, self.options.other, self.options.seed
         self.others = OtherPrompts(pairs, other, seed)
+        # What recovered 0 stands for does not depend on which prompts may replace dropped values.
         self.unrelated = OtherPrompts(pairs, other if other == "paired" else "any", seed)
 
     def run(
@@ -331,6 +337,7 @@ class _Experiment:
     ]:
         """The metric on each pair: original, random, and scrubbed by each set of edges."""
         pairs, n_repeats, n_sets = self.question.pairs, self.options.n_repeats, len(self.kept)
+        # [run pair]: the original; then for each repeat the random prompt, and each set of edges.
         values = table(self.model, 1 + n_repeats * (1 + n_sets), len(pairs))
 
         def collect(batch: PairBatch, of_batch: Float[Tensor, "run pair"]) -> None:
@@ -348,6 +355,7 @@ class _Experiment:
         sweep(self.model, pairs, work, resources)
         check_finite(values)
         original, *rest = values.cpu().double()
+        # [repeat * (1 + set), pair] -> [repeat, 1 + set, pair]
         by_repeat = torch.stack(rest).unflatten(0, (n_repeats, 1 + n_sets))
         return original, by_repeat[:, 0], by_repeat[:, 1:].transpose(0, 1)
 
@@ -356,16 +364,20 @@ class _Experiment:
         model, scheme = self.model, self.options.scheme
         self.prompts = self.others.prompts(bucket).to(model.device)
         self.pool = None
+        # Together, all dropped edges of a pair carry one prompt: it is run when it is drawn.
         if scheme != "together":
             size = BatchSize.fitting(
                 cost_of_reduced_run(model, bucket.clean.shape[1]), model.device
             )
             self.pool = Pool.of(model, self.prompts, size, scheme == "per-path")
+        # By the rows of all pairs, of which this length's are filled in.
         self.place = torch.zeros(len(self.question.pairs), dtype=torch.int64)
         self.place[bucket.rows] = torch.arange(len(bucket))
 
     def _cost_of_largest_tree(self, model: Model, n_pos: int) -> int:
         """Bytes that the tree of one pair needs: every copy of a node counts."""
+        # Each copy keeps what it wrote. Those of one node are run at once, with some residual
+        # streams, neurons, and scores and pattern of attention, [copy pos pos] each.
         tree = max(self.trees, key=lambda tree: tree.size)
         most = max(tree.copies.values())
         numbers = tree.size * model.d_model + most * (8 * model.d_model + 3 * model.d_mlp)
@@ -375,16 +387,19 @@ class _Experiment:
         """The metric on a batch: original; for each repeat random, and scrubbed by each set."""
         model, device, measure = self.model, self.model.device, self.question.measure
         scheme = self.options.scheme
+        # Only per-edge builds on what is inside the clean run; the others want its ends alone.
         clean = run(model, batch.clean, BASE if scheme == "per-edge" else ())
         targets = Targets.of(batch, clean.logits)
         values = [measure(clean.logits, targets)]
         for repeat in range(self.options.n_repeats):
             unrelated = self.unrelated.draw("logits", repeat)[0, batch.rows]
-            other = self.others.draw("logits", repeat)[0, batch.rows]
+            related = self.others.draw("logits", repeat)[0, batch.rows]
             needed = BASE if scheme == "together" else ()
-            base = run(model, self.prompts[other.to(device)], needed)
+            # The base of a masked run for `together`; for the other schemes just another prompt.
+            base = run(model, self.prompts[related.to(device)], needed)
             random_logits = base.logits
-            if not torch.equal(unrelated, other):
+            # With `any` and `paired` the two draws are the same, and so is the run.
+            if not torch.equal(unrelated, related):
                 random_logits = run(model, self.prompts[unrelated.to(device)], ()).logits
             values.append(measure(random_logits, targets))
             for kept, tree in zip(self.kept, self.trees, strict=True):
@@ -422,6 +437,7 @@ class _Drawn:
         """Logits where each dropped edge has a prompt of its own."""
         model = self.experiment.model
 
+        # A site for each reader, with a draw for each edge into it.
         def others(reader: int) -> Int64[Tensor, "writer pair"]:
             target = model.graph.readers[reader]
             return self._draw(target.name, target.n_writers)
@@ -432,6 +448,7 @@ class _Drawn:
         """Logits where each copy of a node has a prompt of its own."""
         model = self.experiment.model
 
+        # A site for each node, with a draw for each of its copies.
         def others(node: int) -> Int64[Tensor, "copy pair"]:
             site = "logits" if node == ROOT else model.graph.writers[node].name
             return self._draw(site, tree.copies[node])
@@ -459,11 +476,14 @@ def _summary(
             "so there is nothing to recover; use another metric, or prompts that differ in the "
             "behaviour"
         )
+    # [pair] less [repeat pair], absolute before any mean: errors do not cancel.
     unexplained = (original - scrubbed).abs().mean() / (original - random_values).abs().mean()
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randint(len(original), (_BOOTSTRAPS, len(original)), generator=generator)
+    # [resample pair] -> [resample]; of sums, as the number of pairs cancels.
     ratios = (values - floor)[chosen].sum(1) / (original - floor)[chosen].sum(1)
     interval = None
+    # Pairs with no gap between them give a ratio of x / 0: then there is no interval.
     if len(original) > 1 and bool(ratios.isfinite().all()):
         low, high = ratios.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
         interval = (low, high)

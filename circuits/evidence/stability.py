@@ -119,6 +119,7 @@ def bootstrap(
             too few resamples, a confidence outside (0, 1), a rule that names another edge.
     """
     _check(names, effects, n_resamples, confidence)
+    # On the CPU: the draws are then the same whatever device the effects come from.
     table = effects.detach().cpu().double()
     resampled = resampled_means(table, n_resamples, seed)
     low, high = percentile_intervals(resampled, confidence).tolist()
@@ -143,9 +144,12 @@ def bootstrap(
 
 def _mean_jaccard(chosen: Bool[Tensor, "resample edge"]) -> float:
     members = chosen.double()
+    # [resample edge] @ [edge resample]: how many edges each two resampled circuits share.
     both, sizes = members @ members.T, members.sum(1)
     either = sizes[:, None] + sizes - both
+    # Two empty circuits are 0 / 0, in whose place the 1 is taken.
     shares = torch.where(either > 0, both / either, 1.0)
+    # Each two once, and none with itself.
     first, second = torch.triu_indices(len(chosen), len(chosen), offset=1)
     return shares[first, second].mean().item()
 

@@ -105,6 +105,8 @@ class Verifier:
             if known:
                 self._report(n_known, len(names))
             yield from known
+        # What is known is whole chunks, so these begin where those of an unbroken run would:
+        # batches, and with them the last digits, are the same.
         for start in range(n_known, len(names), CHUNK):
             chunk = names[start : start + CHUNK]
             rows = self.effects(chunk).cpu().numpy()
@@ -113,6 +115,7 @@ class Verifier:
                 for name, row in zip(chunk, rows, strict=True)
             ]
             if options.effects_file is not None:
+                # On disk before any of it is handed out.
                 append_lines(options.effects_file, "".join(item.line() for item in new))
             self._report(len(new), len(names))
             yield from new
@@ -123,6 +126,7 @@ class Verifier:
         """Measures until what is left is bounded below ``largest``; see ``verify_until``."""
         check_bound(largest)
         options = replace(options, items="nodes" if self.options.nodes else "edges")
+        # 64, 128, 256 and so on, as long as something is left over to bound.
         budgets = [CHUNK << looks for looks in range(64) if CHUNK << looks < len(ranked)]
         for budget in budgets[:1]:  # before anything is measured
             subsets_for_bound(ranked[budget:], options)
@@ -131,6 +135,7 @@ class Verifier:
         measuring = self.measure(ranked)
         verified: list[Verified] = []
         for budget in budgets:
+            # The same iterator goes on, so nothing is measured twice.
             verified += islice(measuring, budget - len(verified))
             bound = bound_names(self.model, self.question, ranked[budget:], each, self.inner)
             if bound.largest < largest:
@@ -145,6 +150,7 @@ class Verifier:
             return effects_of_nodes(model, question, names, self.inner).effects
         groups = [place for place, name in enumerate(names) if TOGETHER in name]
         alone = [place for place, name in enumerate(names) if TOGETHER not in name]
+        # Groups are run in another way than single edges, and put back in the order of names.
         effects = torch.empty(len(names), len(question.pairs), device=model.device)
         if alone:
             single = [names[place] for place in alone]
@@ -175,8 +181,10 @@ class Verifier:
             self.question.direction,
             self.options.frozen,
             self.question.patch_with.fingerprint(),
+            # Digits differ between devices: effects of two do not belong in one file.
             f"{self.model.device.type} {self.model.tf32}",
         )
+        # Part by part, so that a file of another question can tell wherein it is another.
         return "-".join(hashlib.sha256(part.encode()).hexdigest()[:8] for part in parts)
 
     def _report(self, done: int, total: int) -> None:
@@ -213,9 +221,9 @@ def verify_until(
         InputError: ``largest`` is not above 0. Else as ``verify`` and ``bound_unverified``.
     """
     question = Question(pairs=pairs, metric=metric, direction=direction)
-    how = VerifyOptions(nodes=nodes, effects_file=effects_file)
+    measured = VerifyOptions(nodes=nodes, effects_file=effects_file)
     resources = Resources(batch_size=batch_size, report=progress)
-    verifier = Verifier(model, question, how, resources)
+    verifier = Verifier(model, question, measured, resources)
     return verifier.until(ranked, largest, options or BoundOptions())
 
 
@@ -252,4 +260,5 @@ def precision_error(
     sample = verified[:PRECISION_SAMPLE]
     exact = verifier.effects([item.name for item in sample])
     measured = torch.tensor([item.effects for item in sample], device=exact.device)
+    # [item pair], both
     return float((measured - exact).abs().max())

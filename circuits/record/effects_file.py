@@ -27,6 +27,7 @@ CHUNK = 64
 """Items measured and written together. Part of what makes a resumed run give the same bytes."""
 
 
+# Bounds the memory that their resampled means take, [resample edge].
 _INTERVALS_AT_ONCE = 1 << 12
 
 QUESTION = ("model", "pairs", "metric", "direction", "frozen", "patch_with", "device")
@@ -86,20 +87,20 @@ def intervals(verified: Sequence[Verified]) -> list[tuple[float, float] | None]:
     Raises:
         InputError: effects on different numbers of pairs.
     """
-    n_pairs = {len(one.effects) for one in verified}
+    n_pairs = {len(item.effects) for item in verified}
     if len(n_pairs) > 1:
         raise InputError(
             f"expected effects on the same pairs, got {sorted(n_pairs)} pairs; take each by itself"
         )
     if n_pairs <= {1}:
         return [None] * len(verified)
-    found: list[tuple[float, float] | None] = []
+    ends: list[tuple[float, float] | None] = []
     for start in range(0, len(verified), _INTERVALS_AT_ONCE):
-        some = [one.effects for one in verified[start : start + _INTERVALS_AT_ONCE]]
-        means = resampled_means(torch.tensor(some, dtype=torch.float64), RESAMPLES)
+        effects = [item.effects for item in verified[start : start + _INTERVALS_AT_ONCE]]
+        means = resampled_means(torch.tensor(effects, dtype=torch.float64), RESAMPLES)
         low, high = percentile_intervals(means).tolist()
-        found += zip(low, high, strict=True)
-    return found
+        ends += zip(low, high, strict=True)
+    return ends
 
 
 def read_effects(path: Path) -> list[Verified]:
@@ -123,6 +124,7 @@ def append_lines(path: Path, text: str) -> None:
         with path.open("ab") as file:
             file.write(text.encode())
             file.flush()
+            # On the disk, not only with the system: a chunk that was reported outlives a crash.
             os.fsync(file.fileno())
     except OSError as error:
         with suppress(OSError):
@@ -140,6 +142,7 @@ def resume_effects(path: Path, names: Sequence[str], n_pairs: int, question: str
     lines = _complete_lines(path)
     end = lines[-1][1] if lines else 0
     torn = path.stat().st_size > end
+    # The last chunk of all may be a short one; any other that is not whole is dropped.
     whole = len(names) if len(lines) >= len(names) else len(lines) // CHUNK * CHUNK
     cut = len(lines) < len(names)
     kept = lines[:whole]
@@ -147,9 +150,10 @@ def resume_effects(path: Path, names: Sequence[str], n_pairs: int, question: str
         if item.question != question:
             there, wanted = item.question.split("-"), question.split("-")
             differing = "what it does not say"
+            # A question of other parts than today's is told as another, without saying wherein.
             if len(there) == len(wanted):
                 parts = zip(QUESTION, there, wanted, strict=True)
-                differing = "another " + ", ".join(part for part, one, two in parts if one != two)
+                differing = "another " + ", ".join(part for part, then, now in parts if then != now)
             raise InputError(
                 f"{path}: expected effects of the same question, got those of another: measured "
                 f"with {differing}; ask the same again, or choose another place (-o)"
@@ -184,10 +188,12 @@ def _complete_lines(path: Path) -> list[tuple[Verified, int]]:
         content = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    found: list[tuple[Verified, int]] = []
+    items: list[tuple[Verified, int]] = []
     end = 0
     for number, raw in enumerate(content.splitlines(keepends=True), start=1):
+        # In bytes, as truncate counts.
         end += len(raw)
+        # Chunks are appended, so none but the last line can have been cut short.
         if not raw.endswith(b"\n"):
             break
         try:
@@ -196,10 +202,10 @@ def _complete_lines(path: Path) -> list[tuple[Verified, int]]:
             if not effects:
                 raise InputError("expected effects of at least one pair, got none")
             question = str(record.get("question", ""))
-            found.append((Verified(str(record["name"]), effects, question), end))
+            items.append((Verified(str(record["name"]), effects, question), end))
         except (InputError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
             raise InputError(
                 f"{path}, line {number}: expected a verified effect, the line is damaged ({error}); "
                 "take it and what follows out, and measure again"
             ) from None
-    return found
+    return items

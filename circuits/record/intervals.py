@@ -19,6 +19,8 @@ def resampled_means(
     n_pairs = effects.shape[1]
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randint(n_pairs, (n_resamples, n_pairs), generator=generator)
+    # How often each pair was drawn: all means are then one product,
+    # [resample pair] @ [pair edge], and no [resample pair edge] is ever made.
     times = torch.zeros(n_resamples, n_pairs, dtype=torch.float64)
     times.scatter_add_(1, drawn, torch.ones_like(drawn, dtype=torch.float64))
     return times @ effects.T / n_pairs

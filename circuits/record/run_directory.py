@@ -72,6 +72,7 @@ class RunDirectory:
         self.record: dict[str, Any] = {
             "format": _RUN_FORMAT,
             "schema_version": VERSION,
+            # As it reads back: a tuple and the list it became are no difference.
             "question": json.loads(json.dumps(question)),
             "environment": environment(device),
             "started": time.time(),
@@ -144,10 +145,10 @@ def check_run(found: Any) -> dict[str, Any]:
 def _differences(there: Any, wanted: Any, where: str = "") -> Iterator[str]:
     """``model.name was 'a', now 'b'`` for every leaf that differs."""
     if isinstance(there, dict) and isinstance(wanted, dict):
-        one, other = cast("dict[str, Any]", there), cast("dict[str, Any]", wanted)
-        for key in sorted({*one, *other}):
+        before, now = cast("dict[str, Any]", there), cast("dict[str, Any]", wanted)
+        for key in sorted({*before, *now}):
             if f"{where}.{key}" in (".model.name", ".task.pairs"):
                 continue  # the same content may lie elsewhere: sha256 tells
-            yield from _differences(one.get(key), other.get(key), f"{where}.{key}")
+            yield from _differences(before.get(key), now.get(key), f"{where}.{key}")
     elif there != wanted:
         yield f"{where[1:]} was {there!r:.80}, now {wanted!r:.80}"

@@ -75,6 +75,7 @@ def write_scores(
                 tensors["edge_scores_by_position"] = table.by_position.cpu()
             if table.exact is not None:
                 tensors["edge_scores_exact"] = table.exact.cpu()
+            # The axes by name, for other readers of the file; wiremap makes them from the shape.
             described["writers"] = [writer.name for writer in table.graph.writers]
             described["readers"] = [reader.name for reader in table.graph.readers]
             tensors["edge_scores"] = table.scores.cpu()
@@ -110,18 +111,19 @@ def read_scores(path: Path) -> tuple[NodeScores | None, EdgeScores | None, dict[
         if "edge_scores" in tensors:
             edges = _read_edges(graph, described, tensors)
         if "node_scores" in tensors:
-            told = field(described, "nodes", dict)
-            n_pos, d_mlp = told.get("n_pos"), field(told, "d_mlp", int, "nodes")
-            families = tuple(map(str, field(told, "families", list, "nodes")))
+            section = field(described, "nodes", dict)
+            n_pos, d_mlp = section.get("n_pos"), field(section, "d_mlp", int, "nodes")
+            families = tuple(map(str, field(section, "families", list, "nodes")))
             node_set = NodeSet(graph, d_mlp, families, None if n_pos is None else int(n_pos))
+            # Every node has a score; in a table of writers and readers not every entry is an edge.
             every = torch.ones(len(node_set), dtype=torch.bool)
             nodes = NodeScores(
                 node_set,
                 _checked(tensors, "node_scores", every),
                 _checked(tensors, "node_contributions", every),
-                field(told, "method", str, "nodes"),
-                field(told, "gradient", str, "nodes"),
-                field(told, "unsigned", bool, "nodes"),
+                field(section, "method", str, "nodes"),
+                field(section, "gradient", str, "nodes"),
+                field(section, "unsigned", bool, "nodes"),
             )
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
@@ -132,10 +134,11 @@ def _read_edges(
     graph: ModelGraph, described: dict[str, Any], tensors: Mapping[str, torch.Tensor]
 ) -> EdgeScores:
     exists = full_mask(graph)
-    told = field(described, "edges", dict)
-    positions = tuple(map(str, field(told, "positions", list, "edges")))
+    section = field(described, "edges", dict)
+    positions = tuple(map(str, field(section, "positions", list, "edges")))
     by_position = None
     if positions:
+        # [writer reader] -> [position writer reader]
         wanted = exists.expand(len(positions), *exists.shape)
         by_position = _checked(tensors, "edge_scores_by_position", wanted)
     exact = tensors.get("edge_scores_exact")
@@ -149,9 +152,9 @@ def _read_edges(
         _checked(tensors, "edge_scores", exists),
         by_position=by_position,
         positions=positions,
-        unsigned=field(told, "unsigned", bool, "edges"),
-        gradient=field(told, "gradient", str, "edges"),
-        reader=field(told, "reader", str, "edges"),
+        unsigned=field(section, "unsigned", bool, "edges"),
+        gradient=field(section, "gradient", str, "edges"),
+        reader=field(section, "reader", str, "edges"),
         exact=exact,
     )
 

@@ -171,6 +171,7 @@ class Circuit:
                 raise InputError(f"edge {name} is named twice")
             by_name[name] = edge
         places = {name: shape.edge(name) for name in by_name}
+        # Reader by reader, as a forward pass gets to them: equal edges make equal circuits.
         ordered = sorted(by_name, key=lambda name: (places[name].reader, places[name].writer))
         used = {node for edge in by_name.values() for node in (edge.source, edge.target)}
         nodes = tuple(
@@ -214,6 +215,7 @@ class Circuit:
         """
         import networkx
 
+        # A head may read one writer by its query, key and value: three edges between two nodes.
         graph: networkx.MultiDiGraph[Any] = networkx.MultiDiGraph()
         for node in self.nodes:
             graph.add_node(

@@ -65,6 +65,7 @@ class Comparison:
 
     def union(self) -> Circuit:
         """A circuit of all edges of either; of shared ones, with what ``a`` knows of them."""
+        # Of the same names the later wins, which is what `a` says.
         edges = {edge.name: edge for edge in (*self.b.edges, *self.a.edges)}
         scores = {
             node.name: node.score
@@ -75,14 +76,14 @@ class Comparison:
 
     def membership(self) -> dict[str, str]:
         """For every node and edge of either: ``shared``, ``a`` or ``b``."""
-        found: dict[str, str] = {}
+        places: dict[str, str] = {}
         for where, names in (
             ("shared", (*self.shared_nodes, *self.shared_edges)),
             ("a", (*self.lost_nodes, *self.lost_edges)),
             ("b", (*self.gained_nodes, *self.gained_edges)),
         ):
-            found |= dict.fromkeys(names, where)
-        return found
+            places |= dict.fromkeys(names, where)
+        return places
 
 
 def compare(a: Circuit, b: Circuit) -> Comparison:
@@ -92,7 +93,7 @@ def compare(a: Circuit, b: Circuit) -> Comparison:
         InputError: circuits of models of different shapes.
     """
     _check_shapes(a, b)
-    edges_a, edges_b = ({edge.name: edge for edge in one.edges} for one in (a, b))
+    edges_a, edges_b = ({edge.name: edge for edge in circuit.edges} for circuit in (a, b))
     union = Circuit.build(a.shape, {**edges_a, **edges_b}.values())
     names = [edge.name for edge in union.edges]
     shared, lost, gained = _parted(names, edges_a.keys(), edges_b.keys())
@@ -103,6 +104,7 @@ def compare(a: Circuit, b: Circuit) -> Comparison:
     )
     weighted = correlation = None
     if all(edge.worth is not None for edge in (*a.edges, *b.edges)):
+        # [edge] each, over the edges in either, so that they stand side by side.
         of_a, of_b = (
             [abs(edges[name].worth or 0.0) if name in edges else 0.0 for name in names]
             for edges in (edges_a, edges_b)
@@ -156,16 +158,15 @@ def _flips(one: CircuitEdge, other: CircuitEdge) -> bool:
 
 def _notes(a: Circuit, b: Circuit) -> list[str]:
     notes: list[str] = []
-    metrics = [str(one.method.get("metric", "unknown")) for one in (a, b)]
+    metrics = [str(circuit.method.get("metric", "unknown")) for circuit in (a, b)]
     if metrics[0] != metrics[1]:
         notes.append(f"worth is in units of {metrics[0]} in A and of {metrics[1]} in B")
-    for name, one in (("A", a), ("B", b)):
-        if lacking := sum(edge.worth is None for edge in one.edges):
+    for name, circuit in (("A", a), ("B", b)):
+        if lacking := sum(edge.worth is None for edge in circuit.edges):
             notes.append(f"{lacking} edges of {name} say no worth: nothing is weighed or ranked")
-    measured = [sum(edge.verified for edge in one.edges) for one in (a, b)]
-    if any(0 < n < len(one.edges) for n, one in zip(measured, (a, b), strict=True)) or (
-        a.edges and b.edges and bool(measured[0]) != bool(measured[1])
-    ):
+    measured = [sum(edge.verified for edge in circuit.edges) for circuit in (a, b)]
+    in_part = any(0 < n < len(circuit.edges) for n, circuit in zip(measured, (a, b), strict=True))
+    if in_part or (a.edges and b.edges and bool(measured[0]) != bool(measured[1])):
         notes.append(
             f"worth is a measured effect for {measured[0]} of {len(a.edges)} edges in A and "
             f"{measured[1]} of {len(b.edges)} in B, and an estimate for the others"
@@ -183,6 +184,7 @@ def spearman(one: Sequence[float], other: Sequence[float]) -> float | None:
 
 def _centred_ranks(values: Sequence[float]) -> list[float]:
     """Ranks less their mean."""
+    # All places that equal values take when sorted; their mean is the rank of each.
     places: dict[float, list[int]] = {}
     for place, value in enumerate(sorted(values)):
         places.setdefault(value, []).append(place)

@@ -102,6 +102,8 @@ def loads(text: str) -> Any:
         InputError: it is not that.
     """
 
+    # Left to itself Python takes NaN, keeps the last of two equal keys, and reads 1e999 as
+    # infinity; other readers of the file would not agree.
     def refuse_constant(constant: str) -> float:
         raise InputError(f"expected JSON numbers, got {constant}, which JSON does not have")
 
@@ -126,6 +128,7 @@ def loads(text: str) -> Any:
             parse_float=finite,
             object_pairs_hook=refuse_repeats,
         )
+    # What the hooks refused, in their words; an InputError is a ValueError, too.
     except InputError:
         raise
     except (ValueError, RecursionError) as error:  # ValueError: also integers beyond 4300 digits
@@ -138,6 +141,7 @@ def checked(circuit: Circuit) -> Circuit:
     Raises:
         InputError: it is contradictory in itself, or holds what JSON does not have.
     """
+    # Reading makes every check there is; what is left is that nothing came back changed.
     back = from_document(to_document(circuit))
     if (back.nodes, back.edges) != (circuit.nodes, circuit.edges):
         both = zip(circuit.edges, back.edges, strict=True)
@@ -169,6 +173,7 @@ def from_document(document: Any) -> Circuit:
         )
     check_version(field(top, "schema_version", str), SCHEMA_VERSION)
     shape = shape_from(object_of(field(top, "shape", dict, ""), "shape"))
+    # Nodes follow from the edges: those of the document give their scores, and are compared.
     edges = [
         edge_from(object_of(item, f"edges[{index}]"), f"edges[{index}]")
         for index, item in enumerate(field(top, "edges", list, ""))

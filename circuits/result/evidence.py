@@ -283,10 +283,12 @@ def _in_todays_keys(found: Mapping[str, Any]) -> dict[str, Any]:
             stability[_RENAMED[key]] = stability.pop(key)
             todays["stability"] = stability
     if "points" in curve and "signed" not in curve:
+        # Points alone are of the ranking by score; what is no part of a curve stays outside.
         own = {key: value for key, value in curve.items() if key in _kinds(RankingCurve)}
         others = {key: value for key, value in curve.items() if key not in own}
         todays["curve"] = {**others, "signed": own}
     if isinstance(tests.get("tests"), (list, tuple)):
+        # What stands beside the list, such as the seed, is said of each test.
         of_all = {key: value for key, value in tests.items() if key != "tests"}
         todays["tests"] = [
             {**of_all, **test} if isinstance(test, dict) else test for test in tests["tests"]
@@ -307,6 +309,7 @@ def _part(kind: type[_P], found: Mapping[str, Any], where: str) -> _P:
         if found.get(name) is not None
     }
     for each in fields(kind):
+        # No default of either kind; there is no other mark of it in a dataclass.
         required = each.default is MISSING and each.default_factory is MISSING
         if required and each.name not in known:
             raise InputError(f"{where}.{each.name}: expected, but missing")
@@ -314,15 +317,18 @@ def _part(kind: type[_P], found: Mapping[str, Any], where: str) -> _P:
     try:
         return kind(**known, rest=rest)
     except InputError as error:
+        # A part that refuses its own figures knows their names, not where it stands.
         raise InputError(f"{where}.{error}") from None
 
 
 @cache
 def _kinds(kind: type[Part]) -> dict[str, Any]:
     """The type of each field of a part, without ``| None``; all but the rest."""
+    # The annotations are strings, by the import from __future__; this makes them types again.
     hints = get_type_hints(kind)
     del hints["rest"]
     return {
+        # `X | None` has the arguments X and None, in this order; any other type stays.
         name: next((each for each in get_args(hint) if NoneType in get_args(hint)), hint)
         for name, hint in hints.items()
     }
@@ -346,6 +352,7 @@ def _value(kind: Any, value: Any, where: str) -> Any:
         return _part(kind, object_of(value, where), where)
     if kind is float:
         return finite(value, where)
+    # To Python a bool is an int.
     if not isinstance(value, kind) or isinstance(value, bool):
         raise InputError(f"{where}: expected {kind.__name__}, got {value!r:.60}")
     if kind is int and abs(value) > _LARGEST_INTEGER:

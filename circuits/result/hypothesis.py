@@ -127,7 +127,8 @@ def from_hypothesis_document(document: Any) -> Hypothesis:
     other, settings = field(top, "other_inputs", dict), field(top, "settings", dict)
     sampler = field(other, "sampler", str, "other_inputs")
     _refuse_other_hypotheses(top, sampler)
-    edges = {f"edges[{index}]": one for index, one in enumerate(field(top, "edges", list))}
+    # Keyed by their places, which is what errors name.
+    edges = {f"edges[{index}]": item for index, item in enumerate(field(top, "edges", list))}
     model, dataset = field(top, "model", dict), field(top, "dataset", dict)
     circuit = Circuit.build(
         shape_from(field(top, "shape", dict)),
@@ -161,7 +162,7 @@ def _refuse_other_hypotheses(top: Mapping[str, Any], other: str) -> None:
             raise InputError(
                 f"{part}.{name}: wiremap scrubs with {value!r} only, got {found[name]!r:.60}"
             )
-    nodes = {f"nodes[{index}]": one for index, one in enumerate(field(top, "nodes", list))}
+    nodes = {f"nodes[{index}]": item for index, item in enumerate(field(top, "nodes", list))}
     for where in nodes:
         kind = field(field(field(nodes, where, dict), "sampler", dict, where), "kind", str, where)
         if kind != "exact":
@@ -185,7 +186,9 @@ def read_edge_table(path: str | Path) -> list[CircuitEdge]:
     try:
         text = read_text(path)
         header = text.partition("\n")[0]
+        # The commonest of the three in the header, whose names hold none of them.
         delimiter = max(",\t;", key=header.count)
+        # Line ends as they are: csv itself tells those within quotes from those between rows.
         reader = csv.DictReader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
         reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or ()]
         missing = [name for name in ("source", "target") if name not in reader.fieldnames]
@@ -206,6 +209,7 @@ def read_edge_table(path: str | Path) -> list[CircuitEdge]:
 
 
 def _edge_of_row(row: Mapping[str | None, Any], where: str) -> CircuitEdge | None:
+    # What DictReader makes of too many cells (under None) and of too few (None in each).
     if None in row or None in row.values():
         raise InputError(f"{where}: expected as many cells as the header has")
     cells = {str(name): str(cell).strip() for name, cell in row.items()}
@@ -216,6 +220,7 @@ def _edge_of_row(row: Mapping[str | None, Any], where: str) -> CircuitEdge | Non
         return None
     target, bracket, rest = cells["target"].partition("<")
     slot = rest.removesuffix(">") if bracket else cells.get("slot", "").lower()
+    # Said in both places, it must be the same in both.
     if slot not in ("", "q", "k", "v") or cells.get("slot", "").lower() not in ("", slot):
         raise InputError(f"{where}: expected slot to be q, k, v or nothing, got {slot!r:.60}")
     if not cells["source"] or not target:
@@ -236,6 +241,7 @@ def _number_of_cell(cells: Mapping[str, str], name: str, where: str) -> float | 
     try:
         value = float(text)
     except ValueError:
+        # Refused below, with other numbers that are not finite.
         value = math.nan
     if not math.isfinite(value):
         raise InputError(f"{where}: expected {name} to be a finite number, got {text!r:.60}")

@@ -14,10 +14,11 @@ _NOUNS = """
 
 
 def _sample_agreement(template: str, words: Words, rng: random.Random, corruption: str) -> Record:
-    noun, other = (pair.split("/") for pair in rng.sample(words["noun"], 2))
+    noun, distractor = (pair.split("/") for pair in rng.sample(words["noun"], 2))
     verbs = [pair.split("/") for pair in words["verb"]]
+    # Drawn apart, so that the noun between is of the wrong number in half of the prompts.
     number, attractor = rng.randrange(2), rng.randrange(2)
-    scene = {"preposition": rng.choice(words["preposition"]), "other": other[attractor]}
+    scene = {"preposition": rng.choice(words["preposition"]), "other": distractor[attractor]}
     return {
         "clean": template.format(noun=noun[number], **scene),
         "corrupted": template.format(noun=noun[1 - number], **scene),

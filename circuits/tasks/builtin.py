@@ -81,6 +81,7 @@ def load_task(
     tokenizer = model if isinstance(model, Tokenizer) else model.require_tokenizer()
     words = usable_words(task, tokenizer)
     templates = usable_templates(task, words, tokenizer)
+    # The task as far as this tokenizer can spell it.
     spelled = replace(task, templates=templates, words=words)
     records = sample_records(spelled, corruption, n_pairs, seed=seed)
     if len(records) < n_pairs:
@@ -94,6 +95,7 @@ def load_task(
         "seed": seed,
         "words": count_words(task, tokenizer),
     }
+    # A built-in task's usual metric is looked up by name; of any other, only its pairs can tell.
     if task.name not in TASKS:
         source["metric"] = task.metric
     return PromptPairs.from_records(records, tokenizer, source=source)

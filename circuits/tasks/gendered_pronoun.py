@@ -14,6 +14,7 @@ def _sample_gendered_pronoun(
     genders = [("female", " she"), ("male", " he")]
     rng.shuffle(genders)
     (gender, answer), (other_gender, wrong) = genders
+    # Where a tokenizer spells no place as one token, only templates without one are left.
     place = rng.choice(words["place"]) if "{place}" in template else ""
     return {
         "clean": template.format(name=rng.choice(words[gender]), place=place),

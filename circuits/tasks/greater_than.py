@@ -17,6 +17,7 @@ def _sample_greater_than(
     template: str, words: Words, rng: random.Random, corruption: str
 ) -> Record:
     centuries: dict[str, list[str]] = {}
+    # Sorted, so that the first year of a century is its least, and slices are by size.
     for century, year in sorted(word.split("|") for word in words["year"]):
         centuries.setdefault(century, []).append(year)
     usable = [century for century, years in centuries.items() if years[0] == "01" and years[2:]]
@@ -27,6 +28,7 @@ def _sample_greater_than(
         )
     century = rng.choice(usable)
     _, *years = centuries[century]
+    # Neither 01, which is the corrupted prompt's, nor the last, which no year comes after.
     start = rng.choice(years[:-1])
     scene = {"event": rng.choice(words["event"]), "century": century}
     return {

@@ -17,6 +17,7 @@ def _sample_induction(template: str, words: Words, rng: random.Random, corruptio
     n_words = rng.randrange(6, 11)
     drawn = rng.sample(words["word"], 2 * n_words)
     first, others = drawn[:n_words], drawn[n_words:]
+    # The repeated part is of two words or more, and a word of the list is left to follow it.
     start = rng.randrange(n_words - 2)
     end = rng.randrange(start + 2, n_words)
     answer, wrong = first[end], others[end]

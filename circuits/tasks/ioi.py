@@ -43,6 +43,7 @@ def _sample_ioi(template: str, words: Words, rng: random.Random, corruption: str
         "object": rng.choice(words["object"]),
     }
     corrupted = {
+        # Three other names: those of the two people, and of a giver who is neither.
         "abc": dict(zip("abs", others, strict=True)),
         "swap": {"a": second, "b": first, "s": receiver},
         "s2-flip": {"a": first, "b": second, "s": receiver},

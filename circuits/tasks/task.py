@@ -65,12 +65,14 @@ def sample_records(task: Task, corruption: str, n_records: int, *, seed: int) ->
 
     Fewer than asked for when a thousand draws in a row gave nothing new.
     """
+    # A seed gives each task and corruption draws of its own.
     rng = random.Random(f"{task.name} {corruption} {seed}")
     records: dict[tuple[str, str], Record] = {}
     fruitless = 0
     while len(records) < n_records and fruitless < 1000:
         record = task.sample(rng.choice(task.templates), task.words, rng, corruption)
         n_before = len(records)
+        # A pair that was drawn before changes nothing; the first record of it stays.
         records.setdefault((record["clean"], record["corrupted"]), record)
         fruitless = 0 if len(records) > n_before else fruitless + 1
     return list(records.values())
@@ -99,10 +101,13 @@ def _single_tokens(words: Sequence[str], tokenizer: Tokenizer) -> list[str]:
     checks: list[tuple[str, str, str]] = []
     for word in words:
         for form in word.split("/"):
+            # In the midst of a text, where prompts have it; at its start many tokenizers spell it
+            # in another way.
             before = "the"
             for part in f" {form}".split("|"):
                 checks.append((word, before, part))
                 before += part
+    # All at once: the tokenizer is called for two long lists, not for every word.
     added = tokenizer.continuations(
         [before for _, before, _ in checks], [part for *_, part in checks]
     )
@@ -125,6 +130,7 @@ def usable_templates(task: Task, words: Words, tokenizer: Tokenizer) -> list[str
         parts = list(string.Formatter().parse(template))
         literals = [literal for literal, *_ in parts if literal.strip()]
         spelled = all(tokenizer.unknown not in ids for ids in tokenizer.encode(literals))
+        # A slot that is no kind of words is the task's own to fill; an empty kind cannot fill any.
         filled = all(words.get(str(slot), ["-"]) for _, slot, *_ in parts)
         if spelled and filled:
             usable.append(template)
