@@ -14,7 +14,7 @@ import click
 from ..edges.names.vocabulary import DOCUMENTS
 from . import options
 from .asked import Asked, Shown, gathered
-from .console import show_json, show_table
+from .console import show_json, show_table, show_text
 from .loading import load_model
 
 
@@ -27,6 +27,7 @@ def tasks(model: str | None, shown: Shown) -> None:
     from ..circuits.tasks.builtin import TASKS
     from ..circuits.tasks.task import count_words
 
+    # Its tokenizer is all that is needed, which no GPU helps.
     loaded = load_model(Asked(model=model, device="cpu")) if model else None
     rows: list[dict[str, Any]] = []
     for task in TASKS.values():
@@ -94,7 +95,7 @@ def models(shown: Shown) -> None:
         show_table(
             "bundled models", ["model", "kind", "parameters", "tasks, held-out accuracy"], rows
         )
-        click.echo(
+        show_text(
             "\nAny other --model is a Hugging Face directory or a model of the hub; architectures: "
             f"{', '.join(known.name for known in SUPPORTED.values())}."
         )
@@ -105,6 +106,7 @@ def models(shown: Shown) -> None:
 def schema(document: str) -> None:
     """Print the JSON Schema of circuit.json, or of scrub.json."""
     name = f"{document}.schema.json"
+    # The file ends its last line itself.
     click.echo(files("wiremap.circuits").joinpath(name).read_text(), nl=False)
 
 
@@ -116,7 +118,7 @@ def info(shown: Shown) -> None:
     import torch
 
     dot = shutil.which("dot")
-    found = {
+    versions = {
         **{
             name: version(name) for name in ("wiremap", "torch", "transformer_lens", "transformers")
         },
@@ -124,15 +126,17 @@ def info(shown: Shown) -> None:
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "mps": torch.backends.mps.is_available(),
         "threads": torch.get_num_threads(),
+        # dot says its version on stderr.
         "dot": dot
         and subprocess.run([dot, "-V"], capture_output=True, text=True, check=False)
         .stderr.strip()
         .removeprefix("dot - "),
     }
     if shown.as_json:
-        show_json(found)
+        show_json(versions)
     elif not shown.quiet:
         rows = [
-            [name, "no" if value in (None, False) else str(value)] for name, value in found.items()
+            [name, "no" if value in (None, False) else str(value)]
+            for name, value in versions.items()
         ]
         show_table("wiremap", ["", ""], rows)

@@ -22,6 +22,8 @@ def gathered(**groups: type) -> Callable[[Callable[..., None]], Callable[..., No
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         @wraps(command)
         def gather(**options: Any) -> None:
+            # Each option is popped by the first group with a field of its name; what no group has
+            # taken is handed on by itself.
             objects = {
                 name: group(
                     **{
@@ -82,6 +84,7 @@ class Scoring:
 
     def settled(self, gradient: str | None) -> dict[str, Any]:
         """Steps and schedule. Raises InputError if given with another rule than ``integrated``."""
+        # Another rule would ignore them, and the user would not know.
         if self.options and gradient != "integrated":
             raise InputError(
                 f"{', '.join(self.options)}: goes with --gradient integrated only; leave it out"

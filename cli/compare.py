@@ -10,7 +10,7 @@ import click
 from ..edges.names.vocabulary import EDGES_DRAWN
 from . import options
 from .asked import Shown, gathered
-from .console import show_json, show_table
+from .console import show_json, show_table, show_text
 from .loading import circuit_file
 
 if TYPE_CHECKING:
@@ -43,7 +43,8 @@ def compare(a: Path, b: Path, out: Path | None, top: int | None, shown: Shown) -
     elif not shown.quiet:
         _show(found, a, b)
         if out is not None:
-            click.echo(f"\nwritten to {out}")
+            show_text(f"\nwritten to {out}")
+    # Also beside JSON: notes go to stderr, and stdout stays JSON.
     for note in found.notes:
         click.echo(f"note: {note}", err=True)
 
@@ -67,15 +68,15 @@ def _show(found: Comparison, a: Path, b: Path) -> None:
     ):
         click.echo(f"{what} {'undefined' if value is None else format(value, '.3f')}")
     if found.sign_flips:
-        click.echo(f"of opposite signs: {_listed(found.sign_flips)}")
-    for where, one, names in (
+        show_text(f"of opposite signs: {_listed(found.sign_flips)}")
+    for where, circuit, names in (
         ("A", found.a, found.lost_edges),
         ("B", found.b, found.gained_edges),
     ):
-        worth = {edge.name: abs(edge.worth or 0.0) for edge in one.edges}
+        worth = {edge.name: abs(edge.worth or 0.0) for edge in circuit.edges}
         if names:
             largest = sorted(names, key=lambda name, worth=worth: -worth[name])
-            click.echo(f"in {where} alone, largest first: {_listed(largest)}")
+            show_text(f"in {where} alone, largest first: {_listed(largest)}")
 
 
 _SHOWN = 10  # rows of a table

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import sys
+import textwrap
 import threading
 import time
 from bisect import bisect_right
@@ -42,6 +43,24 @@ _WIDE = 80  # columns that a bar and all figures need
 def show_json(value: Any) -> None:
     """The value as JSON on stdout."""
     click.echo(json.dumps(value, indent=2, allow_nan=False))
+
+
+def show_text(text: str, piped: int | None = None) -> None:
+    """Sentences on stdout: in a terminal, lines are wrapped between words to its width.
+
+    Args:
+        piped: the width when stdout is no terminal; None leaves lines as they are.
+    """
+    # Scripts read lines as they are; only a terminal would break them, and in the middle of words.
+    width = shutil.get_terminal_size().columns if _is_terminal(sys.stdout) else piped
+    # Names of edges and files stay whole, to be copied: they are not parted at hyphens either.
+    lines = text.split("\n")
+    if width is not None:
+        lines = [
+            textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False)
+            for line in lines
+        ]
+    click.echo("\n".join(lines))
 
 
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

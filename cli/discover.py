@@ -13,7 +13,7 @@ from ..edges.errors import InputError
 from ..edges.names.vocabulary import BUDGET, PRUNE, TARGET
 from . import options
 from .asked import Asked, Scoring, Shown, gathered
-from .console import if_stopped, progress, show_json, show_table
+from .console import if_stopped, progress, show_json, show_table, show_text
 from .loading import load_model, load_pairs, subject
 from .summary import summary
 
@@ -40,6 +40,29 @@ class _Finding:
     acdc: float | None
 
 
+_kept = options.together(
+    options.number(
+        "--target",
+        help=f"Keep few verified edges that reach this faithfulness, none to spare ({TARGET} by "
+        "default).",
+    ),
+    options.number("--threshold", help="Keep the verified edges of at least this effect."),
+    options.number(
+        "--alpha",
+        help="Keep the verified edges significant at this false discovery rate "
+        "(Benjamini-Hochberg).",
+    ),
+    options.count("--size", help="Keep this many edges."),
+    options.choice(
+        "--prune",
+        PRUNE,
+        help="How --size chooses: the largest edges (top, the default), or from the logits "
+        "backwards.",
+    ),
+    options.number("--acdc", metavar="TAU", help="Keep what ACDC keeps; tries every edge."),
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Run:
     """Where the run goes, and how much of it there is to do."""
@@ -59,23 +82,7 @@ class _Run:
 )
 @options.flag("--all", "all_of_them", help="Verify all edges.")
 @options.until_bound("Verify until what is left is bounded below this (metric units).")
-@options.number(
-    "--target",
-    help=f"Keep few verified edges that reach this faithfulness, none to spare ({TARGET} by "
-    "default).",
-)
-@options.number("--threshold", help="Keep the verified edges of at least this effect.")
-@options.number(
-    "--alpha",
-    help="Keep the verified edges significant at this false discovery rate (Benjamini-Hochberg).",
-)
-@options.count("--size", help="Keep this many edges.")
-@options.choice(
-    "--prune",
-    PRUNE,
-    help="How --size chooses: the largest edges (top, the default), or from the logits backwards.",
-)
-@options.number("--acdc", metavar="TAU", help="Keep what ACDC keeps; tries every edge.")
+@_kept
 @click.option(
     "--bound/--no-bound",
     default=True,
@@ -98,6 +105,7 @@ def discover(asked: Asked, scoring: Scoring, finding: _Finding, run: _Run, shown
     from ..circuits.result.document import to_document
 
     model = load_model(asked)
+    # Options that contradict each other end the command before any pair is run.
     wanted = _wanted(model, finding, run)
     pairs = load_pairs(model, asked)
     out = run.out or Path("runs") / subject(model, pairs)
@@ -122,11 +130,13 @@ def discover(asked: Asked, scoring: Scoring, finding: _Finding, run: _Run, shown
     elif not shown.quiet:
         _show(circuit, out)
     if not shown.quiet:
+        # Last, as it loads the model once more; on stderr, so beside JSON as well.
         _show_precision(model, pairs, circuit, out)
 
 
 def _wanted(model: Model, finding: _Finding, run: _Run) -> dict[str, Any]:
     """What to verify and keep; ``--all`` is a budget of all edges."""
+    # The fields have the names that ``circuits.discover`` calls its parameters by.
     wanted = asdict(finding)
     if run.all_of_them:
         if finding.budget is not None or finding.until_bound is not None:
@@ -154,6 +164,7 @@ def _show_precision(model: Model, pairs: PromptPairs, circuit: Circuit, out: Pat
 def _evidence(evidence: Evidence) -> Iterator[str]:
     """What else was measured, in lines."""
     if evidence.metrics is not None:
+        # The metric kl is minus the divergence, so that more is better.
         kl, accuracy = evidence.metrics["kl"], evidence.metrics["accuracy"]
         yield (
             f"KL from the model {-kl.circuit:.3g} nats (corrupted {-kl.empty:.3g}), accuracy "
@@ -199,14 +210,15 @@ def _show(circuit: Circuit, out: Path) -> None:
     columns = ["edge", "effect", "95 % interval", "in resamples", "score"]
     show_table(f"the {len(rows)} largest of {len(edges)} edges", columns, rows)
     why = ", ".join(f"{n} {rule}" for rule, n in (circuit.evidence.removed or {}).items())
-    click.echo(f"removed: {why or 'none'}")
+    show_text(f"removed: {why or 'none'}")
     if circuit.faithfulness is not None:
-        click.echo("\n" + summary(circuit.method["metric"], circuit.faithfulness))
+        show_text("\n" + summary(circuit.method["metric"], circuit.faithfulness))
         for line in _evidence(circuit.evidence):
-            click.echo(line)
+            show_text(line)
         verified, in_model = circuit.method["edges_verified"], circuit.method["edges_in_model"]
+        # Where a bound was wanted, the evidence has it, or why there is none.
         if not circuit.method.get("bound", True) and verified < in_model:
-            click.echo(
+            show_text(
                 f"missed: nothing bounds the {in_model - verified} unverified edges (--no-bound)"
             )
         target = circuit.method["target"]
@@ -216,6 +228,6 @@ def _show(circuit: Circuit, out: Path) -> None:
                 f"{target:g}; verify more (--budget)",
                 err=True,
             )
-    click.echo(
+    show_text(
         f"\nwritten to {out}: circuit.json {' '.join(files_written(out))} (and the data behind them)"
     )

@@ -13,7 +13,7 @@ from ..edges.errors import InputError
 from ..edges.names.vocabulary import METRIC, SEED
 from . import options
 from .asked import Asked, Shown, gathered
-from .console import if_stopped, progress, show_json, show_table
+from .console import if_stopped, progress, show_json, show_table, show_text
 from .loading import check_shape, circuit_file, load_for_circuit
 from .summary import summary
 
@@ -73,15 +73,18 @@ def evaluate(
     from ..circuits.evidence.evaluation import Evaluation
     from ..exporters import read_circuit
 
+    # A file knows the circuit; the scores of all edges are in its run directory.
     run = circuit if circuit.is_dir() else None
     found = read_circuit(circuit_file(circuit))
     wanted = list(asdict(sections)) if every else sections.named
+    # Asked before a model is loaded and run.
     pictures = [path for path in out if path.suffix.lower() == ".svg"]
     if pictures and "curve" not in wanted:
         raise InputError(f"{pictures[0]} is to show the curve; ask for it too (--curve)")
     model, pairs = load_for_circuit(found, asked)
     check_shape(model, found)
     with if_stopped(), progress(shown.no_progress) as report:
+        # With --all, what cannot be made is left out with a note. What is named must be made.
         document, missing = Evaluation(
             circuit=found,
             model=model,
@@ -124,14 +127,14 @@ def _picture(document: Mapping[str, Any], found: Circuit) -> str:
     from ..exporters.pictures.curve import to_curve
     from ..exporters.pictures.labels import title
 
-    told = document["curve"]
+    curve = document["curve"]
     points = {
-        name: [(point["fraction"], point["faithfulness"]) for point in told[key]["points"]]
+        name: [(point["fraction"], point["faithfulness"]) for point in curve[key]["points"]]
         for name, key in (("by score", "signed"), ("by |score|", "absolute"))
     }
     details = (
-        f"{document['metric']}, {document['n_pairs']} pairs; CPR {told['cpr']:.3f}, "
-        f"CMD {told['cmd']:.3f}"
+        f"{document['metric']}, {document['n_pairs']} pairs; CPR {curve['cpr']:.3f}, "
+        f"CMD {curve['cmd']:.3f}"
     )
     return to_curve(points, title(found), details)
 
@@ -141,11 +144,11 @@ def _show(document: Mapping[str, Any], found: Circuit) -> None:
 
     own = Faithfulness(*(document[key] for key in ("full", "empty", "circuit", "n_pairs")))
     click.echo(f"{len(found.edges)} of {found.shape.n_edges} edges")
-    click.echo(summary(document["metric"], own))
-    for one in document["beside"]:
-        click.echo(
-            f"{one['metric']}: {one['full']:.3f} clean, {one['empty']:.3f} corrupted, "
-            f"{one['circuit']:.3f} with the circuit alone"
+    show_text(summary(document["metric"], own))
+    for other in document["beside"]:
+        show_text(
+            f"{other['metric']}: {other['full']:.3f} clean, {other['empty']:.3f} corrupted, "
+            f"{other['circuit']:.3f} with the circuit alone"
         )
     shown: dict[str, Callable[[Any], None]] = {
         "curve": _show_curve,
@@ -160,60 +163,67 @@ def _show(document: Mapping[str, Any], found: Circuit) -> None:
             show(document[name])
 
 
-def _show_curve(told: Mapping[str, Any]) -> None:
-    both = zip(told["signed"]["points"], told["absolute"]["points"], strict=True)
+def _show_curve(curve: Mapping[str, Any]) -> None:
+    # The same sizes of two rankings: by score, and by its magnitude.
+    both = zip(curve["signed"]["points"], curve["absolute"]["points"], strict=True)
     show_table(
-        f"faithfulness by size, ranked by {told['ranked_by']}",
+        f"faithfulness by size, ranked by {curve['ranked_by']}",
         ["% of edges", "edges", "by score", "kept", "by |score|", "kept"],
         [
             [
-                f"{100 * one['fraction']:g}",
-                str(one["asked"]),
-                f"{one['faithfulness']:.3f}",
-                str(one["kept"]),
-                f"{other['faithfulness']:.3f}",
-                str(other["kept"]),
+                f"{100 * signed['fraction']:g}",
+                str(signed["asked"]),
+                f"{signed['faithfulness']:.3f}",
+                str(signed["kept"]),
+                f"{absolute['faithfulness']:.3f}",
+                str(absolute["kept"]),
             ]
-            for one, other in both
+            for signed, absolute in both
         ],
     )
-    click.echo(f"CPR (area under the curve, by score) {told['cpr']:.3f}")
-    click.echo(f"CMD (area between the curve and 1, by |score|) {told['cmd']:.3f}")
+    click.echo(f"CPR (area under the curve, by score) {curve['cpr']:.3f}")
+    click.echo(f"CMD (area between the curve and 1, by |score|) {curve['cmd']:.3f}")
 
 
-def _show_completeness(told: Mapping[str, Any]) -> None:
-    without = ", ".join(told["largest_without"][:3]) or "nothing"
-    more = len(told["largest_without"]) - 3
-    click.echo(
-        f"completeness: |F(C without K) - F(M without K)| is {told['mean']:.3f} on average over "
-        f"{len(told['knockouts'])} K\nand at most {told['largest']:.3f}, K being {without}"
-        + (f" and {more} more" if more > 0 else "")
+def _show_completeness(completeness: Mapping[str, Any]) -> None:
+    without = ", ".join(completeness["largest_without"][:3]) or "nothing"
+    more = len(completeness["largest_without"]) - 3
+    show_text(
+        f"completeness: |F(C without K) - F(M without K)| is {completeness['mean']:.3f} on average "
+        f"over {len(completeness['knockouts'])} K\nand at most {completeness['largest']:.3f}, K being "
+        f"{without}" + (f" and {more} more" if more > 0 else "")
     )
 
 
 _SHOWN = 10  # rows of a table
 
 
-def _show_minimality(told: Mapping[str, Any]) -> None:
-    least = told["edges"][:_SHOWN]
+def _show_minimality(minimality: Mapping[str, Any]) -> None:
+    least = minimality["edges"][:_SHOWN]
     show_table(
-        f"minimality: the {len(least)} least needed of {len(told['edges'])} edges",
+        f"minimality: the {len(least)} least needed of {len(minimality['edges'])} edges",
         ["edge", "score", "alone", "with K of"],
         [
-            [one["edge"], f"{one['score']:.3f}", f"{one['alone']:.3f}", str(len(one["removed"]))]
-            for one in least
+            [
+                edge["edge"],
+                f"{edge['score']:.3f}",
+                f"{edge['alone']:.3f}",
+                str(len(edge["removed"])),
+            ]
+            for edge in least
         ],
     )
 
 
-def _show_stability(told: Mapping[str, Any]) -> None:
-    chosen = sorted(told["edges"], key=lambda one: -one["frequency"])
-    doubtful = [one for one in chosen if 0.05 < one["frequency"] < 0.95]
-    certain = sum(one["frequency"] >= 0.95 for one in chosen)
-    click.echo(
-        f"stability over {told['n_resamples']} resamples of {told['n_pairs']} pairs ({told['rule']}): "
-        f"mean pairwise Jaccard {told['mean_pairwise_jaccard']:.3f};\n{certain} edges are in at "
-        "least 95 % of the circuits"
+def _show_stability(stability: Mapping[str, Any]) -> None:
+    chosen = sorted(stability["edges"], key=lambda edge: -edge["frequency"])
+    # Edges that are nearly always chosen, or nearly never, are no news.
+    doubtful = [edge for edge in chosen if 0.05 < edge["frequency"] < 0.95]
+    certain = sum(edge["frequency"] >= 0.95 for edge in chosen)
+    show_text(
+        f"stability over {stability['n_resamples']} resamples of {stability['n_pairs']} pairs "
+        f"({stability['rule']}): mean pairwise Jaccard {stability['mean_pairwise_jaccard']:.3f};\n"
+        f"{certain} edges are in at least 95 % of the circuits"
     )
     if doubtful:
         show_table(
@@ -221,27 +231,27 @@ def _show_stability(told: Mapping[str, Any]) -> None:
             ["edge", "frequency", "effect", "low", "high"],
             [
                 [
-                    one["edge"],
-                    f"{one['frequency']:.3f}",
-                    *(f"{value:+.3f}" for value in (one["effect"], *one["interval"])),
+                    edge["edge"],
+                    f"{edge['frequency']:.3f}",
+                    *(f"{value:+.3f}" for value in (edge["effect"], *edge["interval"])),
                 ]
-                for one in doubtful[:_SHOWN]
+                for edge in doubtful[:_SHOWN]
             ],
         )
 
 
-def _show_tests(told: Mapping[str, Any]) -> None:
+def _show_tests(tests: Mapping[str, Any]) -> None:
     show_table(
         "hypothesis tests",
         ["test", "statistic", "p", "n", "a small p means"],
         [
             [
-                one["name"],
-                f"{one['statistic']:.3g}",
-                f"{one['p_value']:.3g}",
-                str(one["n"]),
-                one["small_p"],
+                test["name"],
+                f"{test['statistic']:.3g}",
+                f"{test['p_value']:.3g}",
+                str(test["n"]),
+                test["small_p"],
             ]
-            for one in told["tests"]
+            for test in tests["tests"]
         ],
     )

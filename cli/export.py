@@ -50,6 +50,7 @@ class _Output:
 
         out = self.out
         if out is None:
+            # circuit.eap-ig.json becomes circuit.svg: the longest extension that fits is taken off.
             known = [
                 each.extension for each in FORMATS.values() if circuit.name.endswith(each.extension)
             ]
@@ -108,6 +109,7 @@ def _tell_losses(format: str, target: Format, top: int | None, n_edges: int) -> 
 
     if target.loses:
         click.echo(f"note: {format} loses {target.loses}", err=True)
+    # Only diagrams leave edges out for want of room.
     if "top" not in target.shows:
         return
     drawn = min(top or EDGES_DRAWN, n_edges)

@@ -54,6 +54,7 @@ def load_pairs(model: Model, asked: Asked) -> PromptPairs:
                 "to built-in tasks: give one or the other"
             )
         return PromptPairs.read(asked.pairs, model)
+    # A bundled model was trained for tasks: the first is what it is asked about by default.
     usual = [asked.task] if asked.task is not None else bundled_tasks(model.name)
     if not usual:
         raise InputError(
@@ -74,6 +75,7 @@ def load_for_circuit(circuit: Circuit | None, asked: Asked) -> tuple[Model, Prom
 
     described: Mapping[str, Any] = circuit.model if circuit else {}
     of_task: Mapping[str, Any] = circuit.task if circuit else {}
+    # Without a task --seed is of draws alone, and must not change the circuit's pairs.
     asked = replace(asked, seed=asked.seed if asked.task else None)
     no_prompts = asked.task is None and asked.pairs is None
     of_task_only = {"--corruption": asked.corruption, "--n-pairs": asked.n_pairs}
@@ -85,6 +87,7 @@ def load_for_circuit(circuit: Circuit | None, asked: Asked) -> tuple[Model, Prom
                 "without --model, --task or --pairs everything is as the circuit was found; leave "
                 "--bos and --dtype out, or name what they are for"
             )
+        # By their hashes these are what they were; with other options that cannot be checked.
         return reload(described, of_task, asked.device)
     model = load_model(_model_of(described, asked))
     return model, load_pairs(model, _task_of(of_task, asked))
@@ -95,11 +98,13 @@ def _model_of(described: Mapping[str, Any], asked: Asked) -> Asked:
     name = asked.model or described.get("name")
     if not name:
         raise InputError("the circuit does not say which model it is of; name it (--model)")
+    # BOS and precision are habits of a model: another one has its own.
     same = described if name == described.get("name") else {}
     return replace(
         asked,
         model=str(name),
         bos=same.get("bos") if asked.bos is None else asked.bos,
+        # By this readers are named, so it follows the circuit whatever the model is.
         kv=asked.kv or str(described.get("kv", GROUPED)),
         dtype=asked.dtype or str(same.get("dtype", DTYPE)),
     )
@@ -108,6 +113,7 @@ def _model_of(described: Mapping[str, Any], asked: Asked) -> Asked:
 def _task_of(described: Mapping[str, Any], asked: Asked) -> Asked:
     """The options with what they leave open of the pairs."""
     task = asked.task or (None if asked.pairs else described.get("task"))
+    # Corruptions and numbers of pairs belong to a task: another one has its own.
     if task is None or task != described.get("task"):
         return replace(asked, task=task)
     return replace(

@@ -43,6 +43,7 @@ def _show_notes() -> None:
         else:
             others(message, category, *where, **more)
 
+    # Python shows a warning once for each place, but every run has its own.
     warnings.simplefilter("always", WiremapWarning)
     warnings.showwarning = show
 
@@ -50,10 +51,12 @@ def _show_notes() -> None:
 class _Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
+            # Undone at the end, for programs that call this in their own process.
             with warnings.catch_warnings():
                 _show_notes()
                 return super().invoke(ctx)
         except InputError as error:
+            # Caught first: it is a WiremapError, too, but exits with a code of its own.
             raise _BadInput(str(error)) from error
         except WiremapError as error:
             raise click.ClickException(str(error)) from error
@@ -71,5 +74,6 @@ def main() -> None:
     """
 
 
+# Cheap: what is slow to import, these modules import inside their functions.
 for _name, _module in COMMANDS.items():
     main.add_command(getattr(import_module(f".{_module}", __package__), _name))

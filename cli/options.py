@@ -18,6 +18,7 @@ def together(*options: Option[Any]) -> Option[Any]:
     """Several options as one decorator, in the order of the help."""
 
     def decorate(command: Any) -> Any:
+        # click lists the decorator that is applied last first.
         for option in reversed(options):
             command = option(command)
         return command
@@ -94,6 +95,7 @@ def _where(dtype: str | None, usual: str) -> Option[Any]:
 where = _where(words.DTYPE, f"{words.DTYPE} by default")
 """Where and how runs are computed."""
 
+# None is as the circuit says.
 where_of_circuit = _where(
     None, f"that of the circuit, or of another model {words.DTYPE}, by default"
 )
@@ -109,6 +111,7 @@ _corruption = click.option("--corruption", help="How the task's corrupted prompt
 
 
 def _bos(help: str) -> Option[Any]:
+    # None is neither: the model's convention, or what the circuit was found with.
     return click.option("--bos/--no-bos", default=None, help=help)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from ..edges.names import vocabulary as words
 from ..edges.names.nodes import FAMILIES
 from . import options
 from .asked import Asked, Scoring, Shown, gathered, given
-from .console import if_stopped, progress, show_json, show_table
+from .console import if_stopped, progress, show_json, show_table, show_text
 from .loading import load_model, load_pairs, subject
 
 if TYPE_CHECKING:
@@ -83,6 +83,16 @@ _output = options.together(
 )
 
 
+def _by_position(
+    positions: Sequence[str], aggregates: Sequence[str], *, which: str, ranks: str
+) -> options.Option[Any]:
+    """Whether positions are told apart, and what they rank by; the first aggregate is the default."""
+    return options.together(
+        options.choice("--positions", positions, words.SUMMED, help=which),
+        options.choice("--aggregate", aggregates, aggregates[0], help=ranks),
+    )
+
+
 @click.group()
 def score() -> None:
     """Estimate the effect of all nodes, or of all edges, at once."""
@@ -106,17 +116,11 @@ def score() -> None:
     help="What the AtP* paper recommends by default. The last four patch, and need no gradients.",
 )
 @options.count("--samples", least=2, help=f"Subsets of --method subsampling ({words.N_SUBSETS}).")
-@options.choice(
-    "--positions",
+@_by_position(
     words.NODE_POSITIONS,
-    words.SUMMED,
-    help="Nodes of all positions together, or of each token position.",
-)
-@options.choice(
-    "--aggregate",
     words.NODE_AGGREGATES,
-    words.NODE_AGGREGATE,
-    help="What ranks nodes: |mean estimate| over pairs, or mean |estimate|.",
+    which="Nodes of all positions together, or of each token position.",
+    ranks="What ranks nodes: |mean estimate| over pairs, or mean |estimate|.",
 )
 @_output
 @gathered(asked=Asked, scoring=Scoring, wanted=_Nodes, output=_Output, shown=Shown)
@@ -128,7 +132,9 @@ def nodes(asked: Asked, scoring: Scoring, wanted: _Nodes, output: _Output, shown
     """
     model = load_model(asked)
     pairs = load_pairs(model, asked)
+    # Before anything runs: a file in the way must not cost the scores.
     (out,) = _places(output, f"{subject(model, pairs)}-nodes", (".safetensors",))
+    # All of the method is settled here, as the file has to say it.
     method = _method_of_nodes(model, pairs, asked, scoring, wanted)
     scores = _score_nodes(model, pairs, method, shown)
     _write(out, model, pairs, {**method, "aggregate": wanted.aggregate}, scores)
@@ -155,6 +161,7 @@ def _method_of_nodes(
     method["positions"] = wanted.positions
     name = wanted.method or recommended_method(method["nodes"], len(pairs), scoring.gradient)
     method["method"] = name
+    # These patch: subsets and a seed are theirs, rules of gradients are not.
     if name in words.BASELINES:
         _refuse_options(name, {"--gradient": scoring.gradient, **scoring.options})
         return {
@@ -209,17 +216,11 @@ def _refuse_options(method: str, options: dict[str, Any]) -> None:
     "--candidates",
     help="Ask --reader exact only about so many edges, the best by the linear one.",
 )
-@options.choice(
-    "--positions",
+@_by_position(
     words.POSITIONS,
-    words.SUMMED,
-    help="Also score each token position, or the named spans of the pairs file.",
-)
-@options.choice(
-    "--aggregate",
     words.EDGE_AGGREGATES,
-    words.EDGE_AGGREGATE,
-    help="What ranks edges: the sum over positions, or the sum of absolute values by position.",
+    which="Also score each token position, or the named spans of the pairs file.",
+    ranks="What ranks edges: the sum over positions, or the sum of absolute values by position.",
 )
 @options.count(
     "--crossing",
@@ -251,6 +252,7 @@ def edges(asked: Asked, scoring: Scoring, wanted: _Edges, output: _Output, shown
 
     model = load_model(asked)
     pairs = load_pairs(model, asked)
+    # What can be refused is refused before anything runs: files, splits, readers.
     files = _files_of_edges(output, f"{subject(model, pairs)}-edges", wanted.importances)
     splits = _splits(model, wanted)
     _check_edges(model, pairs, scoring, wanted)
@@ -272,6 +274,7 @@ def edges(asked: Asked, scoring: Scoring, wanted: _Edges, output: _Output, shown
             **method,
             memory_limit=limit,
         )
+    # No matter of scoring, but the file says what its ranking is by.
     method["aggregate"] = wanted.aggregate
     _write(files["scores"], model, pairs, method, *scores.tables)
     _draw(files["heat map"], model, scores.edges, wanted.aggregate)
@@ -312,6 +315,7 @@ def _check_edges(model: Model, pairs: PromptPairs, scoring: Scoring, wanted: _Ed
     from ..exporters.formats.eap_ig import check_names
 
     if wanted.importances:
+        # EAP-IG has no names for key-value heads that query heads share.
         check_names(model.graph)
     if wanted.aggregate != words.EDGE_AGGREGATE and wanted.positions == words.SUMMED:
         raise InputError(
@@ -376,6 +380,7 @@ def _draw(out: Path, model: Model, scores: EdgeScores, aggregate: str) -> None:
 def _write_importances(out: Path, model: Model, scores: EdgeScores) -> None:
     from ..exporters.formats.eap_ig import write_importances
 
+    # [writer reader] as lists: a million single look-ups in a tensor would be slow.
     table = scores.scores.cpu().tolist()
     write_importances(out, model.graph, model.d_model, lambda writer, reader: table[writer][reader])
 
@@ -385,6 +390,7 @@ def _write_importances(out: Path, model: Model, scores: EdgeScores) -> None:
 
 def _places(output: _Output, name: str, suffixes: tuple[str, ...]) -> list[Path]:
     """Where the files go. Raises InputError if one is there and may not be replaced."""
+    # --out names the scores; the other files stand beside them, named alike.
     out = output.out or Path(f"{name}.safetensors")
     places = [out, *(out.with_suffix(suffix) for suffix in suffixes[1:])]
     for place in places:
@@ -431,9 +437,9 @@ def _show(ranking: _Ranking, top: int, shown: Shown) -> None:
         n_ranked = len(ranking.ranked)
         title = f"the {min(top, n_ranked)} largest of {n_ranked:,} {ranking.what}"
         _show_rows(title, ranking.ranked[:top], ranking.what[:-1], ranking.unsigned)
-        click.echo(f"\n{ranking.line}")
+        show_text(f"\n{ranking.line}")
         others = "".join(f"; {name}: {path}" for name, path in files.items() if name != "scores")
-        click.echo(
+        show_text(
             f"written to {files['scores']}{others}\n"
             f"measure the best with: wiremap verify {files['scores']}"
         )

@@ -12,7 +12,7 @@ from ..edges.errors import InputError
 from ..edges.names import vocabulary as words
 from . import options
 from .asked import Asked, Shown, gathered, given
-from .console import if_stopped, progress, show_json, show_table
+from .console import if_stopped, progress, show_json, show_table, show_text
 from .loading import check_shape, load_for_circuit
 
 if TYPE_CHECKING:
@@ -94,10 +94,12 @@ def scrub(circuit: Path, testing: _Testing, asked: Asked, out: Path | None, show
 
     claimed = read_claim(circuit)
     hypothesis = claimed if isinstance(claimed, Hypothesis) else None
+    # A table of edges names no model, task or settings: there the options have to.
     edges = claimed.circuit.edges if isinstance(claimed, Hypothesis) else claimed
     if asked.kv is not None and hypothesis is not None:
         raise InputError("--kv goes with a table of edges; this circuit says which it is")
     settings = _settings(hypothesis, testing, asked)
+    # Scrubbing does not need it: the result is judged when it is there.
     min_recovered = settings.pop("min_recovered")
     model, pairs = load_for_circuit(hypothesis and hypothesis.circuit, asked)
     if hypothesis is not None:
@@ -112,8 +114,10 @@ def scrub(circuit: Path, testing: _Testing, asked: Asked, out: Path | None, show
         _show(document, result)
     if result.left_out:
         click.echo(f"note: {len(result.left_out)} pairs left out (--leave-out)", err=True)
+    # Then nothing of a pair's own prompt reaches the logits.
     if result.n_edges == len(result.dead):
         click.echo("note: no path of kept edges leads from input to logits", err=True)
+    # Last, when all is written and shown: a claim that failed is a result, no error.
     if document["claim"]["held"] is False:
         click.get_current_context().exit(1)
 
@@ -131,6 +135,7 @@ def _settings(hypothesis: Hypothesis | None, testing: _Testing, asked: Asked) ->
     }
     if hypothesis is not None:
         usual = {name: getattr(hypothesis, name) for name in usual}
+    # Options that were not given are None, and leave what was there.
     settings = {**usual, **given({**asdict(testing), "seed": asked.seed})}
     check_settings(
         settings["scheme"], settings["other"], settings["repeats"], settings["min_recovered"]
@@ -159,36 +164,37 @@ _SHOWN = 15  # rows of a table
 
 def _show(document: dict[str, Any], result: Scrubbing) -> None:
     rows = [
-        [name, f"{told['mean']:.3f}", "" if error is None else f"{error:.3f}"]
-        for name, told in ((name, document[name]) for name in ("original", "scrubbed", "random"))
-        for error in [told["standard_error"]]
+        [name, f"{document[name]['mean']:.3f}", "" if error is None else f"{error:.3f}"]
+        for name in ("original", "scrubbed", "random")
+        # A loop over one value, to give it a name.
+        for error in [document[name]["standard_error"]]
     ]
     show_table(
         f"{document['metric']}, mean over {document['n_pairs']} pairs", ["", "mean", "s.e."], rows
     )
     interval = document["interval"]
     between = "" if interval is None else f" (95 % interval {interval[0]:.3f} to {interval[1]:.3f})"
-    click.echo(
+    show_text(
         f"\nrecovered {document['recovered']:.3f}{between}, 1 - AUE/ATE {document['explained']:.3f}"
     )
-    click.echo(
+    show_text(
         f"scheme {document['scheme']}, other prompts: {document['other']}, {document['repeats']} "
         f"repeats; random: {document['baselines']['random']}"
     )
-    click.echo(
+    show_text(
         f"{result.n_edges} of {document['edges_in_model']} edges kept, {len(result.dead)} of them dead; "
         f"the tree has {result.circuit.tree_size:,} nodes"
     )
     if result.random_circuits:
-        by_chance = ", ".join(f"{one.recovered:.3f}" for one in result.random_circuits)
-        click.echo(f"random circuits of as many edges recover {by_chance}")
+        by_chance = ", ".join(f"{chance.recovered:.3f}" for chance in result.random_circuits)
+        show_text(f"random circuits of as many edges recover {by_chance}")
     if result.without:
         needed = sorted(result.without.items(), key=lambda item: item[1].recovered)
         click.echo()
         show_table(
             f"recovered without one edge, the {min(_SHOWN, len(needed))} lowest of {len(needed)}",
             ["without", "recovered"],
-            [[name, f"{one.recovered:.3f}"] for name, one in needed[:_SHOWN]],
+            [[name, f"{rest.recovered:.3f}"] for name, rest in needed[:_SHOWN]],
         )
     claim = document["claim"]
     if claim["held"] is not None:

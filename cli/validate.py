@@ -29,6 +29,7 @@ def validate(file: Path, shown: Shown) -> None:
         show_json(found)
     elif not shown.quiet:
         for result in found:
+            # The whole numbers are counts; the rest names file and format.
             details = ", ".join(
                 f"{value} {name}" for name, value in result.items() if isinstance(value, int)
             )
@@ -37,6 +38,7 @@ def validate(file: Path, shown: Shown) -> None:
 
 def _data_files(directory: Path) -> list[Path]:
     """The files of a run directory that hold data; a run without any of its files is refused."""
+    # What else is there, pages and pictures, is never read back.
     names = ("run.json", "scores.safetensors", "effects.jsonl", "circuit.json", "circuit.graphml")
     present = [directory / name for name in names if (directory / name).exists()]
     if directory / "run.json" not in present:
@@ -60,6 +62,7 @@ def _check(path: Path) -> dict[str, Any]:
     if path.suffix == ".jsonl":
         return {"format": "verified effects", "effects": len(read_effects(path))}
     if path.suffix == ".json":
+        # By what the document says it is: all three kinds end with .json.
         known = _run_or_hypothesis(path)
         if known is not None:
             return known
@@ -80,6 +83,7 @@ def _run_or_hypothesis(path: Path) -> dict[str, Any] | None:
     from ..edges.files import read_text
 
     try:
+        # What is no JSON goes on to read_format, which says where it breaks.
         found = loads(read_text(path))
     except InputError:
         return None

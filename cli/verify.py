@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from ..edges.errors import InputError
 from ..edges.names import vocabulary as words
 from . import options
 from .asked import Asked, Shown, gathered, given
-from .console import if_stopped, progress, show_json, show_table
+from .console import if_stopped, progress, show_json, show_table, show_text
 
 if TYPE_CHECKING:
     from ..circuits.record.effects_file import Verified
@@ -190,6 +189,7 @@ def verify(
     from ..circuits.reloading import reload
 
     ranking = read_ranking(scores)
+    # What contradicts itself ends here, before the model is loaded.
     names, rest = _chosen(ranking, plan)
     _check_bounding(plan, bounding, patching, rest)
     out = _place(ranking, output)
@@ -207,6 +207,7 @@ def verify(
         out=out,
         batch_size=asked.batch_size,
     )
+    # Edges are patched with the other run of their own pair, always.
     source = None if ranking.items == "edges" else _source(model, patching)
     with if_stopped(out), progress(shown.no_progress) as report:
         verified, bound = _measured(work, plan, bounding, source, report)
@@ -216,7 +217,7 @@ def verify(
     elif not shown.quiet:
         _show(work, verified)
         _show_rest(work, bound, plan, error, len(verified))
-        click.echo(f"\nwritten to {out}")
+        show_text(f"\nwritten to {out}")
 
 
 # ---- what is asked
@@ -243,7 +244,9 @@ def _chosen(ranking: Ranking, plan: _Plan) -> tuple[Sequence[str], Sequence[str]
         raise InputError("--path, --together and --frozen are for scores of edges")
     if named:
         return named, []
+    # Until a bound holds any number may be measured, so all are handed over, best first.
     all_of_them = plan.all_of_them or plan.until_bound
+    # A slice ends where the ranking does, which may be before the default budget.
     cut = n_ranked if all_of_them else plan.budget or words.BUDGET["cpu"]
     return ranking.names[:cut], ranking.names[cut:]
 
@@ -340,6 +343,7 @@ def _measured(
     }
     draws: dict[str, Any] = {"probability": bounding.probability, "confidence": bounding.confidence}
     if plan.until_bound is not None:
+        # verify_until bounds what it leaves as it goes; verify bounds nothing by itself.
         subsets = BoundOptions(samples=bounding.samples, **draws)
         return verify_until(
             work.model, work.pairs, work.names, largest=plan.until_bound, options=subsets, **method
@@ -409,6 +413,7 @@ def _show(work: _Work, verified: Sequence[Verified]) -> None:
             f"{item.effect:+.4f}",
             "" if item.standard_error is None else f"{item.standard_error:.4f}",
             "" if item.interval is None else "{:+.4f} to {:+.4f}".format(*item.interval),
+            # Paths and groups that were named have no score.
             f"{estimates[item.name]:+.4f}" if item.name in estimates else "",
         ]
         for item in largest
@@ -427,8 +432,8 @@ def _show_rest(
     from ..circuits.evidence.precision import precision_note
 
     if bound is not None:
-        click.echo("\n" + textwrap.fill(bound.statement(), 100))
+        show_text("\n" + bound.statement(), piped=100)
     elif plan.until_bound is not None:
-        click.echo("\nall were measured; there is nothing to bound")
+        show_text("\nall were measured; there is nothing to bound")
     if error is not None:
-        click.echo(f"\n{precision_note(work.model, error, n_verified)}")
+        show_text(f"\n{precision_note(work.model, error, n_verified)}")

@@ -31,11 +31,13 @@ def view(circuit: Path, out: Path | None, group: Path | None, no_open: bool) -> 
     roles = View(groups=read_groups(group) if group else {})
     page = to_html(read_circuit(circuit), roles)
     path = out or circuit.with_suffix(".html")
+    # Only pages of our own are replaced. Their mark stands in the head, near the beginning.
     if path.exists() and not (path.is_file() and MARK.encode() in path.read_bytes()[:4096]):
         raise InputError(f"{path} exists and is not a page of wiremap; choose another file (-o)")
     try:
         write_atomically(path, page)
     except InputError:
+        # The circuit may lie where nothing can be written. Unless a place was named, any will do.
         if out is not None:
             raise
         path = Path(tempfile.mkdtemp(prefix="wiremap-")) / path.name

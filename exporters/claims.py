@@ -30,6 +30,8 @@ def read_claim(path: Path) -> Hypothesis | list[CircuitEdge]:
         path = path / "circuit.json"
     if path.suffix.lower() in _TABLES:
         return read_edge_table(path)
+    # A hypothesis says that it is one. All other JSON is left to read_circuit, which knows what may
+    # be wrong with it.
     if path.suffix.lower() == ".json":
         try:
             document = loads(read_text(path))

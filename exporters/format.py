@@ -31,8 +31,10 @@ class Content:
     @cached_property
     def keys(self) -> frozenset[str]:
         """The keys of its JSON object; none if it is something else."""
-        found = self.data if self.start.startswith("{") else None
-        return frozenset(found) if isinstance(found, dict) else frozenset()
+        # What does not begin as an object is not parsed: every file is asked for its keys, XML and
+        # CSV too.
+        document = self.data if self.start.startswith("{") else None
+        return frozenset(document) if isinstance(document, dict) else frozenset()
 
 
 def _never(content: Content) -> bool:

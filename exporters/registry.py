@@ -55,6 +55,7 @@ def find_format(path: Path, format: str | None) -> Format:
         return FORMATS[format]
     fitting = [known for known in FORMATS.values() if path.name.lower().endswith(known.extension)]
     if fitting:
+        # circuit.eap-ig.json ends with .json as well: the longer extension is meant.
         return max(fitting, key=lambda known: len(known.extension))
     raise InputError(
         f"{path}: no format has the extension {path.suffix or '(none)'!r}; "
@@ -78,9 +79,10 @@ def write_circuit(
     """
     path, view = Path(path), view or View()
     known = find_format(path, format)
+    # Refused rather than ignored: the file would not show what was asked for.
     for name in CHOICES:
         if getattr(view, name) and name not in known.shows:
-            able = ", ".join(key for key, other in FORMATS.items() if name in other.shows)
+            able = ", ".join(key for key, candidate in FORMATS.items() if name in candidate.shows)
             raise InputError(
                 f"{format or known.extension} has no choice of {name}: formats that have are {able}"
             )
@@ -100,6 +102,7 @@ def read_format(path: str | Path) -> tuple[str, Circuit]:
     """The name of a file's format, and the circuit in it. Raises InputError as ``read_circuit``."""
     path = Path(path)
     try:
+        # Before anything is read: a device never ends, and a huge file fills the memory.
         if path.exists() and not path.is_file():
             raise InputError("expected a file, got a directory or a device")
         if path.exists() and path.stat().st_size > LARGEST_FILE:

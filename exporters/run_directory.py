@@ -48,6 +48,7 @@ def write_run_directory(circuit: Circuit, path: str | Path) -> list[str]:
         try:
             content = FORMATS[format].encode(whole, View())
         except InputError:
+            # A WiremapError, too: but what is wrong with the circuit is no matter for a warning.
             raise
         except WiremapError as error:  # Graphviz cannot draw it, or is not there
             warnings.warn(str(error), WiremapWarning, stacklevel=2)

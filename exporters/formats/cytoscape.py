@@ -54,6 +54,7 @@ def from_cytoscape(data: Mapping[str, Any]) -> Circuit:
             if not isinstance(element, dict):
                 raise InputError(f"{where}: expected an object, got {type(element).__name__}")
             rows[group].append(field(element, "data", dict, where))
+    # There a node is known by its id, so that counts, whatever became of the label.
     nodes = [{**row, "label": row.get("id")} for row in rows["nodes"]]
     return from_rows(about, nodes, rows["edges"])
 
@@ -62,6 +63,7 @@ def _node(row: Row) -> dict[str, Any]:
     values = {name: value for name, value in row.items() if name not in ("x", "y")}
     return {
         "data": {"id": row["label"], **values},
+        # Rows count y upwards.
         "position": {"x": row["x"], "y": -float(row["y"])},
         "classes": row["kind"],
     }
@@ -69,6 +71,7 @@ def _node(row: Row) -> dict[str, Any]:
 
 def _edge(row: Row, index: int) -> dict[str, Any]:
     return {
+        # Nodes and edges share one space of ids: an edge needs one that no node has.
         "data": {"id": f"e{index}", **row},
         "classes": row["sign"] if row["kind"] == "edge" else row["kind"],
     }

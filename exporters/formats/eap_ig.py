@@ -110,6 +110,8 @@ def from_eap_ig(data: Mapping[str, Any]) -> Circuit:
     kept = [
         edge for name, entry in edges.items() if (edge := _edge(name, entry, shape)) is not None
     ]
+    # MIB's importances.json has scores and no edge in the graph; a circuit that lost all its edges
+    # has neither.
     if not kept and any(number(entry, "score", name) for name, entry in edges.items()):
         raise InputError(
             "expected edges that are in_graph, got scores only; choose a circuit in EAP-IG "
@@ -139,6 +141,7 @@ def _check_whole(nodes: Mapping[str, Mapping[str, Any]], shape: ModelGraph) -> N
     for name, entry in nodes.items():
         if name not in known:
             raise InputError(f"nodes: {name!r:.60} is no node of a model of this size")
+        # One truth value for each neuron. All true, or none listed, is a whole node.
         neurons = entry.get("neurons", [])
         if not isinstance(neurons, list) or not all(neurons):
             raise InputError(
@@ -171,6 +174,8 @@ def _entries(data: Mapping[str, Any], name: str) -> dict[str, dict[str, Any]]:
 
 def _edge(name: str, entry: Mapping[str, Any], shape: ModelGraph) -> CircuitEdge | None:
     """An edge of the circuit; None if the entry says that it is not in there."""
+    # Edges outside the circuit are checked, too: a file of another model must not pass because the
+    # edges that this one lacks happen to be left out.
     edge = shape.edge(name)
     score = number(entry, "score", f"edges.{name}")
     if not entry["in_graph"]:
@@ -190,11 +195,14 @@ def _cfg(graph: ModelGraph, d_model: int) -> dict[str, Any]:
 
 
 def _parts(graph: ModelGraph, d_model: int, score: Callable[[int, int], float]) -> Iterator[str]:
+    # Written piece by piece: json.dumps would need all edges in memory at once.
     cfg = _cfg(graph, d_model)
+    # The logits write nothing, but are a node there.
     nodes = [writer.name for writer in graph.writers] + ["logits"]
     yield f'{{"cfg": {json.dumps(cfg)},\n"nodes": {{\n'
     yield ",\n".join(f'{json.dumps(name)}: {{"in_graph": false}}' for name in nodes)
     yield '},\n"edges": {\n'
+    # Before an edge, not after it: JSON allows no comma behind the last.
     separator = ""
     for edge in graph.edges():
         value = float(score(*edge))  # numpy's floats have another repr

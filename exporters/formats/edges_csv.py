@@ -46,6 +46,7 @@ COLUMNS = (*_EDGE, *_KNOWN, *_RESAMPLED, *_HOOKS, *_SHAPE)
 def to_edges_csv(circuit: Circuit) -> str:
     """The edges of the circuit as CSV text, in the order of computation."""
     text = io.StringIO()
+    # Figures have ``verified``, too, which here an effect says by being there.
     writer: csv.DictWriter[str] = csv.DictWriter(
         text, COLUMNS, extrasaction="ignore", lineterminator="\n"
     )
@@ -69,9 +70,12 @@ def from_edges_csv(text: str) -> Circuit:
     Raises:
         InputError: not that; the row is named.
     """
+    # ``newline=""`` leaves line ends inside of quotes alone. Not ``strict``, csv would take a
+    # quotation mark that is never closed for one around the rest of the file.
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
         header = list(reader.fieldnames or ())
+        # Of two columns of one name csv would keep the last, silently.
         if len(set(header)) < len(header):
             raise InputError("expected distinct columns, got one twice")
         if missing := [name for name in (*_EDGE, *_KNOWN, *_SHAPE) if name not in header]:
@@ -81,10 +85,13 @@ def from_edges_csv(text: str) -> Circuit:
         raise InputError(f"row {reader.line_num}: expected CSV: {error}") from None
     if not rows:
         raise InputError("expected at least one edge: without one, the file names no model")
+    # Row 1 is the header, as spreadsheets count. Values too many come under the key None, values
+    # too few as None.
     for number, row in enumerate(rows, start=2):
         if len(row) > len(header) or None in row.values():
             raise InputError(f"row {number}: expected {len(header)} values, as there are columns")
     edges = [_edge(row, f"row {number}") for number, row in enumerate(rows, start=2)]
+    # Every row has the sizes, so that files of two models, one below the other, are told from one.
     shapes = {tuple(row[name] for name in _SHAPE) for row in rows}
     if len(shapes) > 1:
         raise InputError(
@@ -108,6 +115,7 @@ def hook_target(edge: CircuitEdge, n_layers: int) -> str:
     layer, _, head = edge.target[1:].partition(".")
     if edge.slot is None:
         return f"blocks.{layer}.hook_mlp_in"
+    # The number of h3, or of kv1 where query heads share keys and values.
     return f"blocks.{layer}.hook_{edge.slot}_input[{head.lstrip('hkv')}]"
 
 
@@ -127,6 +135,7 @@ def _edge(row: Mapping[str, Any], where: str) -> CircuitEdge:
 
 def _number(text: str, where: str) -> int | float | None:
     """A number; None for an empty cell."""
+    # By patterns: int and float alone would also take 1_000, nan, and digits of other scripts.
     if re.fullmatch(r"-?[0-9]{1,20}", text):
         return int(text)
     if re.fullmatch(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?", text):

@@ -52,8 +52,10 @@ def to_gexf(circuit: Circuit, view: View = _NO_VIEW) -> str:
         "</meta>",
         '<graph defaultedgetype="directed" mode="static">',
     ]
+    # Values name their attribute by the id declared for its title, which is its number here.
     titles: dict[str, dict[str, str]] = {}
     for scope, rows in (("node", nodes), ("edge", edges)):
+        # What GEXF has an element or an XML attribute for is no column besides.
         kinds = {name: kind for name, kind in columns(rows).items() if name not in _NATIVE[scope]}
         titles[scope] = {name: str(index) for index, name in enumerate(kinds)}
         lines += [
@@ -76,6 +78,7 @@ def to_gexf(circuit: Circuit, view: View = _NO_VIEW) -> str:
         ]
     lines += ["</nodes>", "<edges>"]
     for index, edge in enumerate(edges):
+        # Of a kind for each slot, parallel edges are not merged by Gephi.
         kind = edge.get("slots", edge["kind"]) if kept_apart else edge["kind"]
         ends = {name: edge[name] for name in ("source", "target")}
         lines += [
@@ -101,11 +104,14 @@ def from_gexf(text: str) -> Circuit:
     titles: dict[str | None, dict[str | None, ElementTree.Element]] = {}
     nodes: list[dict[str, Any]] = []
     edges: list[dict[str, Any]] = []
+    # Attributes stand before the nodes and edges that have them; those of a file in another order
+    # would be refused as not declared.
     for part in children(parts["graph"], "attributes", "nodes", "edges"):
         if local(part) == "attributes":
             declared = list(children(part, "attribute"))
-            scope = titles[part.get("class")] = {found.get("id"): found for found in declared}
-            names = {found.get("title") for found in declared}
+            scope = titles[part.get("class")] = {column.get("id"): column for column in declared}
+            names = {column.get("title") for column in declared}
+            # Two of one id, or of one title, would become one here, and a column be lost.
             if not len(scope) == len(names) == len(declared):
                 raise InputError("attributes: expected distinct ids and titles, got one twice")
         elif local(part) == "nodes":
@@ -135,15 +141,16 @@ def _attvalues(row: Row, titles: Mapping[str, str]) -> Sequence[str]:
 
 
 def _color(row: Mapping[str, Value]) -> str:
+    # [red green blue], of "#2166ac".
     red, green, blue = bytes.fromhex(str(row["color"])[1:])
     return f"<viz:color{attributes(r=red, g=green, b=blue)} />"
 
 
 def _parts(element: ElementTree.Element, *names: str) -> dict[str, ElementTree.Element]:
     """The elements inside, each once."""
-    found = list(children(element, *names))
-    parts = {local(child): child for child in found}
-    if len(parts) < len(found):
+    inside = list(children(element, *names))
+    parts = {local(child): child for child in inside}
+    if len(parts) < len(inside):
         raise InputError(f"{local(element)}: expected {', '.join(names)} once each, got one twice")
     return parts
 
@@ -154,6 +161,7 @@ def _about(meta: ElementTree.Element | None) -> dict[str, Any]:
         if meta is None
         else next((child.text for child in meta if local(child) == "description"), None)
     )
+    # No description, one that is no JSON, and one of Gephi's own come to the same.
     try:
         about = loads(text or "")
     except InputError:
@@ -172,6 +180,7 @@ def _row(
     where: str,
 ) -> dict[str, Any]:
     row: dict[str, Any] = {}
+    # Colours, positions and sizes may be what Gephi made of them, and are made anew.
     for part in children(element, "attvalues", "color", "position", "size"):
         for value in children(part, "attvalue") if local(part) == "attvalues" else ():
             declared = titles.get(value.get("for"))

@@ -39,6 +39,7 @@ _NO_VIEW = View()
 
 def to_graphml(circuit: Circuit, view: View = _NO_VIEW) -> str:
     """The circuit as GraphML text, the same bytes every time."""
+    # GraphML has no nested values: what is nested travels as JSON text.
     about: Row = {
         name: value if isinstance(value, str) else json.dumps(value, allow_nan=False)
         for name, value in description(circuit).items()
@@ -50,6 +51,7 @@ def to_graphml(circuit: Circuit, view: View = _NO_VIEW) -> str:
     ]
     for scope, rows in (("graph", [about]), ("node", nodes), ("edge", edges)):
         for name, kind in columns(rows).items():
+            # Names need only be unique among nodes, or edges; ids of keys in the whole file.
             named = {"for": scope, "attr.name": name, "attr.type": _TYPES[kind]}
             lines.append(f"<key{attributes(id=f'{scope[0]}_{name}', **named)} />")
     lines.append('<graph id="circuit" edgedefault="directed">')
@@ -76,6 +78,7 @@ def from_graphml(text: str) -> Circuit:
         )
     return from_rows(
         {
+            # These two were text already, and are no JSON.
             name: value if name in ("format", "schema_version") else _loads(name, value)
             for name, value in about.items()
         },
@@ -107,11 +110,13 @@ def _read(text: str) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[st
         key.get("id"): key for key in inside if local(key) == "key"
     }
     graphs = [element for element in inside if local(element) == "graph"]
+    # A key whose id comes twice has replaced the first in ``keys``: there are fewer than came in.
     if len(keys) + len(graphs) < sum(local(element) != "desc" for element in inside):
         raise InputError("expected distinct key ids, got one twice")
     if len(graphs) != 1:
         raise InputError(f"expected one graph, got {len(graphs)}")
     names = [(key.get("for"), key.get("attr.name")) for key in keys.values()]
+    # networkx writes two keys of one name where types differ: which holds cannot be told.
     if len(set(names)) < len(names):
         raise InputError("expected one key for each column, got two of one name")
     about: dict[str, Any] = {}
@@ -157,6 +162,7 @@ def _check_rules(nodes: list[dict[str, Any]], edges: list[dict[str, Any]]) -> No
     names = {node["label"] for node in nodes}
     if len(names) < len(nodes):
         raise InputError("expected distinct node ids, got one twice")
+    # GraphML lets edges go without ids.
     ids = [edge["id"] for edge in edges if edge["id"] is not None]
     if len(set(ids)) < len(ids):
         raise InputError("expected distinct edge ids, got one twice: Gephi would drop the edge")
@@ -165,6 +171,7 @@ def _check_rules(nodes: list[dict[str, Any]], edges: list[dict[str, Any]]) -> No
             if edge[end] not in names:
                 raise InputError(f"edge {edge['id']}: its {end} {edge[end]!r:.60} is no node")
         weight = edge.get("weight")
+        # ``not weight > 0``, since nan is not at most 0 either.
         if not isinstance(weight, float) or not weight > 0:
             raise InputError(f"edge {edge['id']}: expected a weight above 0, got {weight!r:.60}")
 

@@ -13,6 +13,7 @@ from ...edges.errors import InputError
 Value = str | bool | int | float
 
 
+# What XML 1.0 cannot hold, not even as a character reference.
 _ILLEGAL = re.compile("[^\\t\\n\\r\\x20-\\ud7ff\\ue000-\\ufffd\\U00010000-\\U0010ffff]")
 
 
@@ -34,6 +35,7 @@ def attributes(**values: Value) -> str:
 def _number(value: Value) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
+    # The shortest digits that are read back as the same number.
     return repr(value)
 
 
@@ -94,6 +96,7 @@ def values(kind: str | None, text: str, where: str) -> Value:
         return word.lower() in ("true", "1")
     if kind in ("int", "long", "integer") and re.fullmatch(r"-?[0-9]{1,20}", word):
         return int(word)
+    # The pattern keeps out nan, inf and 1_0; float then refuses what passes it, such as 1.2.3.
     if kind in ("float", "double") and re.fullmatch(r"[-+]?[0-9.]+([eE][-+]?[0-9]+)?", word):
         try:
             return float(word)

@@ -51,6 +51,8 @@ def to_node_link(circuit: Circuit) -> str:
                 for edge in circuit.edges
             ]
             + [
+                # Ties that only say which query heads a key-value head serves; they are skipped on
+                # reading.
                 {"source": kv_head, "target": head, "key": _GROUP}
                 for kv_head, head in circuit.groups
             ],
@@ -78,6 +80,7 @@ def from_node_link(data: Mapping[str, Any]) -> Circuit:
             "edges": [
                 _edge(row, index)
                 for index, row in enumerate(edges)
+                # What is no object goes on to _edge, which says so.
                 if not (isinstance(row, dict) and row.get("key") == _GROUP)
             ],
         }

@@ -77,6 +77,7 @@ def edge_rows(shown: Shown) -> list[Row]:
     rows = [_edge_row(edge, merged) for edge in shown.edges if edge.kind == "edge"]
     rows.sort(key=lambda row: -float(row["abs_score"]))
     ranked = [{**row, "rank": rank} for rank, row in enumerate(rows, start=1)]
+    # Ties carry nothing, and are drawn no wider than the least edge.
     thinnest = float(rows[-1]["weight"]) if rows else 1.0
     return ranked + [
         _known(
@@ -117,11 +118,13 @@ def from_rows(
                     **{name: row.get(name) for name in ("kind", "layer", "head", "score")},
                 }
                 for row in nodes
+                # Inputs drawn as nodes of their own are part of their head.
                 if row.get("kind") not in SLOTS
             ],
             "edges": [
                 edge
                 for row in edges
+                # These are no edges of the model: they tie what belongs together.
                 if row.get("kind") not in ("group", "internal")
                 for edge in _edges(row)
             ],
@@ -168,12 +171,15 @@ def _edge_row(edge: ShownEdge, merged: bool) -> Row:
     """The q, k and v edges between two nodes as one: sums, and each slot's own figures."""
     several = len(edge.members) > 1
     first = _figures(edge.members[0])
+    # Effects of slots add up; errors, intervals and inclusion do not, so an edge of several slots
+    # has them by slot alone.
     own = {} if several else first
     by_slot = {
         f"{name}_{member.slot}": value
         for member in (edge.members if merged else ())
         if member.slot
         for name, value in _figures(member).items()
+        # Of a single slot the column without a slot says it.
         if several or name != "n_pairs"
     }
     return _known(
@@ -213,6 +219,7 @@ def _edges(row: Mapping[str, Any]) -> list[dict[str, Any]]:
         raise InputError(f"edges: expected slots such as 'q' or 'k,v', got {slots!r:.60}")
     if len(names) > 1:
         return [edge_document(row, **ends, slot=slot, suffix=f"_{slot}") for slot in names]
+    # Where inputs were drawn as nodes, the edge ends at a2.h3.q.
     ends["target"] = ends["target"].removesuffix(f".{slots}")
     return [edge_document(row, **ends, slot=slots)]
 

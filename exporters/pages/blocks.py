@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ..pictures.labels import escaped, printable
 
+# Hyphens are shorter than plus signs, and lines break after them.
 _MINUS = str.maketrans("-", "\u2212")
 
 
@@ -44,6 +45,7 @@ class Table:
 
     def _row(self, row: Sequence[str], sign: str) -> str:
         cells = [
+            # <bdi> keeps a name in a right-to-left script from turning the text around it.
             f'<th scope="row"{self._class(place, sign)}><bdi>{escaped(text)}</bdi></th>'
             if place == self.words[0]
             else f"<td{self._class(place, sign)}>{escaped(text)}</td>"

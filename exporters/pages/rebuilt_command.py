@@ -33,14 +33,19 @@ def rebuilt_command(circuit: Circuit) -> str | None:
     options where they differ from the default.
     """
     model, task, method = circuit.model, circuit.task, circuit.method
+    # Circuits of other tools lack some of this. A command that finds something else would be worse
+    # than none.
     if not model.get("name") or "budget" not in method or not (task.get("task") or "pairs" in task):
         return None
     options = [*_of_task(model, task), *_of_model(model), *_of_method(method)]
     measured = circuit.faithfulness
+    # discover refuses such a task, unless told to go on.
     if measured is not None and measured.full <= measured.empty:
         options.append(("allow_weak", True))
     words = ["wiremap", "discover"]
     for name, value in options:
+        # A target of None is not the default, but says that another rule chose, which is an option
+        # itself.
         if value is not None:
             words.append(f"--{name.replace('_', '-')}")
             words += [] if value is True else [str(value)]

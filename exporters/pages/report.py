@@ -38,6 +38,7 @@ _NAMED = 5  # edges in a warning
 _NO_VIEW = View()
 
 
+# An edge's name as it stands in escaped text.
 _EDGE = re.compile(r"[\w.]+-&gt;[\w.]+(&lt;[qkv]&gt;)?")
 
 
@@ -83,6 +84,7 @@ def to_report(circuit: Circuit, view: View = _NO_VIEW, command: str | None = Non
     """
     check_groups(circuit, view)
     css, curve = template("page.css") + template("report.css"), faithfulness_curve(circuit)
+    # The policy lets in these style sheets alone: the list has to follow what the sections hold.
     styles = [css, *([style()] if circuit.edges else []), *([curve.style] if curve else [])]
     sections = [
         _answer(circuit),
@@ -96,6 +98,7 @@ def to_report(circuit: Circuit, view: View = _NO_VIEW, command: str | None = Non
         *_further(circuit),
         section("Get it again", _again(command or rebuilt_command(circuit), circuit)),
     ]
+    # ``substitute`` fails where template and names do not agree; ``safe_substitute`` would not.
     return Template(template("report.html")).substitute(
         policy=policy(styles),
         title=escaped(title(circuit)) or "circuit",
@@ -188,6 +191,7 @@ def _figures(circuit: Circuit) -> Iterator[tuple[str, str]]:
 
 
 def _missed(circuit: Circuit) -> str:
+    # What says most comes first: the bound in its own words, its figure, what was left out.
     bound = circuit.evidence.bound
     if bound is not None and bound.statement is not None:
         return escaped(bound.statement)
@@ -210,6 +214,7 @@ def warnings(circuit: Circuit) -> Iterator[str]:
         yield "The circuit has no edges: no path from input to logits was kept."
     if measured is None:
         yield "The circuit was not evaluated: its faithfulness is not known."
+    # ``not >=`` warns of a faithfulness that is nan, too.
     elif target is not None and not measured.faithfulness >= target:
         yield f"Faithfulness {measured.faithfulness:.3f} is below the target of {target:g}."
     yield from _warnings_of_edges(circuit)
@@ -267,6 +272,7 @@ def _edges(circuit: Circuit) -> str:
         return "<p>There are none.</p>"
     ranked = sorted(circuit.edges, key=lambda edge: -abs(edge.worth or 0.0))[:TABLED]
     cells = {name: [cell(edge) for edge in ranked] for name, cell in _CELLS.items()}
+    # A column of which no edge knows anything is left out.
     shown = {name: column for name, column in cells.items() if any(column)}
     rows = [
         [str(rank), edge.name, *values]
@@ -359,6 +365,7 @@ def _figure(value: float | None) -> str:
 def _spread(values: Sequence[float]) -> str:
     if not values:
         return ""
+    # Divided first: the sum of large values could overflow.
     mean = sum(value / len(values) for value in values)
     spread = f"{mean:.4g} on average, from {min(values):.4g} to {max(values):.4g}"
     return with_minus(f"{spread} ({len(values):,} of them)")

@@ -61,6 +61,7 @@ def to_html(circuit: Circuit, view: View = _NO_VIEW) -> str:
     css, script = template("page.css") + template("viewer.css"), template("viewer.js")
     curve = faithfulness_curve(circuit)
     return Template(template("viewer.html")).substitute(
+        # Three style sheets, each allowed by its hash: the page's, the curve's and the drawing's.
         policy=policy([css, *([curve.style] if curve else []), style()], [script]),
         title=escaped(title(circuit)),
         unit=escaped(unit(circuit)),
@@ -99,6 +100,8 @@ class Viewer:
     height: int = 700
 
     def _repr_html_(self) -> str:
+        # Escaped once more, as the page becomes an attribute. In its frame its script runs, but
+        # reaches nothing of the notebook: the sandbox lacks allow-same-origin.
         page = html.escape(to_html(self.circuit))
         return (
             f'<iframe sandbox="allow-scripts allow-downloads" srcdoc="{page}" width="100%" '
@@ -129,7 +132,10 @@ def policy(styles: Sequence[str], scripts: Sequence[str] = ()) -> str:
         "base-uri": ["'none'"],
         "form-action": ["'none'"],
     }
-    return "; ".join(f"{name} {' '.join(found)}" for name, found in directives.items() if found)
+    # A page without scripts says nothing of them: the default forbids them.
+    return "; ".join(
+        f"{name} {' '.join(allowed)}" for name, allowed in directives.items() if allowed
+    )
 
 
 def _hash(text: str) -> str:
@@ -144,13 +150,13 @@ def _file_name(text: str) -> str:
 
 def _facts(circuit: Circuit) -> Iterator[str]:
     """What was asked, how, and what came out, as the items of a list."""
-    found = circuit.faithfulness
-    if found is not None:
+    measured = circuit.faithfulness
+    if measured is not None:
         name = escaped(unit(circuit))
         yield _fact(
             "faithfulness",
-            f"<b>{found.faithfulness:.3f}</b> = {_less(found.circuit, found.empty)} / "
-            f"{_less(found.full, found.empty)} {name}, over {found.n_pairs:,} pairs",
+            f"<b>{measured.faithfulness:.3f}</b> = {_less(measured.circuit, measured.empty)} / "
+            f"{_less(measured.full, measured.empty)} {name}, over {measured.n_pairs:,} pairs",
         )
     yield _fact("kept", f"<b>{len(circuit.edges):,}</b> of {circuit.shape.n_edges:,} edges")
     named = {
@@ -174,6 +180,7 @@ def _fact(name: str, value: str) -> str:
 
 def _less(value: float, other: float) -> str:
     """A difference, spelled out."""
+    # 2 + 1, not 2 - -1.
     minus = f"{value:.3g} {'+' if other < 0 else '-'} {abs(other):.3g}"
     return f"({minus.replace('-', '&minus;')})"
 

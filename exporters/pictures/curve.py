@@ -27,6 +27,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 62.0, 92.0, 68.0, 56.0
 _RIGHT_EDGE, _FLOOR = _WIDTH - _RIGHT, _HEIGHT - _BOTTOM
 
 
+# Colour, mark and dashes of each curve: any of the three tells them apart.
 _STYLES = ((POSITIVE, "circle", ""), ("#d95f02", "square", "6 3"), ("#1b8a5a", "diamond", "2 3"))
 
 
@@ -63,6 +64,7 @@ def to_curve(
     _check(curves)
     fractions = [fraction for points in curves.values() for fraction, _ in points]
     values = [value for points in curves.values() for _, value in points]
+    # From here on ``x`` and ``y`` turn a fraction and a faithfulness into pixels.
     x, x_ticks = _across(min(fractions), logarithmic)
     y, y_ticks = _up(min(0.0, *values), max(1.0, *values))
     lines = [
@@ -75,6 +77,7 @@ def to_curve(
         _text(_LEFT, 24.0, title, "start", 'class="title"'),
         _text(_LEFT, 42.0, details, "start"),
     ]
+    # What comes later lies on top: grid, ends, axes, curves.
     for fraction, label in x_ticks:
         lines += [
             _line("grid", x(fraction), _TOP, x(fraction), _FLOOR),
@@ -122,6 +125,7 @@ def _check(curves: Mapping[str, Points]) -> None:
         raise InputError(f"expected 1 to {len(_STYLES)} curves to draw, got {len(curves)}")
     for name, points in curves.items():
         fractions = [fraction for fraction, _ in points]
+        # The set refuses a fraction that comes twice.
         growing = fractions == sorted(set(fractions))
         if not points or not growing or not 0 < fractions[0] <= fractions[-1] <= 1:
             raise InputError(
@@ -150,22 +154,26 @@ def _across(
     if not logarithmic:
         ticks = [(share / 5, f"{20 * share}") for share in range(6)]
         return (lambda fraction: _LEFT + width * fraction), ticks
+    # At least from 10 % on: a single point, or the whole model alone, would span no axis.
     start = min(math.log10(smallest), -1.0)
     steps = [(digit, decade) for decade in range(math.floor(start), 1) for digit in (1, 2, 5)]
     ticks = [
         (digit * 10.0**decade, f"{digit * 10.0 ** (decade + 2):g}")
         for digit, decade in steps
+        # Rounding must not cost a tick at either end.
         if start - 1e-9 <= math.log10(digit) + decade <= 1e-9
     ]
     if start < -4:  # else labels run into each other
         ticks = [
             (fraction, label) for fraction, label in ticks if label.strip("0.").startswith("1")
         ]
+    # The logarithm goes from ``start`` on the left to 0, the whole model, on the right.
     return (lambda fraction: _LEFT + width * (1 - math.log10(fraction) / start)), ticks
 
 
 def _up(lowest: float, highest: float) -> tuple[Callable[[float], float], list[tuple[float, str]]]:
     """Where a faithfulness is drawn, and which are marked: about six, at round numbers."""
+    # The step that would give six ticks, rounded up to 1, 2, 5 or 10 times a power of ten.
     rough = (highest - lowest) / 6
     size = 10.0 ** math.floor(math.log10(rough))
     step = next(digit * size for digit in (1, 2, 5, 10) if digit * size >= rough * (1 - 1e-9))
@@ -185,13 +193,13 @@ def _curve(number: int, points: Sequence[tuple[float, float]]) -> list[str]:
 def _mark(number: int, x: float, y: float, text: str) -> str:
     """A point, with what browsers show as its tooltip."""
     shape = _STYLES[number][1]
-    told = f"<title>{_escaped(text)}</title>"
+    tooltip = f"<title>{_escaped(text)}</title>"
     if shape == "circle":
-        return f'<circle class="m{number}" cx="{x:.1f}" cy="{y:.1f}" r="3.5">{told}</circle>'
+        return f'<circle class="m{number}" cx="{x:.1f}" cy="{y:.1f}" r="3.5">{tooltip}</circle>'
     turned = f' transform="rotate(45 {x:.1f} {y:.1f})"' if shape == "diamond" else ""
     return (
         f'<rect class="m{number}" x="{x - 3:.1f}" y="{y - 3:.1f}" width="6" height="6"{turned}>'
-        f"{told}</rect>"
+        f"{tooltip}</rect>"
     )
 
 

@@ -43,6 +43,7 @@ _MOST_FOR_DOT = 500
 _MOST_IN_TOOLTIP = 20
 
 
+# Points from the middle of a node to that of the next.
 _PER_COLUMN, _PER_ROW = 90.0, 110.0
 
 
@@ -67,6 +68,7 @@ def to_dot(circuit: Circuit, view: View = _NO_VIEW, placed: bool | None = None) 
         "circuit",
         graph_attr={
             "rankdir": "BT",
+            # Ranks go across the boxes of roles, not within each alone.
             "newrank": "true",
             "ranksep": "0.45",
             "nodesep": "0.28",
@@ -74,6 +76,7 @@ def to_dot(circuit: Circuit, view: View = _NO_VIEW, placed: bool | None = None) 
             "fontsize": "15",
             "labelloc": "t",
             "label": _caption(circuit, shown),
+            # nop2 looks for no places, but takes those given.
             **(
                 {"layout": "nop2", "splines": "line", "outputorder": "edgesfirst"} if placed else {}
             ),
@@ -89,6 +92,7 @@ def to_dot(circuit: Circuit, view: View = _NO_VIEW, placed: bool | None = None) 
     else:
         _rank(graph, circuit, shown, ids, legend)
         for number, (role, nodes) in enumerate(boxes(shown).items()):
+            # The nodes are there already; the cluster only draws a box around them.
             if role is not None:
                 box = graphviz.Digraph(f"cluster{number}", graph_attr=_box(role))
                 for node in nodes:
@@ -133,6 +137,7 @@ def details(circuit: Circuit, shown: Shown) -> str:
 def _ids(shown: Shown) -> dict[str, str]:
     """Names for Graphviz, which has its own ideas about dots, colons and brackets."""
     return {
+        # Roles may hold any character, and are numbered.
         node.name: f"group{number}" if node.kind == "group" else node.name.replace(".", "_")
         for number, node in enumerate(shown.nodes)
     }
@@ -158,9 +163,11 @@ def _rank(
         level.node(_anchor(height), row_label(nodes[names[0]]), fontcolor=FAINT, fontsize="10")
         for name in names:
             level.node(ids[name], **_node_attributes(nodes[name], circuit, shown))
+        # Beside the input there is room.
         if height == 0:
             level.node("legend", legend)
         graph.subgraph(level)
+    # Heavy edges that are not drawn keep the rows in order, and what names them in a column.
     for height in range(1, len(levels)):
         graph.edge(_anchor(height - 1), _anchor(height), style="invis", weight="50")
 
@@ -173,7 +180,9 @@ def _place(
     levels = shown_rows(shown)
     where = places(levels)
     words = [word for node in shown.nodes for word in (node.name, node.role or "")]
+    # As wide as the longest name or role needs, at 7 points a letter.
     per_column = max(_PER_COLUMN, 7.0 * max(map(len, words), default=0) + 20)
+    # In columns: one to the left of every node, for what names the rows.
     left = min((x for x, _ in where.values()), default=0.0) - 1
 
     def at(x: float, y: float) -> str:
@@ -191,10 +200,10 @@ def _place(
 
 def boxes(shown: Shown) -> dict[str | None, list[ShownNode]]:
     """The shown nodes of each role, and under None those without one."""
-    found: dict[str | None, list[ShownNode]] = {}
+    by_role: dict[str | None, list[ShownNode]] = {}
     for node in shown.nodes:
-        found.setdefault(node.role, []).append(node)
-    return found
+        by_role.setdefault(node.role, []).append(node)
+    return by_role
 
 
 def _box(role: str) -> dict[str, str]:
@@ -235,6 +244,7 @@ def _node_label(node: ShownNode, slots: Sequence[str], note: str | None) -> str:
     if not slots:
         return f'<{table} CELLPADDING="5"><TR><TD>{name}</TD></TR></TABLE>>'
     cells = "".join(
+        # The port is what ``headport`` of an edge names.
         f'<TD PORT="{slot}" BORDER="1" SIDES="T" COLOR="#aabbcc"><FONT POINT-SIZE="9" COLOR="#445566">{slot}</FONT></TD>'
         for slot in slots
     )
@@ -276,6 +286,7 @@ def _style(worth: float, verified: bool, largest: float) -> dict[str, str]:
 def _edge_attributes(
     edge: ShownEdge, circuit: Circuit, shown: Shown, largest: float
 ) -> dict[str, str]:
+    # Edges leave upwards and arrive from below; at the cell of their slot, if the node has such.
     to_port = edge.slots and edge.target in shown.ports
     return {
         **_style(edge.worth, edge.verified, largest),
@@ -317,6 +328,7 @@ def _legend(circuit: Circuit, shown: Shown, largest: float) -> str:
 
 def _sample(color: str, height: int, dashed: bool) -> str:
     """A short piece of line, drawn as table cells."""
+    # The double braces leave the width open until ``format``.
     cell = f'<TD FIXEDSIZE="TRUE" WIDTH="{{}}" HEIGHT="{height}" BGCOLOR="{color}"></TD>'
     gap = f'<TD FIXEDSIZE="TRUE" WIDTH="4" HEIGHT="{height}"></TD>'
     cells = gap.join([cell.format(8)] * 3) if dashed else cell.format(32)

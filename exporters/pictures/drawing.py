@@ -83,6 +83,7 @@ def _svg(circuit: Circuit, roles: Roles, captioned: bool) -> str:
     levels = rows(circuit)
     first = list(legend_of_edges(circuit, DRAWN))
     columns = max((len(level) for level in levels), default=1)
+    # Nothing here can measure text: 9 and 6.5 pixels a letter, at the two sizes.
     text_width = max(len(title(circuit)) * 9.0, len(_details(circuit)) * 6.5) if captioned else 0
     width = _LEFT + max(
         columns * COLUMN + 2 * GUTTER,
@@ -112,6 +113,7 @@ def _svg(circuit: Circuit, roles: Roles, captioned: bool) -> str:
             f'<text class="details" x="{_MARGIN}" y="44">{escaped(_details(circuit))}</text>',
         ]
     lines += [
+        # What comes later lies on top: bands, edges, nodes.
         '<g class="rows">',
         *_bands(levels, boxes, width),
         '</g>\n<g class="edges">',
@@ -129,10 +131,13 @@ def _svg(circuit: Circuit, roles: Roles, captioned: bool) -> str:
 
 def _markers() -> Iterator[str]:
     """The heads of arrows: filled or hollow, thin or wide."""
+    # A marker for each sign, as markers do not take the colour of their line.
     for sign in ("positive", "negative"):
         for how in ("verified", "scored"):
             for size, length in _ARROWS.items():
                 yield (
+                    # refX is where the line ends, the base: the way of an edge leaves room for its
+                    # arrow.
                     f'<marker id="{sign}-{how}-{size}" viewBox="-1 -1 10 10" refX="0.5" refY="4" '
                     f'orient="auto" markerUnits="userSpaceOnUse" markerWidth="{length}" '
                     f'markerHeight="{length}"><path class="{sign} {how}" d="M0 0L8 4L0 8Z"/></marker>'
@@ -151,8 +156,8 @@ def _placed(lines: Sequence[Sequence[tuple[str, float]]]) -> Iterator[str]:
 def _details(circuit: Circuit) -> str:
     details = [f"{len(circuit.edges):,} of {circuit.shape.n_edges:,} edges"]
     if circuit.faithfulness is not None:
-        found = circuit.faithfulness
-        details.append(f"faithfulness {found.faithfulness:.2f} over {found.n_pairs} pairs")
+        measured = circuit.faithfulness
+        details.append(f"faithfulness {measured.faithfulness:.2f} over {measured.n_pairs} pairs")
     return ", ".join(details)
 
 
@@ -161,12 +166,14 @@ def _boxes(
 ) -> dict[str, Box]:
     slots: dict[str, set[str]] = {}
     for edge in circuit.edges:
+        # An edge without a slot adds none: "" has no letters.
         slots.setdefault(edge.target, set()).update(edge.slot or "")
     # Denser pictures are taller, so that lines do not all run flat.
     spacing = 64.0 + min(36.0, len(circuit.edges) / max(1, len(levels)))
     return {
         node.name: Box(
             x=middle + (column - (len(level) - 1) / 2) * COLUMN,
+            # The first row, the input's, stands lowest; SVG counts y downwards.
             y=top + HEIGHT / 2 + 4 + (len(levels) - 1 - number) * spacing,
             half=max(22.0, 7.0 + 3.7 * len(node.name)),
             slots="".join(slot for slot in SLOTS if slot in slots.get(node.name, ())),
@@ -182,6 +189,7 @@ def _bands(
 ) -> Iterator[str]:
     """A tinted band behind every other layer, and what each row holds."""
     numbered = list(enumerate(levels))
+    # Rows of one layer follow each other, as groupby needs them to.
     for layer, members in groupby(numbered, key=lambda row: row[1][0].layer):
         tops = [boxes[level[0].name] for _, level in members]
         if layer is not None and layer % 2 == 0:
@@ -204,6 +212,7 @@ def _bands(
 def _node(node: CircuitNode, box: Box, circuit: Circuit, roles: Roles) -> str:
     width = 2 * box.half
     text, kind, role, disc = node_text(node, circuit), node.kind, "", ""
+    # At most one fits: a View has no node in two groups.
     for number, (name, members) in enumerate(roles.items()):
         if node.name in members:
             text = f"{text} ({name})"
@@ -256,6 +265,7 @@ def _edge(
     edge = circuit.edges[place]
     worth = edge.worth or 0.0
     share = abs(worth) / largest if largest else 0.0
+    # Among many edges the small ones fade further, or the large ones could not be followed.
     faintest = 0.4 if len(circuit.edges) <= _MANY else 0.15
     sign = "negative" if worth < 0 else "positive"
     how = "verified" if edge.verified else "scored"

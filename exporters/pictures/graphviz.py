@@ -98,6 +98,8 @@ def render(dot: str, kind: str) -> bytes:
 
 def _with_dark_scheme(svg: bytes) -> bytes:
     """The picture with a style sheet for readers who prefer a dark scheme."""
+    # Graphviz writes colours as attributes, which a style sheet overrides: rules by attribute and
+    # value change each of them wherever it is used.
     rules = "".join(
         f'[{what}="{light}"]{{{what}:{dark}}}'
         for light, dark in _DARK.items()

@@ -22,18 +22,21 @@ def read_groups(path: str | Path) -> dict[str, tuple[str, ...]]:
     import yaml
 
     try:
-        found: Any = yaml.safe_load(read_text(Path(path)))
+        # safe_load makes plain values, never objects that run code.
+        roles: Any = yaml.safe_load(read_text(Path(path)))
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
+    # Deep nesting ends in a RecursionError, a date that is none in a ValueError.
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path}: expected YAML: {reason:.200}") from None
-    if not isinstance(found, dict) or not found:
+    if not isinstance(roles, dict) or not roles:
         raise InputError(
             f"{path}: expected roles with lists of nodes, such as 'name movers: [a9.h6, a9.h9]', "
-            f"got {type(found).__name__}"
+            f"got {type(roles).__name__}"
         )
-    for role, names in found.items():
+    for role, names in roles.items():
+        # In YAML yes, 12 and ~ are no strings.
         if not isinstance(role, str) or not role.strip():
             raise InputError(
                 f"{path}: expected names of roles, got {role!r:.60}; put it between quotes"
@@ -43,4 +46,4 @@ def read_groups(path: str | Path) -> dict[str, tuple[str, ...]]:
                 f"{path}: {role:.60}: expected a list of nodes, such as [a9.h6, a9.h9], got "
                 f"{names!r:.80}"
             )
-    return {role: tuple(names) for role, names in found.items()}
+    return {role: tuple(names) for role, names in roles.items()}

@@ -35,6 +35,7 @@ _FONT = "font-family='Helvetica, Arial, sans-serif'"
 def to_heatmap(graph: ModelGraph, scores: NDArray[Any], title: str) -> str:
     """The picture of a table of scores, nan where no edge is; the same bytes every time."""
     n_rows, n_columns = scores.shape
+    # Pixels: about 900 for all columns, 1 to 14 for each.
     cell = min(14, max(1, 900 // n_columns))
     width, height = cell * n_columns, cell * n_rows
     largest = _largest(scores)
@@ -51,8 +52,8 @@ def to_heatmap(graph: ModelGraph, scores: NDArray[Any], title: str) -> str:
             f"height='{full_height:.0f}' viewBox='0 0 {full_width:.0f} {full_height:.0f}' {_FONT}>"
         ),
         "<rect width='100%' height='100%' fill='white'/>",
-        _text(_LEFT, 20.0, title, 14, anchor="start"),
-        _text(_LEFT, 38.0, "rows write, columns read", 11, anchor="start", fill="#555"),
+        _text((_LEFT, 20.0), title, 14, anchor="start"),
+        _text((_LEFT, 38.0), "rows write, columns read", 11, anchor="start", fill="#555"),
         (
             f"<image x='{_LEFT:.0f}' y='{_TOP:.0f}' width='{width}' height='{height}' "
             f"preserveAspectRatio='none' style='image-rendering:pixelated' "
@@ -76,8 +77,11 @@ def _pixels(scores: NDArray[Any], largest: float, cell: int) -> NDArray[Any]:
     """Colours by score. ``[writer * cell, reader * cell, 3]``"""
     import numpy
 
+    # [writer reader 1]
     depth = numpy.sqrt(numpy.abs(numpy.nan_to_num(scores)) / (largest or 1.0))[..., None]
+    # [writer reader rgb]
     of_sign = numpy.where(numpy.nan_to_num(scores)[..., None] >= 0, _rgb(POSITIVE), _rgb(NEGATIVE))
+    # White at 0, the sign's full colour at the largest.
     pixels = 255 + depth * (of_sign - 255)
     pixels[numpy.isnan(scores)] = _NO_EDGE
     # As many pixels as it is drawn with: not all programs know how to leave cells sharp.
@@ -93,10 +97,13 @@ def _png(pixels: NDArray[Any]) -> bytes:
     height, width = pixels.shape[:2]
 
     def chunk(kind: bytes, data: bytes) -> bytes:
+        # The length is not part of what is checked.
         checked = kind + data
         return struct.pack(">I", len(data)) + checked + struct.pack(">I", zlib.crc32(checked))
 
+    # Every line begins with the number of its filter, 0 for none.
     lines = b"".join(b"\0" + row.tobytes() for row in pixels)
+    # 8 bits a channel, colours of kind 2 (RGB), not interlaced.
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return (
         b"\x89PNG\r\n\x1a\n"
@@ -114,16 +121,18 @@ def _columns(columns: Sequence[tuple[str, str]], cell: int, height: int) -> list
         kinds = [kind for _, kind in members]
         lines.append(_line(x, _TOP - 6, x, _TOP + height))
         if cell * len(kinds) > 40:
-            lines.append(_text(x + cell * len(kinds) / 2, _TOP - 10, layer, 11))
+            lines.append(_text((x + cell * len(kinds) / 2, _TOP - 10), layer, 11))
         start = x
+        # In a layer all queries stand together, then all keys, all values, and the MLP.
         for kind, slots in groupby(kinds):
             n_slots = len(list(slots))
             if cell * n_slots > 10 and kind != "logits":
-                lines.append(_text(start + cell * n_slots / 2, _TOP + height + 14, kind[:3], 10))
+                middle = start + cell * n_slots / 2
+                lines.append(_text((middle, _TOP + height + 14), kind[:3], 10))
             start += cell * n_slots
         x += cell * len(kinds)
         if layer == "logits":
-            lines.append(_text(x + 4, _TOP + 10, "logits", 11, anchor="start"))
+            lines.append(_text((x + 4, _TOP + 10), "logits", 11, anchor="start"))
     return lines
 
 
@@ -135,7 +144,7 @@ def _rows(rows: Sequence[str], cell: int, width: int) -> list[str]:
         lines.append(_line(_LEFT - 6, y, _LEFT + width, y))
         if cell * n_members > 9:
             middle = y + cell * n_members / 2 + 4
-            lines.append(_text(_LEFT - 10, middle, layer, 11, anchor="end"))
+            lines.append(_text((_LEFT - 10, middle), layer, 11, anchor="end"))
         y += cell * n_members
     return lines
 
@@ -153,7 +162,7 @@ def _legend(largest: float, y: float) -> list[str]:
                 f"<rect x='{x:.1f}' y='{y - 12:.1f}' width='58' height='10' fill='{color}' "
                 f"fill-opacity='{opacity:.2f}' stroke='#999' stroke-width='0.5'/>"
             ),
-            _text(x + 29, y + 12, f"{share * largest:+.3g}", 10),
+            _text((x + 29, y + 12), f"{share * largest:+.3g}", 10),
         ]
     return lines
 
@@ -166,10 +175,10 @@ def _line(x1: float, y1: float, x2: float, y2: float) -> str:
 
 
 def _text(
-    x: float, y: float, text: str, size: int, anchor: str = "middle", fill: str = "#222"
+    at: tuple[float, float], text: str, size: int, *, anchor: str = "middle", fill: str = "#222"
 ) -> str:
     text = "".join(char for char in text if char.isprintable())  # XML has no control characters
     return (
-        f"<text x='{x:.1f}' y='{y:.1f}' font-size='{size}' text-anchor='{anchor}' "
+        f"<text x='{at[0]:.1f}' y='{at[1]:.1f}' font-size='{size}' text-anchor='{anchor}' "
         f"fill='{fill}'>{escape(text)}</text>"
     )

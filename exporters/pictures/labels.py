@@ -15,6 +15,7 @@ _PART = {"kv": "keys, values", "head": "attention", "attention": "attention", "m
 
 def title(circuit: Circuit) -> str:
     """What the circuit is of: ``gpt2 on ioi``."""
+    # Of a path, or of a name on the hub, people know the last part.
     model = str(circuit.model.get("name", "model")).rstrip("/").rpartition("/")[2]
     task = str(circuit.task.get("task") or circuit.task.get("pairs", "")).rpartition("/")[2]
     return " on ".join(part for part in (model, task) if part)

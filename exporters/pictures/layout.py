@@ -45,16 +45,20 @@ def _ordered(row_of: Mapping[str, int], joined: Iterable[tuple[str, str]]) -> li
         by_row.setdefault(number, []).append(name)
     levels = [by_row[number] for number in sorted(by_row)]
     neighbours: dict[str, list[str]] = {name: [] for name in row_of}
-    for one, other in joined:
-        neighbours[one].append(other)
-        neighbours[other].append(one)
+    for source, target in joined:
+        neighbours[source].append(target)
+        neighbours[target].append(source)
     column = {name: x for name, (x, _) in places(levels).items()}
+    # The barycentre heuristic (Sugiyama, Tagawa and Toda 1981): each node goes to the mean column
+    # of its neighbours. The sort is stable, so the same circuit gives the same rows.
     for sweep in range(_SWEEPS):
         for names in levels if sweep % 2 else reversed(levels):
             names.sort(key=lambda name: _mean(neighbours[name], column))
+            # At once, so that the next row sees the new order of this one.
             column |= {name: x for name, (x, _) in places([names]).items()}
     return levels
 
 
 def _mean(names: Sequence[str], column: Mapping[str, float]) -> float:
+    # Without neighbours in the middle: rows are centred on 0.
     return sum(column[name] for name in names) / len(names) if names else 0.0

@@ -29,6 +29,7 @@ _ENTITIES = {'"': "#quot;", "#": "#35;", "&": "#amp;", "<": "#lt;", ">": "#gt;",
 def to_mermaid(circuit: Circuit, view: View = _NO_VIEW) -> str:
     """The circuit as a flowchart, input below, logits on top; the same bytes every time."""
     shown = show_diagram(circuit, view if view.qkv else replace(view, qkv="merge"))
+    # Names hold dots, and a role may be a word that Mermaid takes for its own, such as end.
     ids = {node.name: f"n{number}" for number, node in enumerate(shown.nodes)}
     lines = ["flowchart BT", f"accTitle: {_text(f'{title(circuit)} - {details(circuit, shown)}')}"]
     for number, (role, nodes) in enumerate(boxes(shown).items()):
@@ -38,6 +39,7 @@ def to_mermaid(circuit: Circuit, view: View = _NO_VIEW) -> str:
         if role is not None:
             lines.append("end")
     largest = max((abs(edge.worth) for edge in shown.edges), default=0.0)
+    # linkStyle counts all links, those of ties as well.
     for number, edge in enumerate(shown.edges):
         if edge.kind != "edge":
             lines += [f"{ids[edge.source]} -.- {ids[edge.target]}"]

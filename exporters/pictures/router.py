@@ -67,13 +67,16 @@ class Router:
         """The way from one node to another, less the arrow at its end."""
         x0, y0, x1, y1 = start.x, start.top, end.entrance(slot), end.bottom + arrow
         between = [
+            # Rounded, so that edges between the same rows share what the cache holds.
             (level, _share_of_curve(round((level[0].y - y0) / (y1 - y0), 3)))
             for level in self._levels[start.row + 1 : end.row]
         ]
         bow, gaps = 0.0, list[tuple[int, int]]()
         if between:
             widest = max(len(level) for level, _ in between)
+            # Outwards first: the input stands in the middle of the drawing.
             lean = -1.0 if x0 + x1 < 2 * self._levels[0][0].x else 1.0
+            # Straight, then ever longer bows by half columns, to both sides.
             steps = [0.0] + [
                 side * step * COLUMN / 2 for step in range(1, widest + 4) for side in (lean, -lean)
             ]
@@ -122,6 +125,7 @@ class Router:
 
 def _x(x0: float, x1: float, bow: float, t: float) -> float:
     """Where a curve is at its parameter t."""
+    # The Bernstein form of the curve, collected by x0, x1 and bow.
     s = 1 - t
     return s * s * (x0 + 2 * t * x0) + t * t * (x1 + 2 * s * x1) + 3 * s * t * bow
 
@@ -135,6 +139,7 @@ def _towards(distance: float) -> float:
 def _share_of_curve(height: float) -> float:
     """The parameter t at which such a curve has gone this share of its height."""
     low, high = 0.0, 1.0
+    # Bisection: the curve only rises, as both controls are at half its height.
     for _ in range(24):
         t = (low + high) / 2
         if 1.5 * t - 1.5 * t**2 + t**3 < height:

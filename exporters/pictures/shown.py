@@ -156,10 +156,10 @@ class Shown:
     @cached_property
     def ports(self) -> Mapping[str, tuple[Slot, ...]]:
         """The slots by which a node is reached, where edges of each are parallel."""
-        found: dict[str, set[Slot]] = {}
+        arriving: dict[str, set[Slot]] = {}
         for edge in self.edges if self.qkv == "parallel" else ():
-            found.setdefault(edge.target, set()).update(edge.slots)
-        return {name: tuple(sorted(slots, key="qkv".index)) for name, slots in found.items()}
+            arriving.setdefault(edge.target, set()).update(edge.slots)
+        return {name: tuple(sorted(slots, key="qkv".index)) for name, slots in arriving.items()}
 
 
 CHOICES = ("qkv", "top", "collapse", "groups")
@@ -179,11 +179,13 @@ def show(circuit: Circuit, view: View, qkv: str) -> Shown:
     edges = [
         (inner[edge.source], _target(edge, inner[edge.target], qkv), edge) for edge in circuit.edges
     ]
+    # Between nodes that became one there is nothing to draw; such edges are counted.
     shown = [edge for edge in edges if edge[0] != edge[1]]
     bridges = [
-        (inner[one], inner[other], "group")
-        for one, other in circuit.groups
-        if inner[one] != inner[other]
+        # Which query heads a key-value head serves.
+        (inner[kv_head], inner[head], "group")
+        for kv_head, head in circuit.groups
+        if inner[kv_head] != inner[head]
     ]
     if qkv == "nodes":
         bridges += [
@@ -206,6 +208,7 @@ def show(circuit: Circuit, view: View, qkv: str) -> Shown:
 def row(kind: str, layer: int | None) -> int:
     """A node's row, counted from 0 for the input; a layer has four, used or not."""
     if layer is None:
+        # Above the layers of any model.
         return 0 if kind == "input" else _LAST_ROW
     return 1 + 4 * layer + _ROW_OF_KIND[kind]
 
@@ -231,6 +234,7 @@ def _top(circuit: Circuit, top: int | None) -> Circuit:
     """The circuit of the ``top`` edges of largest magnitude."""
     if top is None or top >= len(circuit.edges):
         return circuit
+    # Equal edges stay in the order of computation, as sorting is stable.
     largest = sorted(circuit.edges, key=lambda edge: -abs(edge.worth or 0.0))[:top]
     scores = {node.name: node.score for node in circuit.nodes if node.score is not None}
     return Circuit.build(circuit.shape, largest, scores)
@@ -281,10 +285,13 @@ def _nodes(
             )
             for slot in sorted(slots.get(name, ()), key="qkv".index)
         ]  # fmt: skip
+        # Several nodes as one; or one alone under the name of its layer or group.
         if others or name != first.name:
             kind = "group" if view.collapse == "groups" else "attention"
             rows = [row(node.kind, node.layer) for node in members]
+            # Nodes of a group may stand in several layers.
             layer = first.layer if kind == "attention" else None
+            # A row that one of them stands in, which the mean need not be.
             place = statistics.median_low(rows)
             nodes.append(ShownNode(name, kind, layer, None, None, place, role, names))
         else:

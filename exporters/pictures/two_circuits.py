@@ -49,6 +49,7 @@ def to_comparison_dot(
         worth[edge.name] = max(abs(edge.worth or 0.0), worth.get(edge.name, 0.0))
     drawn = sorted(whole.edges, key=lambda edge: -worth[edge.name])[:top]
     circuit = Circuit.build(whole.shape, drawn)
+    # Widths are shares of it, and all edges may be worth 0.
     largest = max((worth[edge.name] for edge in drawn), default=0.0) or 1.0
     graph = graphviz.Digraph(
         "comparison",
@@ -73,9 +74,13 @@ def to_comparison_dot(
     for level in rows(circuit):
         row = graphviz.Digraph(graph_attr={"rank": "same"})
         for node in level:
-            of = where[node.name]
+            owner = where[node.name]
             row.node(
-                _id(node.name), node.name, color=COLOURS[of], fillcolor=_FILLS[of], **{"class": of}
+                _id(node.name),
+                node.name,
+                color=COLOURS[owner],
+                fillcolor=_FILLS[owner],
+                **{"class": owner},
             )
         graph.subgraph(row)
     for edge in circuit.edges:
@@ -91,6 +96,7 @@ def to_comparison_dot(
             penwidth=f"{_THINNEST + (_WIDEST - _THINNEST) * worth[edge.name] / largest:.2f}",
             **{"class": where[edge.name]},
         )
+    # Which query heads a key-value head serves: grey, as it carries nothing.
     for kv_head, head in circuit.groups:
         graph.edge(_id(kv_head), _id(head), color="#999999", style="dotted", dir="none")
     return graph.source
@@ -136,10 +142,10 @@ def _caption(comparison: Comparison, n_drawn: int, names: tuple[str, str]) -> st
 
 
 def _tooltip(edge: CircuitEdge, comparison: Comparison, names: tuple[str, str]) -> str:
-    told = [
-        f"{printable(name)}: {'unknown' if found.worth is None else format(found.worth, '+.3g')}"
-        for name, one in zip(names, (comparison.a, comparison.b), strict=True)
-        for found in one.edges
-        if found.name == edge.name
+    worths = [
+        f"{printable(name)}: {'unknown' if own.worth is None else format(own.worth, '+.3g')}"
+        for name, circuit in zip(names, (comparison.a, comparison.b), strict=True)
+        for own in circuit.edges
+        if own.name == edge.name
     ]
-    return attribute(f"{edge.name}: {', '.join(told)}")
+    return attribute(f"{edge.name}: {', '.join(worths)}")
