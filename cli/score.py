@@ -155,6 +155,7 @@ def _method_of_nodes(
 ) -> dict[str, Any]:
     """How nodes are scored, all of it, once the model is known to do the task."""
     from ..edges.scores.node_scores import check_method, recommended_method
+    from ..edges.scores.rules.registry import resolve_gradient
 
     method = _question(model, pairs, asked)
     method["nodes"] = list(wanted.nodes or words.NODES)
@@ -171,9 +172,9 @@ def _method_of_nodes(
         }
     _refuse_options(name, {"--samples": wanted.samples})
     method |= scoring.settled(scoring.gradient)
-    rule, _ = check_method(
-        name,
-        gradient=scoring.gradient,
+    gradient, _ = check_method(name, scoring.gradient)
+    rule = resolve_gradient(
+        gradient,
         direction=asked.direction,
         metric=method["metric"],
         steps=method["steps"],

@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from ...edges.effects.reduced import BASE, cost_of_reduced_run, masked_logits
-from ...edges.effects.resampling import Pool, Tree, edge_logits, refuse_trees, tree_logits
+from ...edges.effects.resampling import Draws, Pool, Tree, edge_logits, refuse_trees, tree_logits
 from ...edges.errors import InputError
 from ...edges.model.transformer import Model
 from ...edges.names.graph import ROOT, ModelGraph
@@ -442,7 +442,7 @@ class _Drawn:
             target = model.graph.readers[reader]
             return self._draw(target.name, target.n_writers)
 
-        return edge_logits(model, kept, clean, self.pool, self._own, others)
+        return edge_logits(model, kept, clean, self.pool, Draws(self._own, others))
 
     def of_tree(self, tree: Tree) -> Float[Tensor, "pair d_vocab"]:
         """Logits where each copy of a node has a prompt of its own."""
@@ -453,7 +453,7 @@ class _Drawn:
             site = "logits" if node == ROOT else model.graph.writers[node].name
             return self._draw(site, tree.copies[node])
 
-        return tree_logits(model, tree, self.pool, self._own, others)
+        return tree_logits(model, tree, self.pool, Draws(self._own, others))
 
 
 def _mean_and_error(values: Float64[Tensor, "pair"]) -> dict[str, float | None]:

@@ -49,9 +49,11 @@ Measure = Callable[[Bool[Tensor, "sample item"]], Float[Tensor, "sample"]]
 _UNITS = {"logit_diff": "logits", "log_prob": "nats", "kl": "nats", "prob_diff": "probability"}
 
 
+# Memberships are turned into doubles, eight times as large, for so many items at a time.
 _ITEMS_AT_ONCE = 1 << 14
 
 
+# Each is a table of all the model's edges.
 _SUBSETS_AT_ONCE = 64
 
 
@@ -287,6 +289,7 @@ def draw_subsets(
             f"expected a probability (of an item to be in a subset) above 0 and below 1, got "
             f"{probability}; 0.03 is usual"
         )
+    # Subset by subset, so that the first ones are the same however many are drawn.
     generator = torch.Generator().manual_seed(seed)
     return torch.stack(
         [torch.rand(n_items, generator=generator) < probability for _ in range(n_samples)]
@@ -300,12 +303,15 @@ def samples_needed(n_items: int, probability: float) -> int:
     """
 
     def enough(n_samples: int) -> bool:
+        # No subset, or one, that has the item (share = probability), or that has it not.
         tails = sum(
             (1 - share) ** n_samples + n_samples * share * (1 - share) ** (n_samples - 1)
             for share in (probability, 1 - probability)
         )
         return n_items * tails <= _RISK
 
+    # Once enough, any more are: a range, of which nothing is written out, can be bisected. It begins
+    # with 4, two subsets with the item and two without.
     return 4 + bisect_left(range(4, 1 << 60), True, key=enough)
 
 
@@ -349,17 +355,20 @@ def welch_bounds(
             f"expected every item in at least 2 samples and outside at least 2, got item {rare} "
             f"in {int(members[:, rare].sum())} of {len(members)}; draw more (see samples_needed)"
         )
+    # Centred, because squares of values far from 0 would lose what they vary by in the difference.
     centred = values.cpu().double() - values.cpu().double().mean()
     powers = torch.stack([torch.ones_like(centred), centred, centred**2])
+    # Number, sum and sum of squares of each item's subsets: [power sample] @ [sample item].
     inside = torch.cat(
         [powers @ part.double() for part in members.cpu().split(_ITEMS_AT_ONCE, dim=1)], dim=1
     )
     groups = torch.stack([inside, powers.sum(1, keepdim=True) - inside])  # with it, without it
-    n, total, squares = groups.unbind(1)
+    n, total, squares = groups.unbind(1)  # each [group item]
     difference = total[0] / n[0] - total[1] / n[1]
-    variation = (squares - total**2 / n).clamp(min=0)
+    variation = (squares - total**2 / n).clamp(min=0)  # below 0 by rounding alone
     tail = (1 - confidence) / members.shape[1]
     parts = variation / (n - 1) / n
+    # 0 / 0 where nothing varies in either group; the margin is 0 there, whatever the quantile.
     freedom = parts.sum(0) ** 2 / (parts**2 / (n - 1)).sum(0)
     welch = _margin(parts.sum(0), freedom, tail)
     pooled_freedom = n.sum(0) - 2

@@ -63,6 +63,7 @@ class Runs:
         base, source = (clean, other) if question.noising else (other, clean)
         if isinstance(base, Activations):
             raise TypeError("values that are no run cannot be edited")
+        # Constants differ from a run everywhere, even where both prompts have the same tokens.
         start = 0 if isinstance(source, Activations) else first_difference(batch)
         values = source if isinstance(source, Activations) else source.kept
         return cls(
@@ -75,7 +76,8 @@ class Runs:
         if not self.start:
             return None
         k, v = (
-            [one[:, : self.start] for one in kept] for kept in (self.base.kept.k, self.base.kept.v)
+            [of_layer[:, : self.start] for of_layer in kept]
+            for kept in (self.base.kept.k, self.base.kept.v)
         )
         return Past(k, v)
 
@@ -115,7 +117,7 @@ def patch_items(model: Model, question: Question, items: Items, resources: Resou
     """Effects of all items, those of a layer sharing batches; of several draws their mean."""
     pairs, n_draws = question.pairs, question.patch_with.n_draws
     of_clean, of_other = items.base, items.other
-    if not question.noising:
+    if not question.noising:  # it is the other run then that is edited
         of_clean, of_other = of_other, of_clean
     source = values_of(model, question, of_other)
     effects = table(model, len(items.names), len(pairs))
@@ -135,11 +137,13 @@ def patch_items(model: Model, question: Question, items: Items, resources: Resou
                 ) -> Float[Tensor, "item pair"]:
                     logits = answer_logits(model, items.final(runs, layer, part))
                     values = question.measure(logits, runs.targets.repeat(len(part)))
+                    # [(item pair)] -> [item pair]
                     return runs.sign * (runs.values - values.view(len(part), -1))
 
-                for part, found in turn.rows.map_times(of_layer, len(batch), differences):
-                    effects[torch.tensor(part)[:, None], batch.rows] += found.float() / n_draws
-                    turn.done(found.numel())
+                for part, changes in turn.rows.map_times(of_layer, len(batch), differences):
+                    # Places [item 1] and [pair] together are those of [item pair].
+                    effects[torch.tensor(part)[:, None], batch.rows] += changes.float() / n_draws
+                    turn.done(changes.numel())
 
     work = Work(
         stage="patch",

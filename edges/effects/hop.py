@@ -27,9 +27,9 @@ def path_change(
         readers: those before the last; none for an edge.
     """
     change = _difference(model, runs, writer)
-    for reader in readers:
-        one = model.graph.readers[reader]
-        hop = Hop(model, runs, one.layer, [one], change[None], [0])
+    for place in readers:
+        reader = model.graph.readers[place]
+        hop = Hop(model, runs, reader.layer, [reader], change[None], [0])
         change = hop.written_changes()[0]
         if change.shape[1] == 1:  # written at the last position alone, by the last layer
             change = torch.nn.functional.pad(change, (0, 0, runs.resid_before(0).shape[1] - 1, 0))
@@ -89,6 +89,7 @@ class Hop:
         """Results of some items each, in the order of the items."""
         if len(parts) == 1:
             return parts[0][1]
+        # argsort of a permutation is its inverse.
         order = torch.tensor([item for items, _ in parts for item in items])
         return torch.cat([part for _, part in parts])[order.argsort().to(self.changes.device)]
 
@@ -137,17 +138,19 @@ class Hop:
         device, n_pairs = self.changes.device, self.changes.shape[1]
         group = model.graph.n_heads // model.graph.n_kv_heads
         heads = torch.tensor([self.readers[item].head for item in items], device=device)
+        # Items that share a change share its norm and projection: each is made once, for all heads.
         used = sorted({self.of[item] for item in items})
-        of = torch.tensor([used.index(self.of[item]) for item in items], device=device)
+        change_of = torch.tensor([used.index(self.of[item]) for item in items], device=device)
         if slot == "q":
             kv_heads, query_heads = heads // group, heads[:, None]
         else:
             kv_heads = heads
             query_heads = heads[:, None] * group + torch.arange(group, device=device)
 
-        def rows(activation: Tensor, of: Tensor) -> Tensor:
+        def rows(activation: Tensor, chosen: Tensor) -> Tensor:
             """``[pair pos head d_head]`` at heads ``[item n]`` as ``[(item pair) pos n d_head]``."""
-            return activation[:, :, of].permute(2, 0, 1, 3, 4).flatten(0, 1)
+            # [pair pos item n d_head] -> [item pair pos n d_head] -> [(item pair) pos n d_head]
+            return activation[:, :, chosen].permute(2, 0, 1, 3, 4).flatten(0, 1)
 
         changes = (
             self.changes
@@ -157,7 +160,8 @@ class Hop:
         attention = model.blocks[layer].attention
         normed = attention.norm(self.runs.resid_before(layer) + changes)
         new = attention.project(slot, self._cut(normed) if slot == "q" else normed)
-        new = new[of, :, :, heads].flatten(0, 1)[:, :, None]
+        # [change pair pos head d_head] -> [item pair pos d_head] -> [(item pair) pos 1 d_head]
+        new = new[change_of, :, :, heads].flatten(0, 1)[:, :, None]
         if slot == "q":
             q, k, v = (
                 new,
@@ -167,6 +171,7 @@ class Hop:
         else:
             q = rows(kept.q[layer][:, self._written_at], query_heads)
             both = {name: rows(kept[name][layer], kv_heads[:, None]) for name in ("k", "v")}
+            # Before ``start`` nothing changes, and nothing was computed anew.
             both[slot] = torch.cat([both[slot][:, :start], new], 1)
             k, v = both["k"], both["v"]
         z = attention.attend(q, k, v) - rows(kept.z[layer][:, self._written_at], query_heads)
@@ -185,6 +190,7 @@ class Hop:
         """How what attention writes changes when the sum of its heads changes by ``raw``."""
         attention = self.model.blocks[self.layer].attention
         base = attention.raw_output(self.runs.base.kept.z[self.layer][:, self._written_at])
+        # A difference of two, for a norm behind attention is not linear.
         return attention.finish(base + raw) - attention.finish(base)
 
     def _after_attention(
@@ -205,8 +211,10 @@ class Hop:
         if not model.heads_share_scale:
             return self._attention_change(self._raw_change(z, of))
         kept = self.runs.base.kept
+        # The scale is of all heads' sum, so all are needed: [item pair query head d_head].
         every = kept.z[layer][:, self._written_at].repeat(len(z), 1, 1, 1, 1)
         item = torch.arange(len(z), device=z.device)[:, None]
+        # Two indices with dimensions between them come first: [item n pair query d_head].
         every[item, :, :, of] += z.permute(0, 3, 1, 2, 4)
         change = attention.written(every) - kept.written[layer][:, self._written_at]
         own = change[item, :, :, of]
@@ -222,6 +230,7 @@ def through_mlps(
     """
     kept = runs.base.kept
     for layer in range(hop.layer, model.graph.n_layers):
+        # In the reader's own layer the MLP reads what attention writes, unless they are parallel.
         reacts = torch.tensor(
             [
                 layer > hop.layer or (reader.kind != "mlp" and not model.graph.parallel)

@@ -314,7 +314,7 @@ class _Reduction:
     model: Model
     base: Run
     changes: Float[Tensor, "set writer pair pos d_model"]
-    weights: Float[Tensor, "set writer reader"]
+    weights: Float[Tensor, "set reader writer"]
     reads_change: Bool[Tensor, "set reader"]
     additions: Additions | None
 

@@ -132,7 +132,7 @@ class ReducedRuns:
             return self.question.measure(logits, batch.targets).cpu().double()
 
         for whole in self._batches:
-            for batch, found in self._pairs_at_once.map(whole, measured):
-                values[batch.rows] = found
+            for batch, of_batch in self._pairs_at_once.map(whole, measured):
+                values[batch.rows] = of_batch
         check_finite(values[None].float())
         return values

@@ -47,15 +47,16 @@ class Pool:
     ) -> Pool:
         """Runs the prompts, as many at once as ``size`` says; ``streams``: keeps what is read."""
         names = (*WRITES, *(_STREAMS if streams else ()))
-        runs = [one for _, one in size.map(tokens, lambda some: run(model, some, names))]
+        runs = [part for _, part in size.map(tokens, lambda rows: run(model, rows, names))]
         kept = Activations()
         for name in names:
-            for parts in zip(*(one.kept[name] for one in runs), strict=True):
+            # The runs' lists of layers, side by side: of each layer one part from every run.
+            for parts in zip(*(part.kept[name] for part in runs), strict=True):
                 kept.add(name, torch.cat(parts))
         return cls(
             tokens,
-            torch.cat([one.input for one in runs]),
-            torch.cat([one.final for one in runs]),
+            torch.cat([part.input for part in runs]),
+            torch.cat([part.final for part in runs]),
             kept,
         )
 
@@ -67,13 +68,26 @@ class Pool:
         return through_output(model, node, before_output(self.input, self.kept, node)[rows])
 
 
+@dataclass(frozen=True)
+class Draws:
+    """Which prompts of a pool the pairs of a batch have, by their places.
+
+    Attributes:
+        own: each pair's clean prompt.
+        others: the prompts drawn for a site: for ``edge_logits`` of a reader, one for each edge into
+            it; for ``tree_logits`` of a node, one for each of its copies.
+    """
+
+    own: Int64[Tensor, "pair"]
+    others: Callable[[int], Int64[Tensor, "draw pair"]]
+
+
 def edge_logits(
     model: Model,
     kept: Bool[Tensor, "writer reader"],
     clean: Run,
     pool: Pool,
-    own: Int64[Tensor, "pair"],
-    others: Callable[[int], Int64[Tensor, "writer pair"]],
+    draws: Draws,
 ) -> Float[Tensor, "pair d_vocab"]:
     """Logits when each dropped edge carries what its writer wrote on a prompt of its own.
 
@@ -83,15 +97,15 @@ def edge_logits(
 
     Args:
         clean: the pairs' run, which keeps ``reduced.BASE``.
-        pool: runs of the prompts that ``own`` and ``others`` name by their places.
-        own: each pair's clean prompt.
-        others: of a reader, the prompt of each edge into it.
+        pool: runs of the prompts that are drawn.
+        draws: of a reader, the prompt of each edge into it.
     """
-    graph = model.graph
+    graph, own = model.graph, draws.own
 
-    def of(reader: int) -> Float[Tensor, "pair pos d_model"]:
+    def lost_change(reader: int) -> Float[Tensor, "pair pos d_model"]:
         n_writers = graph.readers[reader].n_writers
-        lost, rows = ~kept[:, reader], others(reader).to(own.device)
+        lost = ~kept[:, reader]
+        rows = draws.others(reader).to(own.device)  # [writer pair]
         change = torch.zeros_like(clean.input)
         if lost[0]:
             change += pool.input[rows[0]] - pool.input[own]
@@ -101,6 +115,7 @@ def edge_logits(
                 (chosen,) = lost[heads].nonzero(as_tuple=True)
                 written = pool.kept.written[layer]
                 of_heads = chosen.to(own.device)[None]
+                # Indices [pair head] with a dimension between them come first: [pair head pos d_head].
                 there = written[rows[heads][chosen].T, :, of_heads]
                 here = written[own[:, None], :, of_heads]
                 weight = model.blocks[layer].attention.output_weight()[of_heads[0]]
@@ -114,11 +129,12 @@ def edge_logits(
         for writer in [graph.writers[source] for source in sources]:
             heads = graph.head_writers(writer.layer)
             sources.update(range(heads.start, heads.stop) if writer.kind == "head" else ())
+    # A reader is worth the work if a kept edge carries on what it feeds, and if it lost an edge.
     reads = [not sources.isdisjoint(graph.fed_by(reader)) for reader in range(len(graph.readers))]
     reads[-1] = True
     every = torch.tensor([reader.n_writers for reader in graph.readers])
     readers = torch.tensor(reads) & (kept.sum(0) < every)
-    return masked_logits(model, kept, clean.input, clean, Additions(readers, of))
+    return masked_logits(model, kept, clean.input, clean, Additions(readers, lost_change))
 
 
 @dataclass(frozen=True)
@@ -143,6 +159,8 @@ class Tree:
             for node in graph.fed_by(index):
                 for writer in kept[:, index].nonzero().flatten().tolist():
                     if node in copies:
+                        # The writer's copies for this reader follow on those it has already, in
+                        # one piece, a copy for each of the node's.
                         start = copies.get(writer, 0)
                         children.setdefault((node, index), []).append((writer, start))
                         copies[writer] = start + copies[node]
@@ -173,8 +191,7 @@ def tree_logits(
     model: Model,
     tree: Tree,
     pool: Pool,
-    own: Int64[Tensor, "pair"],
-    others: Callable[[int], Int64[Tensor, "copy pair"]],
+    draws: Draws,
 ) -> Float[Tensor, "pair d_vocab"]:
     """Logits of the tree: each copy of a node reads its children, and else a prompt of its own.
 
@@ -183,27 +200,28 @@ def tree_logits(
     embedding; norms are computed from what is read. All copies of a node are one batch.
 
     Args:
-        pool: runs of the prompts that ``own`` and ``others`` name by their places; with streams.
-        own: each pair's clean prompt.
-        others: of a node, the prompt of each of its copies.
+        pool: runs of the prompts that are drawn; with streams.
+        draws: of a node, the prompt of each of its copies.
     """
-    graph = model.graph
+    graph, own = model.graph, draws.own
     values: dict[int, Tensor] = {}
 
     def change(node: int, reader: int, rows: Tensor) -> Float[Tensor, "copy pair pos d_model"]:
         total = pool.input.new_zeros(*rows.shape, *pool.input.shape[1:])
         for child, start in tree.children.get((node, reader), ()):
             now = values[child]
+            # The input has one value for all its copies.
             now = now if child == 0 else now[start : start + len(rows)]
             total += now - pool.write(model, child, rows)
         return total
 
+    # Writers in the order of computation: children, which write before, are there already.
     for node in sorted(tree.copies.keys() - {ROOT}):
         writer = graph.writers[node]
         if writer.kind == "input":
             values[node] = pool.input[own][None]  # every copy's
             continue
-        rows, readers = others(node).to(own.device), tree.readers(node)
+        rows, readers = draws.others(node).to(own.device), tree.readers(node)
         if writer.kind == "mlp":
             read = pool.kept.mlp_in[writer.layer][rows] + change(node, readers["mlp"], rows)
             values[node] = model.blocks[writer.layer].mlp(read)
@@ -212,14 +230,15 @@ def tree_logits(
         before = pool.kept.resid_pre[writer.layer][rows]
         slots: list[Tensor] = []
         for slot in SLOTS:
+            # [copy pair pos d_model] -> [(copy pair) pos d_model]
             read = (before + change(node, readers[slot], rows)).flatten(0, 1)
             normed = attention.norm(read)
             head = graph.readers[readers[slot]].head
-            (found,) = attention.project_heads(slot, [head], normed[None])
-            slots.append(found[:, :, None])
+            (projected,) = attention.project_heads(slot, [head], normed[None])
+            slots.append(projected[:, :, None])  # [(copy pair) pos 1 d_head]
         q, k, v = slots
         z = attention.attend(q, k, v)[:, :, 0].unflatten(0, rows.shape)
         values[node] = z @ attention.output_weight()[writer.head]
-    rows = others(ROOT).to(own.device)
+    rows = draws.others(ROOT).to(own.device)
     read = pool.final[rows] + change(ROOT, len(graph.readers) - 1, rows)
     return answer_logits(model, read[0])

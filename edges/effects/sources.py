@@ -132,10 +132,11 @@ def _filled(
     value: Callable[[str, int, Tensor], Tensor],
 ) -> Activations:
     """Activations of the batch's shape that are the same for every pair."""
-    like = run(model, batch.clean[:1], keep).kept
+    like = run(model, batch.clean[:1], keep).kept  # one pair has all the shapes
     constants = Activations()
     for name in keep:
         for layer, tensor in enumerate(like[name]):
+            # Expanded, a constant takes no more memory than for one pair.
             constant = value(name, layer, tensor).expand(len(batch), *tensor.shape[1:])
             constants.add(name, constant)
     return constants
@@ -151,15 +152,16 @@ def means_over(model: Model, question: Question, keep: Collection[str]) -> Activ
 
     def totals(batch: PairBatch, turn: Turn) -> dict[tuple[str, int], Tensor]:
         kept = run(model, batch.corrupted, keep).kept
+        # In double precision: there may be many tokens, and their values may nearly cancel.
         return {
             (name, layer): tensor.cpu().double().sum(over, keepdim=True)
             for name in keep
             for layer, tensor in enumerate(kept[name])
         }
 
-    def add(batch: PairBatch, found: dict[tuple[str, int], Tensor]) -> None:
+    def add(batch: PairBatch, of_batch: dict[tuple[str, int], Tensor]) -> None:
         nonlocal count
-        for key, total in found.items():
+        for key, total in of_batch.items():
             sums[key] = sums.get(key, 0) + total
         count += len(batch) * (1 if by_position else batch.clean.shape[1])
 

@@ -139,6 +139,7 @@ class ModelGraph:
                     readers.append(
                         Reader(f"{node}<{slot}>", slot, layer, head, node, before_attention)
                     )
+            # What the heads of a parallel block write, its MLP does not read.
             before_mlp = before_attention if self.parallel else self.mlp_writer(layer)
             node = mlp_name(layer)
             readers.append(Reader(node, "mlp", layer, 0, node, before_mlp))
@@ -157,7 +158,7 @@ class ModelGraph:
 
     def head_writers(self, layer: int) -> slice:
         """Where the heads of ``layer`` stand among the writers."""
-        start = 1 + layer * (self.n_heads + 1)
+        start = 1 + layer * (self.n_heads + 1)  # the input, then n_heads and an MLP for each layer
         return slice(start, start + self.n_heads)
 
     def mlp_writer(self, layer: int) -> int:
@@ -223,11 +224,14 @@ class ModelGraph:
             The same of the live edges.
         """
         reached, needed = 1, 0  # writers that the input reaches; those that lead to the logits
+        # Readers stand in the order of computation, so going through them once in each direction
+        # is enough: forwards for what the input reaches, backwards for what leads to the logits.
         for row, fed in zip(kept, self._fed_bits, strict=True):
             if row & reached:
                 reached |= fed
         live = [0] * len(kept)
         for reader in reversed(range(len(kept))):
+            # The logits, the last reader, feed no writer and are needed all the same.
             if self._fed_bits[reader] & needed or reader == len(kept) - 1:
                 needed |= kept[reader]
                 live[reader] = kept[reader] & reached
@@ -236,6 +240,7 @@ class ModelGraph:
     @cached_property
     def _fed_bits(self) -> list[int]:
         fed = [self.fed_by(reader) for reader in range(len(self.readers) - 1)]
+        # 2^stop - 2^start has the bits from start up to stop, stop not among them.
         return [*((1 << nodes.stop) - (1 << nodes.start) for nodes in fed), 0]
 
     def live(self, edges: Sequence[Edge]) -> list[Edge]:
@@ -305,6 +310,7 @@ class ModelGraph:
 
     def in_order(self, names: Iterable[str]) -> list[str]:
         """These edges in the order of computation, each once. Raises InputError as ``edge``."""
+        # By reader first, as ``edges`` has them.
         return sorted(set(names), key=lambda name: self.edge(name)[::-1])
 
     def path(self, name: str) -> tuple[int, tuple[int, ...]]:
@@ -322,6 +328,7 @@ class ModelGraph:
         writer, edges = first, list[Edge]()
         for reader in names:
             edges.append(self.edge(f"{writer}->{reader}"))
+            # One head of a group stands for all: any edge on exists for each of them or for none.
             node = self.fed_by(edges[-1].reader)[0]
             writer = "logits" if node == ROOT else self.writers[node].name
         return edges[0].writer, tuple(edge.reader for edge in edges)

@@ -106,10 +106,10 @@ class NodeSet:
     @cached_property
     def kinds(self) -> tuple[Kind, ...]:
         """The kinds of its nodes, in the order they are computed within a block."""
-        asked = {kind for family in self.families for kind in FAMILIES[family]}
-        if "head" in asked:
-            asked.discard("write")  # two views of the same node
-        return tuple(kind for kind in ACTIVATION if kind in asked)
+        kinds = {kind for family in self.families for kind in FAMILIES[family]}
+        if "head" in kinds:
+            kinds.discard("write")  # two views of the same node
+        return tuple(kind for kind in ACTIVATION if kind in kinds)
 
     @cached_property
     def sites(self) -> tuple[Site, ...]:
@@ -118,19 +118,19 @@ class NodeSet:
             Site(kind, layer, n_entries(self.graph, self.d_mlp, kind))
             for layer in range(self.graph.n_layers)
             for kind in self.kinds
-            if kind != "input" or layer == 0
+            if kind != "input" or layer == 0  # there is one input, not one for each layer
         )
 
     @cached_property
     def slices(self) -> tuple[slice, ...]:
         """Where the nodes of each site stand in the order."""
-        found: list[slice] = []
+        slices: list[slice] = []
         start = 0
         for site in self.sites:
             stop = start + site.n * (self.n_pos or 1)
-            found.append(slice(start, stop))
+            slices.append(slice(start, stop))
             start = stop
-        return tuple(found)
+        return tuple(slices)
 
     def __len__(self) -> int:
         return self.slices[-1].stop
@@ -177,29 +177,32 @@ def node_name(graph: ModelGraph, node: Node) -> str:
 
 def parse_node(graph: ModelGraph, d_mlp: int, name: str) -> Node:
     """The node called ``name``. Raises InputError, with the nearest names, if there is none."""
-    found = _NAME.fullmatch(name)
-    if found is not None:
-        node = _node(found)
+    match = _NAME.fullmatch(name)
+    if match is not None:
+        node = _node(match)
+        # The pattern lets through what no node is called: leading zeros, ``kv`` in a model without
+        # groups, a key named by a query head of its group. Writing the name out again tells.
         known = node.layer < graph.n_layers and node.entry < n_entries(graph, d_mlp, node.kind)
         if known and node_name(graph, node) == name:
             return node
     raise InputError(_unknown(graph, d_mlp, name))
 
 
-def _node(found: re.Match[str]) -> Node:
-    position = None if found["position"] is None else int(found["position"])
-    if found["attention"] is not None:
+def _node(match: re.Match[str]) -> Node:
+    position = None if match["position"] is None else int(match["position"])
+    if match["attention"] is not None:
         kinds: dict[str | None, Kind] = {"q": "q", "k": "k", "v": "v", None: "head"}
-        return Node(kinds[found["slot"]], int(found["attention"]), int(found["head"]), position)
-    if found["mlp"] is not None:
-        kind, entry = ("mlp", 0) if found["neuron"] is None else ("neuron", int(found["neuron"]))
-        return Node(kind, int(found["mlp"]), entry, position)
-    if found["resid"] is not None:
-        return Node("resid", int(found["resid"]), 0, position)
+        return Node(kinds[match["slot"]], int(match["attention"]), int(match["head"]), position)
+    if match["mlp"] is not None:
+        kind, entry = ("mlp", 0) if match["neuron"] is None else ("neuron", int(match["neuron"]))
+        return Node(kind, int(match["mlp"]), entry, position)
+    if match["resid"] is not None:
+        return Node("resid", int(match["resid"]), 0, position)
     return Node("input", 0, 0, position)
 
 
 def _unknown(graph: ModelGraph, d_mlp: int, name: str) -> str:
+    # All but neurons, of which there are too many to compare with.
     families = ("writers", "heads", "residual")
     known: Sequence[str] = NodeSet(graph, d_mlp, families).names
     near = difflib.get_close_matches(name.partition("@")[0], known, n=3, cutoff=0.5)

@@ -38,6 +38,7 @@ class Targets:
 
     def repeat(self, times: int) -> Targets:
         """The same rows ``times`` times over, for that many variants of every run."""
+        # [row ...] -> [(variant row) ...], the order that edited runs stand in.
         return Targets(
             self.answers.repeat(times, 1),
             self.wrong_answers.repeat(times, 1),
@@ -56,6 +57,7 @@ def logit_diff(logits: Float[Tensor, "row d_vocab"], targets: Targets) -> Float[
 def log_prob(logits: Float[Tensor, "row d_vocab"], targets: Targets) -> Float[Tensor, "row"]:
     """Log-probability, in nats, that the next token is one of the answers."""
     chosen = _gather(logits.log_softmax(-1), targets.answers)
+    # Filled-up places are 0 so far, a log-probability like any other; -inf adds nothing to the sum.
     return chosen.masked_fill(targets.answers == PADDING, -torch.inf).logsumexp(-1)
 
 
@@ -80,6 +82,7 @@ def accuracy(logits: Float[Tensor, "row d_vocab"], targets: Targets) -> Float[Te
 
     Of equal logits the first counts. It has no gradient: it is measured, never estimated from.
     """
+    # PADDING is no token, so it never is the one of the largest logit.
     return (targets.answers == logits.argmax(-1, keepdim=True)).any(-1).to(logits)
 
 
@@ -131,7 +134,7 @@ def _gather(
     table: Float[Tensor, "row d_vocab"], tokens: Int64[Tensor, "row n"]
 ) -> Float[Tensor, "row n"]:
     """Entries of ``table`` at ``tokens``; 0 where a row of tokens is filled up."""
-    chosen = table.gather(-1, tokens.clamp(min=0))
+    chosen = table.gather(-1, tokens.clamp(min=0))  # PADDING is no place in the table: token 0's
     return chosen.masked_fill(tokens == PADDING, 0.0)
 
 

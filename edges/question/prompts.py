@@ -96,6 +96,7 @@ class PromptPairs:
                     f"expected {name} of shape [{n_pairs}] or [{n_pairs}, n], "
                     f"got {list(table.shape)}"
                 )
+        # From here on both are tables, whatever came: of one column, or of none.
         object.__setattr__(self, "answers", self.answers.reshape(n_pairs, -1))
         object.__setattr__(self, "wrong_answers", wrong.reshape(n_pairs, -1))
         for name in ("clean", "corrupted", "answers", "wrong"):
@@ -106,6 +107,7 @@ class PromptPairs:
                 f"fill up with {PADDING}",
             )
             if name in ("clean", "corrupted"):
+                # A prompt is filled up from some place to its end: no token follows a PADDING.
                 padded = table == PADDING
                 self._refuse_rows(
                     (padded[:, :-1] & ~padded[:, 1:]).any(1),
@@ -130,6 +132,7 @@ class PromptPairs:
                 "expected a wrong answer in every row or in none; missing",
                 "add it, or leave wrong_answers out",
             )
+        # [pair answer 1] == [pair 1 wrong], where both may be filled up.
         overlap = (self.answers[:, :, None] == self.wrong[:, None, :]) & (
             self.answers[:, :, None] != PADDING
         )
@@ -189,6 +192,7 @@ class PromptPairs:
         """SHA-256 of the tokens and answers: equal for equal questions, whatever their source."""
         digest = hashlib.sha256()
         for table in (self.clean, self.corrupted, self.answers, self.wrong):
+            # The shape, too: the same numbers may be cut into rows in several ways.
             digest.update(str(tuple(table.shape)).encode())
             digest.update(table.cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
@@ -238,8 +242,8 @@ class PromptPairs:
         _refuse_unknown(tokenizer, records, clean, corrupted)
         unequal = [
             row
-            for row, (one, other) in enumerate(zip(clean, corrupted, strict=True))
-            if len(one) != len(other)
+            for row, (clean_ids, corrupted_ids) in enumerate(zip(clean, corrupted, strict=True))
+            if len(clean_ids) != len(corrupted_ids)
         ]
         if unequal:
             row = unequal[0]
@@ -294,7 +298,7 @@ def _answer_tokens(
     for (row, _, text), new in zip(texts, added, strict=True):
         if new is None or len(new) != 1 or new[0] == tokenizer.unknown:
             refused.append((row, text))
-        elif new[0] not in tokens[row]:
+        elif new[0] not in tokens[row]:  # two spellings of one token count once
             tokens[row].append(new[0])
     if refused:
         row, text = refused[0]
@@ -358,6 +362,7 @@ def _read_records(path: Path) -> list[dict[str, Any]]:
 
 def _parse_jsonl(path: Path, text: str) -> list[tuple[int, dict[str, Any]]]:
     records: list[tuple[int, dict[str, Any]]] = []
+    # Not splitlines: a JSON string may hold U+2028 and other ends of lines as they are.
     for line, content in enumerate(text.split("\n"), start=1):
         if not content.strip():
             continue
@@ -377,10 +382,12 @@ def _parse_jsonl(path: Path, text: str) -> list[tuple[int, dict[str, Any]]]:
 
 
 def _parse_csv(path: Path, text: str) -> list[tuple[int, dict[str, Any]]]:
+    # Ends of lines are left as they are: a quoted cell may hold some.
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     records: list[tuple[int, dict[str, Any]]] = []
     try:
         for row in reader:
+            # The csv module puts cells too many under the key None, and None for cells too few.
             if None in row or None in row.values():
                 raise InputError(
                     f"{path}, line {reader.line_num}: expected {len(reader.fieldnames or ())} "

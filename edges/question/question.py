@@ -44,7 +44,7 @@ class Question:
 
     def __post_init__(self) -> None:
         check_direction(self.direction)
-        _ = self.measure
+        _ = self.measure  # made here, so that a metric unknown is refused at once
         self.patch_with.check(self.pairs, self.direction)
 
     @cached_property

@@ -78,6 +78,7 @@ class Source:
             raise InputError(
                 f"unknown source of patched values {self.kind!r}; there are {', '.join(KINDS)}"
             )
+        # Put as what it must be, so that NaN is refused, too.
         if not 0 < self.noise_scale < float("inf") or self.noise_seeds < 1:
             raise InputError(
                 "expected a noise scale above 0 and at least one seed, got "

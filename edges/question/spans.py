@@ -39,6 +39,7 @@ class Labels:
         labels = self.by_pair[batch.rows, : batch.clean.shape[1]]
         if not pairs_apart:
             return labels, len(self.names)
+        # Pair by pair, each with all labels: group = pair * n_labels + label.
         first = torch.arange(len(batch))[:, None] * len(self.names)
         return first + labels, len(batch) * len(self.names)
 
@@ -63,6 +64,7 @@ def position_labels(pairs: PromptPairs, positions: str) -> Labels:
         return Labels(tuple(map(str, range(n_pos))), labels, False)
     if positions != "spans":
         raise InputError(f"unknown positions {positions!r}; there are {', '.join(POSITIONS)}")
+    # A label's number is the order in which it first comes up; 0 is there from the beginning.
     names: dict[str, int] = {OUTSIDE: 0}
     by_pair = torch.zeros_like(pairs.clean)
     for row, length in enumerate(pairs.lengths.tolist()):
@@ -78,7 +80,7 @@ def position_labels(pairs: PromptPairs, positions: str) -> Labels:
             taken = by_pair[row, span.start : span.stop]
             if bool(taken.any()):
                 raise InputError(f"row {row + 1}: span {name!r} overlaps another one")
-            taken[:] = label
+            taken[:] = label  # a view: the table is written to
     return Labels(tuple(names), by_pair, False)
 
 
@@ -90,12 +92,13 @@ def _spans(given: Any, row: int, length: int) -> list[tuple[str, range]]:
         raise InputError(
             f"row {row + 1}: expected spans as an object of names and positions, got {given!r:.80}"
         )
-    found: list[tuple[str, range]] = []
+    spans: list[tuple[str, range]] = []
     for name, place in cast("Mapping[Any, Any]", given).items():
         ends = [place, place + 1] if isinstance(place, int) else place
         if (
             not isinstance(ends, list | tuple)
             or len(cast("list[Any]", ends)) != 2
+            # isinstance would let JSON's true and false through, which are no positions.
             or not all(type(end) is int for end in cast("list[Any]", ends))
         ):
             raise InputError(
@@ -110,8 +113,8 @@ def _spans(given: Any, row: int, length: int) -> list[tuple[str, range]]:
             )
         if str(name) == OUTSIDE:
             raise InputError(f"row {row + 1}: {OUTSIDE!r} is what lies in no span; rename it")
-        found.append((str(name), range(first, after)))
-    return found
+        spans.append((str(name), range(first, after)))
+    return spans
 
 
 def one_length(pairs: PromptPairs) -> int:

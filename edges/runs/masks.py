@@ -27,6 +27,7 @@ def edge_places(graph: ModelGraph, edges: EdgeList) -> Int64[Tensor, "edge end"]
     """Where the writer and the reader of each edge stand. Raises InputError for an unknown name."""
     if isinstance(edges, Tensor):
         return edges
+    # Of no edges, too, the table has its two columns: [0 end].
     return torch.tensor([graph.edge(name) for name in edges], dtype=torch.int64).view(-1, 2)
 
 
@@ -67,11 +68,13 @@ def as_mask(graph: ModelGraph, edges: EdgeSet) -> Bool[Tensor, "writer reader"]:
 def full_mask(graph: ModelGraph) -> Bool[Tensor, "writer reader"]:
     """All edges of the model: which entries of a table of writers and readers are any."""
     n_writers = torch.tensor([reader.n_writers for reader in graph.readers])
+    # A reader reads the first of the writers, whatever comes after: [writer 1] < [reader].
     return torch.arange(len(graph.writers))[:, None] < n_writers
 
 
 def every_edge(graph: ModelGraph) -> Int64[Tensor, "edge end"]:
     """Where the writer and the reader of each edge stand, in the order of ``graph.edges``."""
+    # nonzero goes by its first axis first: reader by reader, as (reader, writer).
     return full_mask(graph).T.nonzero().flip(1)
 
 
@@ -79,11 +82,13 @@ def live_mask(
     graph: ModelGraph, kept: Bool[Tensor, "writer reader"]
 ) -> Bool[Tensor, "writer reader"]:
     """Of these edges, those on a path of them from ``input`` to ``logits``; see ``live_rows``."""
+    # Each reader's writers as one whole number, writer 0 the lowest bit: [reader byte].
     packed = kept.view(torch.uint8).numpy()
     packed = numpy.ascontiguousarray(numpy.packbits(packed, axis=0, bitorder="little").T)
     rows = [int.from_bytes(row.tobytes(), "little") for row in packed]
     n_bytes = packed.shape[1]
     data = b"".join(row.to_bytes(n_bytes, "little") for row in graph.live_rows(rows))
+    # The way back: [byte reader] -> [writer reader], without the bits that fill up a last byte.
     live = numpy.frombuffer(data, dtype=numpy.uint8).reshape(-1, n_bytes).T
     bits = numpy.unpackbits(live, axis=0, count=len(graph.writers), bitorder="little")
     return torch.from_numpy(bits).bool().contiguous()

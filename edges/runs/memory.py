@@ -58,6 +58,7 @@ class BatchSize:
         start = 0
         while start < len(rows):
             part = rows[start : start + self.rows]
+            # In a tuple, so that None is no result: too much, and to be tried again with fewer rows.
             result = self._try(part, function)
             if result is not None:
                 yield part, result[0]
@@ -74,7 +75,7 @@ class BatchSize:
 
         If fewer fit than this size says, it is made smaller, so that the next begins with what fits.
         """
-        allowed = self.rows // times
+        allowed = self.rows // times  # 0 where not one item fits: BatchSize tries one all the same
         at_once = BatchSize(allowed if most is None else min(allowed, most))
         tried = at_once.rows
         yield from at_once.map(items, function)
@@ -124,5 +125,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed, on whatever device."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError, RowTooLargeError)):
         return True
+    # Allocators other than CUDA's raise a plain RuntimeError, known by its words alone.
     message = str(error)
     return "can't allocate memory" in message or "out of memory" in message

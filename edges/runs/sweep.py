@@ -181,6 +181,7 @@ def _sizes(
         n_rows = available // max(work.row_cost(model, n_pos), 1)
     if resources.batch_size is not None:
         if work.counts_rows:
+            # Runs of a pair are kept, however few rows there are: memory limits pairs all the same.
             n_rows, n_pairs = resources.batch_size, min(resources.batch_size, n_pairs)
         else:
             n_pairs = resources.batch_size
@@ -205,6 +206,7 @@ def check_pairs(model: Model, pairs: PromptPairs) -> None:
             f"expected prompts of at most {model.n_context} tokens, the context of model "
             f"{model.name}; longer " + name_rows(too_long, "shorten them")
         )
+    # What tables are filled up with is negative, and passes.
     tokens = torch.cat([pairs.clean, pairs.corrupted, pairs.answers, pairs.wrong], dim=1)
     strange = (tokens >= model.d_vocab).any(1).nonzero().flatten().tolist()
     if strange:
@@ -212,6 +214,7 @@ def check_pairs(model: Model, pairs: PromptPairs) -> None:
             f"expected tokens below {model.d_vocab}, the vocabulary of model {model.name}; "
             "others " + name_rows(strange, "tokenize with this model's tokenizer")
         )
+    # Shortest first, so the last: longer prompts show windows and positions that shorter ones do not.
     longest = list(pairs.batches())[-1]
     check_parts(model, longest.clean[:1].to(model.device))
 

@@ -55,6 +55,22 @@ def run(model: Model, tokens: Int64[Tensor, "pair pos"], keep: Collection[str]) 
     return Run(resid, kept, final, answer_logits(model, final))
 
 
+@dataclass(frozen=True, kw_only=True)
+class TapeOptions:
+    """What a tape takes down of its run.
+
+    Attributes:
+        by: names of the activations whose gradients are wanted.
+        keep: names of the activations to keep the values of.
+        through: what changes how gradients pass an activation; it is shown each after its gradient
+            was asked for, so that the change counts for what lies before it.
+    """
+
+    by: Collection[str]
+    keep: Collection[str] = ()
+    through: See | None = None
+
+
 class Tape:
     """A run that can be gone through backwards, block by block, as often as one likes.
 
@@ -64,10 +80,7 @@ class Tape:
     Args:
         resid: what the input writes.
         metric: of the logits at the answer position, one number per row.
-        by: names of the activations whose gradients are wanted.
-        keep: names of the activations to keep the values of.
-        through: what changes how gradients pass an activation; it is shown each after its gradient
-            was asked for, so that the change counts for what lies before it.
+        options: what is taken down of it.
 
     Attributes:
         kept, final, logits: as in ``Run``.
@@ -79,15 +92,14 @@ class Tape:
         model: Model,
         resid: Float[Tensor, "pair pos d_model"],
         metric: Callable[[Float[Tensor, "pair d_vocab"]], Float[Tensor, "pair"]],
-        by: Collection[str],
-        keep: Collection[str] = (),
-        through: See | None = None,
+        options: TapeOptions,
     ) -> None:
+        keep, through = options.keep, options.through
         self.kept = Activations()
         self.input = resid.detach()
         if "input" in keep:
             self.kept.add("input", self.input)
-        self._by = tuple(by)
+        self._by = tuple(options.by)
         self._leaves: list[Tensor] = []
         self._sites: list[dict[str, Tensor]] = []
         self._outputs: list[Tensor] = []
@@ -102,6 +114,7 @@ class Tape:
 
         with torch.enable_grad():
             for layer in range(model.graph.n_layers):
+                # Detached, so that no graph reaches into the block before.
                 self._leaves.append(resid.detach().requires_grad_())
                 self._sites.append({})
                 resid = model.blocks[layer](self._leaves[layer], see)
@@ -111,6 +124,7 @@ class Tape:
             values = metric(logits)
             if not values.requires_grad:
                 raise InputError("the metric does not depend on the logits; use another metric")
+            # Rows do not mix: the gradient of the sum is that of each row's own value.
             (self.final_gradient,) = torch.autograd.grad(values.sum(), final)
         self.final, self.logits = final.detach(), logits.detach()
 
@@ -132,14 +146,15 @@ class Tape:
         """
         for layer in reversed(range(len(self._leaves) if start is None else start)):
             sites = self._sites[layer]
-            *found, gradient = torch.autograd.grad(
+            # The gradient by a block's input is, for the next round, that by the output before it.
+            *by_sites, gradient = torch.autograd.grad(
                 self._outputs[layer],
                 [*sites.values(), self._leaves[layer]],
                 gradient,
                 retain_graph=again,
                 materialize_grads=True,  # a rule may cut activations off
             )
-            yield layer, dict(zip(sites, found, strict=True)), gradient
+            yield layer, dict(zip(sites, by_sites, strict=True)), gradient
 
 
 class BothRuns:
@@ -181,29 +196,26 @@ class BothRuns:
         resid = self.model.embed(self._tokens(name).to(self.model.device))
         if name != "clean":
             self.at("clean")  # its logits are what others may be compared with
-        tape = self._tape(resid, 1, by, self._keep | self._streams, through)
+        options = TapeOptions(by=by, keep=self._keep | self._streams, through=through)
+        tape = self._tape(resid, 1, options)
+        # Rules change gradients and leave values alone, so no other run of it is needed.
         self._runs.setdefault(name, tape)
         return tape
 
     def between(self, parts: Collection[float], by: Collection[str]) -> Tape:
         """Runs from inputs on the line from the corrupted (0) to the clean one (1), part by part."""
         corrupted, clean = self.at("corrupted").input, self.at("clean").input
+        # [(part pair) pos d_model]
         resid = torch.cat([corrupted + part * (clean - corrupted) for part in parts])
-        return self._tape(resid, len(parts), by, self._streams, None)
+        return self._tape(resid, len(parts), TapeOptions(by=by, keep=self._streams))
 
-    def _tape(
-        self,
-        resid: Tensor,
-        times: int,
-        by: Collection[str],
-        keep: Collection[str],
-        through: See | None,
-    ) -> Tape:
+    def _tape(self, resid: Tensor, times: int, options: TapeOptions) -> Tape:
         def metric(logits: Float[Tensor, "row d_vocab"]) -> Float[Tensor, "row"]:
+            # Not there yet when it is the clean run that is taped: then its logits are these.
             clean = self._runs["clean"].logits if "clean" in self._runs else logits.detach()
             return self.metric(logits, Targets.of(self.batch, clean).repeat(times))
 
-        tape = Tape(self.model, resid, metric, by, keep, through)
+        tape = Tape(self.model, resid, metric, options)
         self.depends |= bool(tape.final_gradient.any())
         return tape
 
@@ -223,19 +235,20 @@ def cost_of_trace(model: Model, n_pos: int, n_patterns: int = 4) -> int:
 def first_nonfinite(model: Model, batch: PairBatch) -> str | None:
     """Which activation of which layer is the first that is not finite, in either run, in words."""
     for name_of_run, tokens in (("clean", batch.clean), ("corrupted", batch.corrupted)):
-        found: list[str] = []
+        places: list[str] = []
 
-        def see(name: str, layer: int, value: Tensor, found: list[str] = found) -> Tensor:
+        def see(name: str, layer: int, value: Tensor, places: list[str] = places) -> Tensor:
             masked = name == "scores"  # -inf where a query may not look
-            if not found and not masked and not bool(torch.isfinite(value).all()):
-                found.append(f"{name} of layer {layer}")
+            # The first alone tells: what is computed from it is not finite either.
+            if not places and not masked and not bool(torch.isfinite(value).all()):
+                places.append(f"{name} of layer {layer}")
             return value
 
         with torch.no_grad():
             final = model.run(model.embed(tokens.to(model.device)), see)
             logits = answer_logits(model, final)
-        if not found and not bool(torch.isfinite(logits).all()):
-            found.append("logits")
-        if found:
-            return f"{found[0]} in the {name_of_run} run"
+        if not places and not bool(torch.isfinite(logits).all()):
+            places.append("logits")
+        if places:
+            return f"{places[0]} in the {name_of_run} run"
     return None

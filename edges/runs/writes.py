@@ -78,16 +78,18 @@ class Writes:
     def of(self, model: Model, writers: Sequence[int]) -> Float[Tensor, "writer pair pos d_model"]:
         """The writes of some writers, as large as they stand in the residual stream."""
         writes = self.input.new_empty(len(writers), *self.input.shape)
+        # Heads of a layer are put off, to be multiplied with their weights in one product.
         by_layer: dict[int, list[int]] = {}
         for place, writer in enumerate(writers):
             node = model.graph.writers[writer]
             if node.kind == "head":
                 by_layer.setdefault(node.layer, []).append(place)
             else:
+                # Layer -1 is the input's.
                 writes[place] = self.input if node.layer < 0 else self.mlp_out[node.layer]
         for layer, places in by_layer.items():
             heads = [model.graph.writers[writers[place]].head for place in places]
-            written = self.written[layer][:, :, heads]
+            written = self.written[layer][:, :, heads]  # [pair pos head d_head]
             writes[places] = head_writes(
                 written, model.blocks[layer].attention.output_weight()[heads]
             )

@@ -188,7 +188,8 @@ def rank_node_set(
 def _by_subsets(values: Float[Tensor, "sample"], members: Bool[Tensor, "sample node"]) -> Visits:
     """|Mean value with a node - mean value without it|, 0 where one of them has no samples."""
     chosen = members.double()
-    means = [values.double() @ some / some.sum(0) for some in (chosen, 1 - chosen)]
+    means = [values.double() @ side / side.sum(0) for side in (chosen, 1 - chosen)]
+    # nan is 0 / 0: no subset has the node, or all have it.
     scores = (means[0] - means[1]).abs().nan_to_num(0.0).float()
     return scores, _largest_first(scores), [len(members)] * len(scores)
 
@@ -201,8 +202,9 @@ def _by_blocks(
         raise InputError(f"expected a block size of 1 to {n_nodes} (all nodes), got {size}")
     blocks = [range(start, min(start + size, n_nodes)) for start in range(0, n_nodes, size)]
     sizes = torch.tensor([len(block) for block in blocks])
-    scores = measure(blocks).abs().repeat_interleave(sizes)
+    scores = measure(blocks).abs().repeat_interleave(sizes)  # [block] -> [node]
     order = _largest_first(scores)
+    # To patch a block of one node was to verify it, which is not to be counted once more.
     alone = (sizes == 1).repeat_interleave(sizes)[order]
     return scores, order, [len(blocks) - seen for seen in accumulate(alone.int().tolist())]
 
@@ -232,6 +234,7 @@ def _by_tree(
             priority = effect if bottleneck else 0.0
             heapq.heappush(waiting, (-priority, part.start, part, bottleneck))
 
+    # Best first: a heap gives the smallest, so priorities are negative.
     split(range(n_nodes), math.inf)
     scores = torch.zeros(n_nodes)
     order: list[int] = []
@@ -243,9 +246,10 @@ def _by_tree(
             split(group, bottleneck)
             continue
         scores[start] = torch.minimum(torch.tensor(bottleneck), below)
+        # Strictly less for the next, so that sorting by score gives the order of the visits.
         below = torch.nextafter(scores[start], torch.tensor(0.0))
         order.append(start)
-        costs.append(spent - len(order))
+        costs.append(spent - len(order))  # of the groups measured, each node visited was one
     return scores, order, costs
 
 

@@ -42,6 +42,7 @@ class Crossings:
         """The ``n`` largest by magnitude, as (edge from key position to query position, score)."""
         flat = self.scores.cpu().flatten()
         order = flat.abs().argsort(descending=True, stable=True)[:n].tolist()
+        # A place in the flat table is (edge * n_pos + query) * n_pos + key.
         n_pos = self.scores.shape[1]
         return [
             (
@@ -97,8 +98,10 @@ def crossing_scores(
     if rule.unsigned:
         raise InputError(f"crossings need signed scores, which gradient {rule.name} has not")
     n_pos = one_length(question.pairs)
+    # By query and key an estimate has n_pos times the numbers that it has by position.
     item_bytes = resources.available(model) // (16 * n_pos)
     wanted = torch.zeros_like(full_mask(model.graph))
+    # [edge end] -> a list of writers and one of readers, as an index wants them
     wanted[tuple(torch.tensor(list(places)).T)] = True
     total = table(model, len(edges), n_pos, n_pos)
     depends = False
@@ -130,6 +133,7 @@ def crossing_scores(
     )
     sweep(model, question.pairs, work, resources)
     check_depends(depends)
+    # The reactions were summed over pairs, and over all runs the rule takes gradients at.
     n_terms = len(question.pairs) * rule.divisor(model.graph.n_layers, within=True)
     return Crossings(tuple(edges), total / n_terms)
 

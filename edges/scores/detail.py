@@ -14,6 +14,7 @@ from .crossing import Crossings, score_crossings
 from .edge_scores import EdgeScores, score_edges
 from .refinement import SplitScores, score_split
 
+# What ``score_edges`` takes and the scores of parts and crossings do not.
 _OF_EDGES_ALONE = ("reader", "candidates", "positions", "per_pair")
 
 
@@ -64,6 +65,7 @@ def score_in_detail(
     parts = tuple(score_split(model, pairs, split, **shared, progress=progress) for split in splits)
     crossings = None
     if crossing is not None:
+        # Largest first, as ``top`` has them: the first so many are the best.
         into = [name for name, _ in edges.top() if name.endswith(("<k>", "<v>"))]
         crossings = score_crossings(model, pairs, into[:crossing], **shared)
     return DetailedScores(edges, parts, crossings)

@@ -123,6 +123,7 @@ class EdgeScores:
         places = every_edge(self.graph)
         scores = self.by_position.cpu()[:, places[:, 0], places[:, 1]].flatten()
         order = scores.abs().argsort(descending=True, stable=True)[:n]
+        # The flat table is [position edge]: the rest is the edge, the quotient the position.
         edges = [self.graph.edge_name(Edge(*ends)) for ends in places[order % len(places)].tolist()]
         positions = [self.positions[place] for place in (order // len(places)).tolist()]
         names = [f"{edge} @{position}" for edge, position in zip(edges, positions, strict=True)]
@@ -264,6 +265,7 @@ class _Scorer:
         self.exists = full_mask(model.graph).to(model.device)
         self.chunk_bytes = resources.available(model) // 64
         n_layers = model.graph.n_layers
+        # Some rules (GradDrop) take more gradients at the logits than within the blocks.
         within = [reader.kind != "logits" for reader in model.graph.readers]
         self.divisor = torch.tensor(
             [rule.divisor(n_layers, inside) for inside in within], device=model.device
@@ -313,6 +315,7 @@ class _Scorer:
         self, batch: PairBatch, turn: Turn
     ) -> Float32[Tensor, "pair_or_all position writer reader"]:
         """A batch's scores by position; of each pair, if pairs count by themselves."""
+        # Absolute values are each pair's own: summed over pairs first, they would cancel.
         by_pair = self.per_pair or self.rule.unsigned
         groups, n_groups = self.labels.groups(batch, by_pair)
         self.groups, self.n_groups = groups.to(self.model.device), n_groups
@@ -324,6 +327,7 @@ class _Scorer:
         outputs = OutputGradients()
         difference: Writes | None = None
         for way in self.rule.passes(runs, by, turn.rows.rows):
+            # Gone through here to its end, and only once: layers come as they are computed.
             layers = {layer: (gradients, times) for layer, gradients, times in way.layers}
             if exact:
                 outputs.add(layers, way.n_runs, self.rule.unsigned)
@@ -340,6 +344,7 @@ class _Scorer:
             self._replace_exact(totals, runs, outputs)
         totals /= self.divisor
         self._refuse_nonfinite(totals, batch)
+        # [(pair label) writer reader] -> [pair label ...], or one in place of pairs if they are summed
         return totals.view(-1, len(self.labels.names), *self.exists.shape)
 
     def _add_linear(
@@ -357,6 +362,7 @@ class _Scorer:
             if not self.rule.unsigned:
                 linear_scores(gradients, difference, tokens, self.chunk_bytes, totals[group])
                 continue
+            # A table of its own, since absolute values are taken of the pass's sum over tokens.
             scores = torch.zeros_like(totals[group])
             linear_scores(gradients, difference, tokens, self.chunk_bytes, scores)
             totals[group] += scores.abs_() * weights
@@ -377,7 +383,7 @@ class _Scorer:
             layer = self.model.graph.readers[column].layer
             times = torch.tensor(gradients.times(layer), device=grouped.device)[:, None, None]
             scores = (times * (grouped.abs() if self.rule.unsigned else grouped)).sum(0)
-            totals[:, writers, column] = scores.T
+            totals[:, writers, column] = scores.T  # [writer group] -> [group writer]
         if attention_only:
             return
         targets = Targets.of(runs.batch, runs.at("clean").logits)
@@ -395,6 +401,7 @@ class _Scorer:
     ) -> Float32[Tensor, "variant writer group"]:
         """Summed over the tokens of each group."""
         summed = estimates.new_zeros(*estimates.shape[:2], self.n_groups)
+        # [pair pos] -> [token], and likewise of the estimates' last two axes
         return summed.index_add_(2, self.groups.flatten(), estimates.flatten(2))
 
     def _refuse_nonfinite(self, totals: Tensor, batch: PairBatch) -> None:
@@ -402,6 +409,7 @@ class _Scorer:
         if bool(torch.isfinite(totals).all()):
             return
         where, rows = None, batch.rows.tolist()
+        # Pair by pair, so that the one that went wrong can be named.
         for index in range(len(batch)):
             where = first_nonfinite(self.model, batch[index : index + 1])
             if where is not None:

@@ -43,7 +43,8 @@ class OutputGradients:
         """Takes in those of a pass: signed ones are summed, absolute values need each by itself."""
         for layer, (gradients, times) in found.items():
             if not set(OUTPUTS) <= set(gradients):
-                continue
+                continue  # a stream alone: behind all blocks, or before one that is dropped
+            # [(run pair) pos ...] -> [pair pos ...]
             new = {
                 name: gradients[name].unflatten(0, (n_runs, -1)).sum(0, dtype=torch.float32)
                 for name in OUTPUTS
@@ -135,6 +136,7 @@ class ExactReader:
                 if not attention_only or graph.readers[reader].kind != "v"
             ]
             for writers in self._chunks(wanted[:, readers].any(1)):
+                # [writer pair pos d_model], normalized once for all readers of the layer.
                 resid = self.base.kept.resid_pre[layer] + self.change.of(self.model, writers)
                 normed = self.model.blocks[layer].attention.norm(resid)
                 for reader in readers:
@@ -157,7 +159,7 @@ class ExactReader:
         reader = self.model.graph.mlp_reader(layer)
         gradient = None
         for writers in self._chunks(wanted[:, reader]):
-            if gradient is None:
+            if gradient is None:  # made only where anything is wanted
                 gradient = self.gradients.at(layer, "mlp_out").float()
             mlp_in = self.base.kept.mlp_in[layer] + self.change.of(self.model, writers)
             mlp_out = self.model.blocks[layer].mlp(mlp_in.flatten(0, 1))
@@ -177,6 +179,7 @@ class ExactReader:
         head = model.graph.readers[reader].head
         new = model.blocks[layer].attention.project_heads(slot, [head] * n_writers, normed)
         kv_head, queries = _heads(model, slot, head)
+        # [variant pair query head d_head], of the heads that use this query, key or value.
         gradient = self.gradients.at(layer, "z")[..., queries, :].float()
         q, k = kept.q[layer][:, :, queries], kept.k[layer][:, :, kv_head : kv_head + 1]
         before = model.blocks[layer].attention.scores(q, k).float()
@@ -191,6 +194,9 @@ class ExactReader:
         of_rows = (rows, repeated(k)) if slot == "q" else (repeated(q), rows)
         after = model.blocks[layer].attention.scores(*of_rows).float()
         value = kept.v[layer][:, :, kv_head].float()
+        # As z = pattern . values, the gradient by the pattern is gradient . values. A query moves its
+        # own row alone, so that one run with all of them changed has each query's effect; a key
+        # moves every row, and needs a softmax of its own.
         return _pattern_reaction(
             before,
             after.unflatten(0, (n_writers, -1)),
@@ -227,8 +233,10 @@ def _value_reaction(
 ) -> Float[Tensor, "variant writer pair *places"]:
     """What another value is worth, by its position (and by query): values enter linearly."""
     if crossing:
+        # [variant writer pair head query key], then summed over heads
         worth = torch.einsum("wbkd,vbqhd->vwbhqk", change.float(), gradient)
         return (worth * pattern).sum(3)
+    # Queries are summed over before writers come in: no table of patterns for each writer.
     at_values = torch.einsum("bhqk,vbqhd->vbkd", pattern, gradient)
     return torch.einsum("wbkd,vbkd->vwbk", change.float(), at_values)
 
@@ -244,9 +252,14 @@ def _pattern_reaction(
     before = before.expand_as(after)
     if alone:
         fix = KeyFix(before, after)
-        found = [fix.by_query(one.expand_as(after)).sum(-3) for one in gradient]
-        return torch.stack([one if crossing else one.sum(-2) for one in found])
+        # [writer pair head query key] -> [writer pair query key], -> [writer pair key]
+        by_query = [fix.by_query(variant.expand_as(after)).sum(-3) for variant in gradient]
+        return torch.stack([table if crossing else table.sum(-2) for table in by_query])
     difference = pattern_difference(before, after)
     return torch.stack(
-        [contract_rows(difference, before, one.expand_as(after)).sum(-2) for one in gradient]
+        # [writer pair head query] -> [writer pair query]
+        [
+            contract_rows(difference, before, variant.expand_as(after)).sum(-2)
+            for variant in gradient
+        ]
     )

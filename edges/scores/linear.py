@@ -73,6 +73,7 @@ def linear_scores(
         def cut(tensor: Tensor, chunk: Tensor = chunk) -> Tensor:
             return tensor.flatten(0, 1)[chunk].float()  # [pair pos *entry] -> [token *entry]
 
+        # Filled up as the layers come: rows of writers not yet run are never read.
         made = scores.new_empty(n_writers, len(chunk), model.d_model)
         made[0] = cut(writes.input)
         for layer in range(max(gradients.layers, default=-1) + 1):
@@ -151,6 +152,7 @@ class _At:
     def _directly(self, made: Tensor, name: str) -> Tensor:
         if name not in self.gradients:
             return made.new_zeros(len(made))
+        # All runs read the same differences of writes, so their gradients can be summed first.
         return made.flatten(1) @ self._of(name).sum(0).flatten()
 
     def _into_attention(
@@ -176,7 +178,7 @@ class _At:
                     for slot, gradient in zip(SLOTS, gradients, strict=True)
                 ]
             )  # [reader token d_model]
-            towards = towards + reads
+            towards = towards + reads  # one product for all runs, below
             if norm is not None and not frozen:
                 # The term of rank one: along the normalized stream, token by token.
                 along_writes = torch.einsum("wtm,tm->wt", writes, norm.normalized)

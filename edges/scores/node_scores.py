@@ -160,7 +160,8 @@ def score_nodes(
     families = (nodes,) if isinstance(nodes, str) else tuple(nodes)
     named = gradient if gradient is None or isinstance(gradient, str) else gradient.name
     method = method or recommended_method(families, len(pairs), named)
-    rule, fix = check_method(method, gradient, direction, metric, steps, schedule)
+    gradient, fix = check_method(method, gradient)
+    rule = resolve_gradient(gradient, direction, metric, steps, schedule)
     question = Question(pairs=pairs, metric=metric, direction=direction)
     node_set = node_set_of(model, families, pairs, positions)
     options = NodeOptions(rule=rule, fix=fix, name=method, per_pair=per_pair)
@@ -222,17 +223,15 @@ def node_scores(
 
 
 def check_method(
-    method: str,
-    gradient: str | GradientRule | None,
-    direction: str,
-    metric: str | Metric,
-    steps: int = STEPS,
-    schedule: str = SCHEDULE,
-) -> tuple[GradientRule, bool]:
-    """The gradient rule and whether to fix queries and keys.
+    method: str, gradient: str | GradientRule | None
+) -> tuple[str | GradientRule | None, bool]:
+    """The gradient that a method takes, as ``resolve_gradient`` does, and whether it has the QK fix.
+
+    Args:
+        gradient: the one asked for; None leaves it to the method.
 
     Raises:
-        InputError: unknown names, steps below 1, or options that contradict each other.
+        InputError: an unknown method, or a gradient that contradicts it.
     """
     if method not in METHODS:
         raise InputError(f"unknown method {method!r}; there are {', '.join(METHODS)}")
@@ -242,7 +241,7 @@ def check_method(
             f"method {method} means gradient {fixed}, got {gradient}; leave the gradient out, or "
             "use method atp-qk"
         )
-    return resolve_gradient(gradient or fixed, direction, metric, steps, schedule), fix
+    return gradient or fixed, fix
 
 
 def node_set_of(
@@ -280,6 +279,8 @@ class _Scorer:
         self.nodes, self.rule = nodes, options.rule
         self.fixed = {"q", "k"} & set(nodes.kinds) if options.fix else set[str]()
         values = {site.activation for site in nodes.sites}
+        # Gradients by residual streams, the input's among them, come with every pass. The fix goes by
+        # the pattern's, and for one of queries and keys it needs the other, too.
         self.by = values - self.fixed - {"input", "resid_pre"}
         if self.fixed:
             values |= {"q", "k"}
@@ -317,6 +318,7 @@ class _Scorer:
         """Adds the estimates of a layer's nodes that these gradients allow."""
         for site, part in zip(self.nodes.sites, self.nodes.slices, strict=True):
             needed = "pattern" if site.kind in self.fixed else site.activation
+            # What the input writes is the stream before the first block.
             if (
                 site.layer != layer
                 or ("resid_pre" if needed == "input" else needed) not in gradients
@@ -344,7 +346,7 @@ class _Scorer:
             )
         if self.nodes.n_pos is None:
             return by_position.sum(1)
-        return by_position.transpose(1, 2).flatten(1)
+        return by_position.transpose(1, 2).flatten(1)  # [pair (entry pos)], the order of nodes
 
     # ---- the QK fix
 
@@ -359,6 +361,7 @@ class _Scorer:
         patched = attention.scores(*changed).float()
         if site.kind == "k" and self.nodes.n_pos is not None:
             return KeyFix(scores, patched).contract
+        # All positions at once, or queries, whose rows do not mix: one other pattern has it all.
         difference = pattern_difference(scores, patched)
         return partial(contract_rows, difference, scores)
 
@@ -366,8 +369,10 @@ class _Scorer:
         self, site: Site, gradient: Float32[Tensor, "pair head query key"]
     ) -> Float32[Tensor, "pair pos entry"]:
         """Estimates by query or key position; a key counts for all query heads of its group."""
-        if site not in self.reactions:
+        if site not in self.reactions:  # the same whatever the gradient, and for every pass
             self.reactions[site] = self._reaction(site)
+        # The pattern of the other run less that of the run edited: the sign makes it clean less
+        # corrupted. Then [pair head pos] -> [pair entry group pos] -> [pair pos entry].
         by_head = -self.question.sign * self.reactions[site](gradient)
         return by_head.unflatten(1, (site.n, -1)).sum(2).transpose(1, 2)
 

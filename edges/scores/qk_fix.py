@@ -67,9 +67,12 @@ class KeyFix:
         others = scores.scatter(-1, self.largest, -torch.inf)
         # Rows with one visible key have no others; they are taken out below.
         self.other_pattern = others.softmax(-1).nan_to_num()
+        # 1 - p loses its digits where p is near 1, which only the largest can be: 1 stands there, and
+        # what belongs there comes from the softmax over the others.
         self.rest = (1 - self.pattern).scatter(-1, self.largest, 1.0)
         log_rest = scores.logsumexp(-1, keepdim=True) + self.rest.log()
         log_rest = log_rest.scatter(-1, self.largest, others.logsumexp(-1, keepdim=True))
+        # Elsewhere both arguments become 0, and so does the change.
         visible = scores.isfinite() & log_rest.isfinite()
         self.change = _sigmoid_difference(
             (patched - log_rest).where(visible, 0.0), (scores - log_rest).where(visible, 0.0)
@@ -85,6 +88,7 @@ class KeyFix:
         """The estimates for each key, query by query."""
         relative = _relative(gradient, self.largest)
         mean = (self.pattern * relative).sum(-1, keepdim=True)
+        # G_t - Gbar_-t = (G_t - Gbar) / (1 - p_t); the largest has relative gradient 0.
         difference = (relative - mean) / self.rest
         of_largest = -(self.other_pattern * relative).sum(-1, keepdim=True)
         return self.change * difference.scatter(-1, self.largest, of_largest)
@@ -98,5 +102,6 @@ def _relative(gradient: Tensor, largest: Tensor) -> Tensor:
 def _sigmoid_difference(one: Tensor, other: Tensor) -> Tensor:
     """sigmoid(one) - sigmoid(other) to full relative precision, however saturated both are."""
     high, low = torch.maximum(one, other), torch.minimum(one, other)
+    # sigmoid(h) - sigmoid(l) = sigmoid(h) sigmoid(-l) (1 - exp(l - h)): no terms that cancel.
     size = high.sigmoid() * (-low).sigmoid() * -torch.expm1(low - high)
     return torch.where(one >= other, size, -size)

@@ -61,12 +61,12 @@ class SplitScores:
         writers = [writer.name for writer in self.graph.writers]
         readers = [reader.name for reader in self.graph.readers]
         tables = ((self.parts, readers, self.outgoing), (writers, self.parts, self.incoming))
-        found = [
+        edges = [
             (f"{rows[row]}->{columns[column]}", table[row, column].item())
             for rows, columns, table in tables
             for row, column in (~table.isnan()).nonzero().tolist()
         ]
-        return sorted(found, key=lambda item: -abs(item[1]))[:n]
+        return sorted(edges, key=lambda item: -abs(item[1]))[:n]
 
 
 def score_split(
@@ -134,9 +134,9 @@ def split_scores(
         depends |= runs.depends
         return out, into
 
-    def collect(batch: PairBatch, found: tuple[Tensor, Tensor]) -> None:
-        outgoing.add_(found[0])
-        incoming.add_(found[1])
+    def collect(batch: PairBatch, both: tuple[Tensor, Tensor]) -> None:
+        outgoing.add_(both[0])
+        incoming.add_(both[1])
 
     work = Work(
         stage=f"split {split}",
@@ -149,6 +149,7 @@ def split_scores(
     check_depends(depends)
     divisor = len(question.pairs) * rule.divisor(graph.n_layers, within=True)
     n_read = graph.readers[graph.mlp_reader(layer)].n_writers
+    # Readers up to the MLP have read before it writes; the router, the last part, writes nothing.
     outgoing[:, : graph.mlp_reader(layer) + 1] = torch.nan
     outgoing[splitter.n_writing :] = torch.nan
     incoming[n_read:] = torch.nan
@@ -208,6 +209,7 @@ class _Neurons:
         self, runs: BothRuns, tokens: Int64[Tensor, "token"]
     ) -> Float32[Tensor, "part token d_model"]:
         """What each neuron writes in the clean run less what it writes in the corrupted one."""
+        # [pair pos neuron] -> [token neuron], scaled as a norm behind the MLP scales the whole.
         amounts = [
             (run.kept.neurons[self.layer] * self.mlp.scale(run.kept.neurons[self.layer]))
             .flatten(0, 1)[tokens]
@@ -223,13 +225,15 @@ class _Neurons:
         model, layer = self.model, self.layer
         n_read = model.graph.readers[model.graph.mlp_reader(layer)].n_writers
         mlp_in = of_runs(way.tape.kept.mlp_in[layer], way.n_runs, tokens)
-        found = mlp_in.new_zeros(len(model.graph.writers), len(self.parts))
+        scores = mlp_in.new_zeros(len(model.graph.writers), len(self.parts))
         sides = [("gate", self.weights.gate), ("up", self.weights.up)]
         gradient = {
             name: of_runs(gradients[name], way.n_runs, tokens)
             for name, weight in sides
             if weight is not None
         }
+        # Forwards through the norm, writer by writer: backwards would take a stream of d_model numbers
+        # for each neuron, and there are mostly more neurons than writers.
         for writer in range(n_read):
             (write,) = difference.of(model, [writer])
             change = write.flatten(0, 1)[tokens].float()
@@ -238,8 +242,9 @@ class _Neurons:
                 moved = change if norm is None else norm.push_forward(change)
                 for name, weight in sides:
                     if weight is not None:
-                        found[writer] += ((moved @ weight.float()) * gradient[name][run]).sum(0)
-        return found
+                        # [token d_model] @ [d_model neuron], times [token neuron]
+                        scores[writer] += ((moved @ weight.float()) * gradient[name][run]).sum(0)
+        return scores
 
 
 class _Experts:
@@ -258,14 +263,15 @@ class _Experts:
         self, runs: BothRuns, tokens: Int64[Tensor, "token"]
     ) -> Float32[Tensor, "part token d_model"]:
         """What each expert writes in the clean run less what it writes in the corrupted one."""
-        found: list[Tensor] = []
+        writes: list[Tensor] = []
         for name in self.experts:
             clean, corrupted = (
                 self._written(run.kept.mlp_in[self.layer], tokens, name)
                 for run in (runs.at("clean"), runs.at("corrupted"))
             )
-            found.append(clean - corrupted)
-        return torch.stack([*found, torch.zeros_like(found[0])]).float()
+            writes.append(clean - corrupted)
+        # The router is a part that writes nothing.
+        return torch.stack([*writes, torch.zeros_like(writes[0])]).float()
 
     @torch.no_grad()
     def _written(
@@ -283,7 +289,7 @@ class _Experts:
         mlp_in = of_runs(way.tape.kept.mlp_in[layer], way.n_runs, tokens).to(model.dtype)
         gradient = of_runs(gradients["mlp_out"], way.n_runs, tokens).to(model.dtype)
         towards = [self._by_copy(name, mlp_in, gradient) for name in (*self.experts, "router")]
-        found = torch.zeros(len(model.graph.writers), len(self.parts), device=model.device)
+        scores = torch.zeros(len(model.graph.writers), len(self.parts), device=model.device)
         for writer in range(n_read):
             (write,) = difference.of(model, [writer])
             change = write.flatten(0, 1)[tokens].float()
@@ -291,8 +297,8 @@ class _Experts:
                 norm = self.mlp.norm_derivative(mlp_in[run].float(), way.frozen)
                 moved = change if norm is None else norm.push_forward(change)
                 for part, by_input in enumerate(towards):
-                    found[writer, part] += (moved * by_input[run]).sum()
-        return found
+                    scores[writer, part] += (moved * by_input[run]).sum()
+        return scores
 
     def _by_copy(
         self,
@@ -303,14 +309,16 @@ class _Experts:
         """The gradient by the normalized input as one part alone reads it."""
         normed = self.mlp.norm(mlp_in).flatten(0, 1).detach()
         with torch.enable_grad():
+            # The one leaf: whatever else reads the input reads it as a constant.
             copy = normed.clone().requires_grad_()
             if name == "router":
                 written = sum(
                     self.mlp.expert(expert, normed, copy)
                     for expert in self.experts
-                    if expert != "shared"
+                    if expert != "shared"  # which is not routed to
                 )
             else:
                 written = self.mlp.expert(name, copy, normed)
-            (found,) = torch.autograd.grad(torch.as_tensor(written), copy, gradient.flatten(0, 1))
-        return found.view_as(mlp_in).float()
+            # [(run token) d_model], and back to [run token d_model]
+            (by_copy,) = torch.autograd.grad(torch.as_tensor(written), copy, gradient.flatten(0, 1))
+        return by_copy.view_as(mlp_in).float()

@@ -32,6 +32,8 @@ def gim(temperature: float = 2.0) -> See:
         if name == "scores":
             scores[layer] = value
         if name == "pattern":
+            # The values of the pattern, the gradient of the softer softmax; the temperature in front
+            # takes away the 1/T of its derivative.
             soft = temperature * (scores.pop(layer) / temperature).softmax(-1)
             return value.detach() + (soft - soft.detach()).to(value.dtype)
         return value

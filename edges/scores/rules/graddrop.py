@@ -35,6 +35,8 @@ class GradDrop:
         """Nothing dropped, which counts for all passes that drop a layer below; then each layer."""
         n_layers = runs.model.graph.n_layers
         tape = runs.tape(self.run, by)
+        # The gradients behind each block, filled in while the first pass is gone through: it must come
+        # to its end before another begins.
         after = [tape.final_gradient] * n_layers
 
         def undropped() -> Iterator[tuple[int, Gradients, int]]:
@@ -45,6 +47,7 @@ class GradDrop:
                 yield layer, gradients, layer
 
         def dropped(at: int) -> Iterator[tuple[int, Gradients, int]]:
+            # A block whose write is constant passes the gradient behind it on to the stream before it.
             yield at, {"resid_pre": after[at]}, 1
             for layer, gradients in back_through(tape, after[at], at, again=True):
                 yield layer, gradients, 1

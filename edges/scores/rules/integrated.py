@@ -43,10 +43,11 @@ class Integrated:
         """One for as many steps as fit."""
         offset = 0.5 if self.schedule == "midpoint" else 0.0
         parts = [(step + offset) / self.steps for step in range(self.steps)]
+        # Each step is a run of the whole batch, so one at least, whatever the rows allowed.
         at_once = max(1, n_rows // len(runs.batch))
         for start in range(0, self.steps, at_once):
-            some = parts[start : start + at_once]
-            yield whole_pass(runs.model, runs.between(some, by), n_runs=len(some))
+            steps = parts[start : start + at_once]
+            yield whole_pass(runs.model, runs.between(steps, by), n_runs=len(steps))
 
     def divisor(self, n_layers: int, within: bool) -> int:
         """How many steps."""

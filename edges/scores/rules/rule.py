@@ -167,6 +167,7 @@ def whole_pass(model: Model, tape: Tape, n_runs: int = 1, frozen: bool = False) 
     """From the metric back to the input, everything counted once."""
 
     def layers() -> Iterator[tuple[int, Gradients, int]]:
+        # The stream that the logits read counts as that before a block behind the last.
         yield model.graph.n_layers, {"resid_pre": tape.final_gradient}, 1
         for layer, gradients in back_through(tape):
             yield layer, gradients, 1
@@ -182,8 +183,8 @@ def back_through(
 ) -> Iterator[tuple[int, Gradients]]:
     """The gradients of each block, last first, that by the residual stream before it included."""
     gradient = tape.final_gradient if gradient is None else gradient
-    for layer, found, below in tape.backward(gradient, start, again):
-        yield layer, {**found, "resid_pre": below}
+    for layer, by_sites, below in tape.backward(gradient, start, again):
+        yield layer, {**by_sites, "resid_pre": below}
 
 
 def check_depends(depends: bool) -> None:

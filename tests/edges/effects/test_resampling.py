@@ -10,7 +10,14 @@ from torch import Tensor
 
 from wiremap.edges import InputError, Model, ModelGraph
 from wiremap.edges.effects.reduced import BASE, masked_logits
-from wiremap.edges.effects.resampling import Pool, Tree, edge_logits, refuse_trees, tree_logits
+from wiremap.edges.effects.resampling import (
+    Draws,
+    Pool,
+    Tree,
+    edge_logits,
+    refuse_trees,
+    tree_logits,
+)
 from wiremap.edges.names.graph import ROOT
 from wiremap.edges.runs.masks import edge_mask, full_mask
 from wiremap.edges.runs.memory import BatchSize
@@ -117,7 +124,7 @@ def test_a_tree_equals_slow_recursion(twins: tuple[Model, SlowModel], share: flo
     assert tree.size == len(slow_tree.others) + n_inputs > 10
     draws = numbered(model, tree, slow_tree.others)
     with torch.no_grad():
-        found = tree_logits(model, tree, pool, own, draws.__getitem__)
+        found = tree_logits(model, tree, pool, Draws(own, draws.__getitem__))
     torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
     assert float((found - model_logits(model, pool.tokens[own])).abs().max()) > 0.1
 
@@ -152,7 +159,11 @@ def test_a_prompt_for_each_edge_equals_the_slow_model(
     with torch.no_grad():
         clean = run(model, prompts[own], BASE)
         found = edge_logits(
-            model, mask, clean, pool, own, lambda r: others[r, : model.graph.readers[r].n_writers]
+            model,
+            mask,
+            clean,
+            pool,
+            Draws(own, lambda r: others[r, : model.graph.readers[r].n_writers]),
         )
     torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
 
@@ -168,10 +179,8 @@ def test_with_one_prompt_for_everything_all_are_one(
     with torch.no_grad():
         clean, base = (run(model, pool.tokens[rows], BASE) for rows in (own, other))
         masked = masked_logits(model, mask, clean.input, base)
-        by_edge = edge_logits(
-            model, mask, clean, pool, own,
-            lambda r: other.expand(model.graph.readers[r].n_writers, -1),
-        )  # fmt: skip
+        draws = Draws(own, lambda r: other.expand(model.graph.readers[r].n_writers, -1))
+        by_edge = edge_logits(model, mask, clean, pool, draws)
         torch.testing.assert_close(by_edge, masked, rtol=1e-4, atol=1e-4)
         assert float((masked - base.logits).abs().max()) > 0.05
         if model.heads_share_scale:
@@ -179,7 +188,9 @@ def test_with_one_prompt_for_everything_all_are_one(
                 refuse_trees(model)
             return
         tree = Tree.of(model.graph, mask)
-        found = tree_logits(model, tree, pool, own, lambda n: other.expand(tree.copies[n], -1))
+        found = tree_logits(
+            model, tree, pool, Draws(own, lambda n: other.expand(tree.copies[n], -1))
+        )
         torch.testing.assert_close(found, masked, rtol=1e-4, atol=1e-4)
 
 
