@@ -13,7 +13,16 @@ from ..edges.effects.reduced_runs import ReducedRuns
 from ..edges.errors import InputError
 from ..edges.model.transformer import Model
 from ..edges.names.graph import Edge
-from ..edges.names.vocabulary import BUDGET, DIRECTION, PRUNE, READER, SCHEDULE, STEPS, TARGET
+from ..edges.names.vocabulary import (
+    BOUNDED,
+    BUDGET,
+    DIRECTION,
+    PRUNE,
+    READER,
+    SCHEDULE,
+    STEPS,
+    TARGET,
+)
 from ..edges.question.prompts import PromptPairs
 from ..edges.question.question import Question
 from ..edges.runs.masks import places_mask
@@ -74,7 +83,7 @@ def discover(
     size: int | None = None,
     prune: str | None = None,
     acdc: float | None = None,
-    bound: bool = True,
+    bound: bool = BOUNDED,
     tests: bool = False,
     allow_weak: bool = False,
     batch_size: int | None = None,

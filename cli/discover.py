@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..edges.errors import InputError
-from ..edges.names.vocabulary import BUDGET, PRUNE, TARGET
+from ..edges.names.vocabulary import BOUNDED, BUDGET, PRUNE, TARGET
 from . import options
 from .asked import Asked, Scoring, Shown, gathered
 from .console import if_stopped, progress, show_json, show_table, show_text
@@ -85,7 +85,7 @@ class _Run:
 @_kept
 @click.option(
     "--bound/--no-bound",
-    default=True,
+    default=BOUNDED,
     help="Also bound what was not verified (the default), or do without.",
 )
 @options.flag("--tests", help="Also test what the circuit claims (see: evaluate).")

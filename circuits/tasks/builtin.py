@@ -12,6 +12,7 @@ from typing import Any
 
 from ...edges.errors import InputError
 from ...edges.model.tokens import Tokenizer
+from ...edges.names.vocabulary import N_PAIRS
 from ...edges.question.prompts import PromptPairs
 from .task import Task, count_words, sample_records, usable_templates, usable_words
 
@@ -45,7 +46,7 @@ def find_task(name: str) -> Task:
 def load_task(
     task: str | Task,
     model: Any,
-    n_pairs: int = 64,
+    n_pairs: int = N_PAIRS,
     *,
     seed: int = 0,
     corruption: str | None = None,

@@ -99,6 +99,8 @@ NOISE_SEEDS = 10
 BUDGET: Mapping[str, int] = {"cpu": 200, "cuda": 50_000}
 """How many edges are verified if nothing says how many, by device; on others as on a CPU."""
 
+BOUNDED = True
+"""Whether what was not verified is bounded when nothing is said."""
 BOUND_SUBSETS = 1000
 PROBABILITY = 0.03
 """With which a subset has each node or edge."""

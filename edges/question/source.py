@@ -15,12 +15,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 from ..errors import InputError, name_rows
+from ..names.vocabulary import NOISE_SCALE, NOISE_SEEDS, OTHER_RUN
 from .prompts import PromptPairs
-
-Kind = Literal["corrupted", "mean", "mean-by-position", "zero", "noise"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,10 +66,10 @@ class Source:
         InputError: an unknown kind, a scale or number of seeds that is not positive.
     """
 
-    kind: str = "corrupted"  # checked below, in words
+    kind: str = OTHER_RUN  # checked below, in words
     mean_over: PromptPairs | None = None
-    noise_scale: float = 3.0
-    noise_seeds: int = 10
+    noise_scale: float = NOISE_SCALE
+    noise_seeds: int = NOISE_SEEDS
 
     def __post_init__(self) -> None:
         if self.kind not in NATURES:
