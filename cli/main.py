@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from ..edges.errors import InputError, WiremapError, WiremapWarning
+from .console import forgiving_stderr
 
 COMMANDS = {
     "discover": "discover",
@@ -49,6 +50,10 @@ def _show_notes() -> None:
 
 
 class _Group(click.Group):
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        with forgiving_stderr():
+            return super().main(*args, **kwargs)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             # Undone at the end, for programs that call this in their own process.

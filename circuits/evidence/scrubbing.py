@@ -350,7 +350,7 @@ class _Experiment:
             function=self._values,
             collect=collect,
             cost=self._cost_of_largest_tree if per_path else cost_of_reduced_run,
-            steps=n_repeats * n_sets,
+            steps_of_pair=n_repeats * n_sets,
         )
         sweep(self.model, pairs, work, resources)
         check_finite(values)

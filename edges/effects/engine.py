@@ -152,7 +152,7 @@ def patch_items(model: Model, question: Question, items: Items, resources: Resou
         cost=_cost_of_both_runs,
         row_cost=_cost_of_row,
         counts_rows=True,
-        steps=len(items.names) * n_draws,
+        steps_of_pair=len(items.names) * n_draws,
     )
     sweep(model, pairs, work, resources)
     strange = (~torch.isfinite(effects)).nonzero().tolist()

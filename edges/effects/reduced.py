@@ -222,7 +222,7 @@ class _ReducedSets:
             collect=collect,
             cost=cost_of_reduced_run,
             counts_rows=True,
-            steps=len(self.masks),
+            steps_of_pair=len(self.masks),
         )
         sweep(self.model, pairs, work, resources)
         check_finite(values.flatten(0, 1))

@@ -79,12 +79,12 @@ class Turn:
 
     rows: BatchSize
     reached: Callable[[int], None]
-    steps: int = 0
+    n_done: int = 0
 
     def done(self, steps: int) -> None:
         """So many more steps of this batch are done."""
-        self.steps += steps
-        self.reached(self.steps)
+        self.n_done += steps
+        self.reached(self.n_done)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +101,7 @@ class Work(Generic[Result]):
         counts_rows: a batch size given by the caller counts rows, rather than pairs.
         begin: is called with all pairs of a length before their batches.
         gradients: for autograd, which is off otherwise.
-        steps: of each pair.
+        steps_of_pair: what progress counts.
     """
 
     stage: str
@@ -112,7 +112,7 @@ class Work(Generic[Result]):
     counts_rows: bool = False
     begin: Callable[[PairBatch], Any] | None = None
     gradients: bool = False
-    steps: int = 1
+    steps_of_pair: int = 1
 
 
 def sweep(model: Model, pairs: PromptPairs, work: Work[Any], resources: Resources) -> None:
@@ -126,7 +126,7 @@ def sweep(model: Model, pairs: PromptPairs, work: Work[Any], resources: Resource
         WiremapError: memory does not hold a single pair. Also what ``work`` raises.
     """
     check_pairs(model, pairs)
-    progress = _Progress(work.stage, len(pairs) * work.steps, resources.report)
+    progress = _Progress(work.stage, len(pairs) * work.steps_of_pair, resources.report)
     with nullcontext() if work.gradients else torch.no_grad(), model.borrowed():
         for bucket in pairs.batches():
             if work.begin is not None:
@@ -146,7 +146,7 @@ def sweep(model: Model, pairs: PromptPairs, work: Work[Any], resources: Resource
 
             for batch, result in size.map(bucket, function):
                 work.collect(batch, result)
-                progress.finish(len(batch) * work.steps)
+                progress.finish(len(batch) * work.steps_of_pair)
 
 
 class _Progress:

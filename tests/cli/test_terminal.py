@@ -143,7 +143,7 @@ def test_discover_runs_in_any_terminal(term: str | None, columns: int, tmp_path:
     [
         (["score", "edges", *ASKED, "-o", "OUT/s.safetensors"], "score all edges"),
         (["score", "nodes", *ASKED, "-o", "OUT/s.safetensors"], "score all nodes"),
-        (["verify", "RUN", "--budget", "20", "-o", "OUT/e.jsonl"], "measure edges"),
+        (["verify", "RUN", "--budget", "20", "-o", "OUT/e.jsonl"], "verify edges"),
         (["evaluate", "RUN", "--curve"], "evaluate the circuit"),
         (["scrub", "RUN", "--repeats", "2"], "scrub"),
     ],
@@ -181,7 +181,7 @@ def test_ctrl_c_keeps_what_verify_measured(tmp_path: Path) -> None:
     asked = ["score", "edges", "--model", "induction-mini", "--n-pairs", "64"]
     assert CliRunner().invoke(main, [*asked, "-o", str(scores), "--quiet"]).exit_code == 0
     verify = ["verify", scores, "--all", "-o", out]
-    ended = in_terminal(*verify, "--batch-size", "1", stop_at="measure edges")
+    ended = in_terminal(*verify, "--batch-size", "1", stop_at="verify edges")
     assert ended.status == 1
     assert "what was measured is kept in" in ended.text
     assert "the same command with --resume goes on" in ended.text

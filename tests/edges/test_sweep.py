@@ -129,7 +129,7 @@ def test_progress_sums_to_the_total_and_is_never_more(
     sweep(
         model,
         pairs,
-        work(function, steps=5),
+        work(function, steps_of_pair=5),
         Resources(report=lambda *report: told.append(report)),
     )
     assert {(stage, total) for stage, _, total in told} == {("work", 35)}
