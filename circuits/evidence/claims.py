@@ -155,7 +155,7 @@ def tests_of(
     rng = random.Random(f"hypothesis tests {options.seed}")
     # One sweep for all four tests. Its sets are [circuit, rest of the model, without each edge,
     # 2 for each random path, random circuits]; values are taken apart in this order.
-    without = [circuit & ~places_mask(graph, place) for place in places]
+    without = [circuit & ~places_mask(graph, place[None]) for place in places]
     inflated = _inflated(graph, circuit, n_random, rng)
     drawn = [places_mask(graph, random_circuit(graph, n_live, rng)) for _ in range(n_random)]
     sets = [

@@ -241,7 +241,7 @@ def scrubbing_of(
     # [writer reader] at [edge end] -> [edge]
     is_live = live[places[:, 0], places[:, 1]].tolist()
     dropped = {
-        name: live & ~places_mask(graph, place)
+        name: live & ~places_mask(graph, place[None])
         for name, place, alive in zip(named, places, is_live, strict=True)
         if alive and options.drop_one
     }
