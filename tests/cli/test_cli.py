@@ -631,7 +631,7 @@ def test_files_that_exist_are_kept_unless_forced(
         ),
         (["--split", "m1:experts"], "m1 of model ioi-mini has neurons, got 'm1:experts'; write"),
         (["--experts"], "model ioi-mini has no mixture of experts; leave --experts out"),
-        (["--candidates", "9"], "candidates are for the exact reader (--reader exact)"),
+        (["--candidates", "9"], "candidates are for the exact reader (--reader exact"),
         (
             ["--reader", "exact", "--candidates", "480"],
             "expected between 1 and 479 candidates, the edges of the model, got 480; leave them out",

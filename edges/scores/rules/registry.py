@@ -6,13 +6,13 @@ from importlib import import_module
 
 from ...errors import InputError
 from ...model.transformer import Model
-from ...names.vocabulary import GRADIENTS, SCHEDULE, STEPS
+from ...names.vocabulary import GRADIENTS, METRIC, SCHEDULE, STEPS
 from ...question.metrics import Metric
 from ...question.question import check_direction
 from .rule import GradientRule, RuleOptions
 
 
-def recommended_gradient(metric: str | Metric = "logit_diff", model: Model | None = None) -> str:
+def recommended_gradient(metric: str | Metric = METRIC, model: Model | None = None) -> str:
     """The rule for edges that costs least verified recall where it was measured.
 
     In benchmarks/RESULTS.md: relevance with the linear reader, in the geometric mean over all
