@@ -302,7 +302,7 @@ def mutated(draw: st.DrawFn, text: str) -> str:
 def refused(text: str) -> bool:
     """Whether a text is refused, in a few words; if not, it gives a circuit. Soon, in any case."""
     message = ""
-    with few_steps(100_000 + 5 * len(text)):
+    with few_steps(200_000 + 5 * len(text)):  # a model of 20,000 heads names each of them twice
         try:
             dumps(to_document(decode(text)[1]))
         except InputError as error:
