@@ -27,6 +27,7 @@ from wiremap.edges.question.spans import position_labels
 from wiremap.edges.scores import node_scores
 from wiremap.edges.scores.baselines import rank_nodes
 from wiremap.edges.scores.edge_scores import check_reader
+from wiremap.edges.scores.reader_rules import READER_RULES
 from wiremap.edges.scores.rules.integrated import Integrated
 from wiremap.edges.scores.rules.registry import resolve_gradient
 from wiremap.exporters import View
@@ -77,6 +78,10 @@ LISTS: dict[str, tuple[tuple[str, ...], Callable[[str], Any]]] = {
     "collapse": (words.COLLAPSE, lambda word: View(collapse=word, groups={"role": ["m0"]})),
     "families": (words.NODES, lambda word: node_scores.score_nodes(MODEL, PAIRS, word)),
 }
+
+
+def test_every_reader_rule_has_its_word() -> None:
+    assert tuple(READER_RULES) == words.READERS
 
 
 @pytest.mark.parametrize("name", LISTS)

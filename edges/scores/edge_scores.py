@@ -35,7 +35,6 @@ from ..names.vocabulary import (
     EDGE_AGGREGATES,
     METRIC,
     READER,
-    READERS,
     SCHEDULE,
     STEPS,
     SUMMED,
@@ -48,8 +47,9 @@ from ..runs.masks import every_edge, full_mask, places_mask
 from ..runs.sweep import Report, Resources, Turn, Work, silent, sweep, table
 from ..runs.trace import BothRuns, cost_of_trace, first_nonfinite
 from ..runs.writes import WRITES, Writes
-from .exact import OUTPUTS, REACTIONS, ExactReader, OutputGradients, PositionOptions
-from .linear import INPUTS, ReaderGradients, linear_scores
+from .exact import ExactReader, OutputGradients, PositionOptions
+from .linear import ReaderGradients, linear_scores
+from .reader_rules import READER_RULES
 from .rules.registry import recommended_gradient, resolve_gradient
 from .rules.rule import GradientRule, check_depends
 
@@ -217,11 +217,11 @@ def edge_scores(
 
 def check_reader(reader: str, candidates: int | None, graph: ModelGraph) -> None:
     """Raises InputError for a reader rule that is not known, or candidates that cannot be."""
-    if reader not in READERS:
-        raise InputError(f"unknown reader {reader!r}; there are {', '.join(READERS)}")
+    if reader not in READER_RULES:
+        raise InputError(f"unknown reader {reader!r}; there are {', '.join(READER_RULES)}")
     if candidates is None:
         return
-    if reader == "linear":
+    if not READER_RULES[reader].exact:
         raise InputError(
             'candidates are for the exact reader (--reader exact, reader="exact"); the '
             "linear one scores all edges"
@@ -277,7 +277,8 @@ class _Scorer:
         Args:
             wanted: edges to ask the exact reader about.
         """
-        self.reader, self.wanted, self.depends = reader, wanted & self.exists, False
+        self.reader_rule = READER_RULES[reader]
+        self.wanted, self.depends = wanted & self.exists, False
         model, n_pairs, shape = self.model, len(self.question.pairs), self.exists.shape
         by_position = table(model, len(self.labels.names), *shape)
         by_pair = table(model, n_pairs, *shape) if self.per_pair else None
@@ -319,14 +320,14 @@ class _Scorer:
         by_pair = self.per_pair or self.rule.unsigned
         groups, n_groups = self.labels.groups(batch, by_pair)
         self.groups, self.n_groups = groups.to(self.model.device), n_groups
-        linear, exact = self.reader != "exact", self.reader != "linear"
-        by = (*(INPUTS if linear else ()), *(OUTPUTS if exact else ()))
-        keep = (*WRITES, *(REACTIONS if exact else ()))
-        runs = BothRuns(self.model, batch, self.question.measure, keep)
+        linear, exact = self.reader_rule.linear, self.reader_rule.exact
+        runs = BothRuns(
+            self.model, batch, self.question.measure, (*WRITES, *self.reader_rule.keeps)
+        )
         totals = table(self.model, n_groups, *self.exists.shape)
         outputs = OutputGradients()
         difference: Writes | None = None
-        for way in self.rule.passes(runs, by, turn.rows.rows):
+        for way in self.rule.passes(runs, self.reader_rule.by, turn.rows.rows):
             # Gone through here to its end, and only once: layers come as they are computed.
             layers = {layer: (gradients, times) for layer, gradients, times in way.layers}
             if exact:
@@ -377,7 +378,7 @@ class _Scorer:
         """The scores of the exact reader, in place of what stands there."""
         options = PositionOptions(each=not self.labels.summed)
         reader = ExactReader(runs, self.question, gradients, options, 4 * self.chunk_bytes)
-        attention_only = self.reader == "exact-attention"
+        attention_only = self.reader_rule.attention_only
         for writers, column, estimates in reader.reactions(self.wanted, attention_only):
             grouped = self._grouped(estimates)  # [variant writer group]
             layer = self.model.graph.readers[column].layer
