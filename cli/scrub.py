@@ -90,7 +90,7 @@ def scrub(circuit: Path, testing: _Testing, asked: Asked, out: Path | None, show
     from ..circuits.result.document import dumps
     from ..circuits.result.hypothesis import Hypothesis
     from ..edges.files import write_atomically
-    from ..exporters.claims import read_claim
+    from ..exporters.hypotheses import read_claim
 
     claimed = read_claim(circuit)
     hypothesis = claimed if isinstance(claimed, Hypothesis) else None
