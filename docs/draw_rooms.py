@@ -32,7 +32,8 @@ def modules() -> Iterator[tuple[Path, tuple[str, ...]]]:
 
 def room(module: tuple[str, ...]) -> str:
     """The room a module stands in; the floor itself for those in none."""
-    return ".".join(module[:2]) if len(module) > 2 else module[0]
+    floor, *inside = module
+    return f"{floor}.{inside[0]}" if len(inside) > 1 else floor
 
 
 def imports(path: Path, module: tuple[str, ...]) -> set[str]:

@@ -16,7 +16,8 @@ from wiremap.circuits import Circuit
 from wiremap.circuits.result.document import dumps, from_document, loads, to_document
 from wiremap.circuits.result.evidence import Evidence, Part
 from wiremap.edges import InputError
-from wiremap.exporters.registry import FORMATS, View, decode
+from wiremap.exporters import FORMATS, View
+from wiremap.exporters.registry import decode
 
 SCHEMA = json.loads(files("wiremap.circuits").joinpath("circuit.schema.json").read_text())
 POINTS = [

@@ -15,7 +15,7 @@ import tiny
 
 from wiremap.circuits import Verified, verify
 from wiremap.circuits.evidence import verification
-from wiremap.circuits.evidence.verification import BoundOptions, verify_until
+from wiremap.circuits.evidence.verification import verify_until
 from wiremap.circuits.record import effects_file
 from wiremap.circuits.record.effects_file import intervals, read_effects
 from wiremap.circuits.record.intervals import resampled_means
@@ -28,7 +28,7 @@ from wiremap.edges import (
     patch_nodes,
     score_edges,
 )
-from wiremap.edges.effects.bounds import bound_unverified
+from wiremap.edges.effects.bounds import BoundOptions, bound_unverified
 
 N_EDGES = 10
 

@@ -13,8 +13,8 @@ import pytest
 from wiremap.circuits import Circuit
 from wiremap.edges import InputError, WiremapError
 from wiremap.exporters import FORMATS, read_circuit, write_circuit
-from wiremap.exporters.pictures import dot
 from wiremap.exporters.pictures import graphviz as picture
+from wiremap.exporters.pictures import palette
 from wiremap.exporters.pictures.dot import to_dot
 from wiremap.exporters.pictures.graphviz import render
 from wiremap.exporters.pictures.layout import positions, rows
@@ -110,9 +110,9 @@ def test_dot_tells_sign_by_colour_and_dash_and_verified_by_the_arrow() -> None:
         return next(text for text in lines if f'id="{edge}"' in text)
 
     positive, negative = line("input->a0.h0<v>"), line("a0.h0->a1.h1<q>")
-    assert f'color="{dot.POSITIVE}"' in positive
+    assert f'color="{palette.POSITIVE}"' in positive
     assert "style=solid" in positive
-    assert f'color="{dot.NEGATIVE}"' in negative
+    assert f'color="{palette.NEGATIVE}"' in negative
     assert "style=dashed" in negative
     assert "arrowhead=normal" in positive
     assert "arrowhead=onormal" in line("a0.h0->a1.h1<k>")

@@ -24,7 +24,7 @@ from wiremap.circuits.result.document import from_document, loads, to_document
 from wiremap.edges import InputError, ModelGraph
 from wiremap.exporters import View, write_circuit
 from wiremap.exporters.pages.viewer import MARK, Viewer, to_html
-from wiremap.exporters.pictures import dot
+from wiremap.exporters.pictures import dot, palette
 from wiremap.exporters.pictures.drawing import DRAWN, drawing, to_svg
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -250,8 +250,8 @@ def paths(circuit: Circuit) -> dict[str, ElementTree.Element]:
 def test_colour_dash_width_and_arrow_mean_what_they_mean_in_dot() -> None:
     found = paths(by_hand.circuit())
     style = (Path(dot.__file__).parents[1] / "templates" / "drawing.css").read_text()
-    assert f".positive {{ fill: none; stroke: {dot.POSITIVE}; }}" in style
-    assert f".negative {{ fill: none; stroke: {dot.NEGATIVE}; stroke-dasharray" in style
+    assert f".positive {{ fill: none; stroke: {palette.POSITIVE}; }}" in style
+    assert f".negative {{ fill: none; stroke: {palette.NEGATIVE}; stroke-dasharray" in style
     assert found["input->a0.h0<v>"].attrib["class"] == "positive"
     assert found["a0.h0->a1.h1<q>"].attrib["class"] == "negative"
     assert found["input->a0.h0<v>"].attrib["marker-end"] == "url(#positive-verified-thin)"
