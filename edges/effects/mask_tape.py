@@ -1,0 +1,342 @@
+"""A run under a mask of edges that can be gone through backwards, block by block.
+
+Every block has a graph of its own, from what its readers read to what it writes. Besides these
+graphs there is one table of what all writers write, and one of the gradients by it: autograd keeps
+no copy of the writes for every layer. Only positions from the first on at which two prompts of the
+batch differ are computed, and of the last block only what the last position needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ..errors import InputError
+from ..model.transformer import Model
+from ..names.graph import SLOTS
+from ..runs.masks import full_mask, live_mask
+from ..runs.trace import Run, answer_logits
+
+
+@dataclass(frozen=True)
+class MaskPlan:
+    """What of a model a mask leaves to be computed.
+
+    Attributes:
+        weights: of each reader, and of each of ``writers``, the share of its change that is read.
+        writers: positions, in order, of ``input`` and of what the computed readers write as.
+        readers: those that are computed: what they read may change, or a gradient is wanted there.
+        wanted: the edges whose gradients are wanted and may differ from 0.
+    """
+
+    weights: Float[Tensor, "reader live"]
+    writers: list[int]
+    readers: list[bool]
+    wanted: Bool[Tensor, "reader writer"]
+    before: list[int]
+
+    @classmethod
+    def of(
+        cls,
+        model: Model,
+        weights: Float[Tensor, "reader writer"],
+        wanted: Bool[Tensor, "reader writer"] | None,
+    ) -> MaskPlan:
+        """The plan for a mask, and for the gradients of these edges (None: of all)."""
+        graph, kept = model.graph, weights != 0
+        wanted = full_mask(graph) if wanted is None else wanted
+        if not model.heads_share_scale and not bool((wanted & ~kept).any()):
+            kept = live_mask(graph, kept)
+        reached, used = _reached(model, kept), _used(model, kept)
+        wanted = wanted & reached & used[:, None]
+        readers = (kept & reached).any(1) | wanted.any(1)
+        writers = _written_by(model, readers)
+        return cls(
+            weights.where(kept, 0.0)[:, writers].to(model.device, model.dtype),
+            writers.nonzero().flatten().tolist(),
+            readers.tolist(),
+            wanted,
+            [0, *accumulate(writers.int().tolist())],
+        )
+
+    def scaled(self, part: float) -> MaskPlan:
+        """The same with ``part`` of the mask."""
+        return MaskPlan(part * self.weights, self.writers, self.readers, self.wanted, self.before)
+
+    def places(self, start: int, stop: int) -> slice:
+        """Where those of these writers stand in the tables of writers that are computed."""
+        return slice(self.before[start], self.before[stop])
+
+
+def _reached(model: Model, kept: Bool[Tensor, "reader writer"]) -> Bool[Tensor, "writer"]:
+    """The writers that a path of these edges leads to from ``input``."""
+    graph = model.graph
+    reached = torch.zeros(len(graph.writers), dtype=torch.bool)
+    reached[0] = True
+    for layer in range(graph.n_layers):
+        changed = (kept[graph.attention_readers(layer)] & reached).any(1)
+        reached[graph.head_writers(layer)] = _heads_of(model, changed)
+        reached[graph.mlp_writer(layer)] = (kept[graph.mlp_reader(layer)] & reached).any()
+    return reached
+
+
+def _written_by(model: Model, readers: Bool[Tensor, "reader"]) -> Bool[Tensor, "writer"]:
+    """``input``, and the writers that these readers belong to."""
+    graph = model.graph
+    writers = torch.zeros(len(graph.writers), dtype=torch.bool)
+    writers[0] = True
+    for layer in range(graph.n_layers):
+        of_heads = readers[graph.attention_readers(layer)]
+        writers[graph.head_writers(layer)] = _heads_of(model, of_heads)
+        writers[graph.mlp_writer(layer)] = readers[graph.mlp_reader(layer)]
+    return writers
+
+
+def _heads_of(model: Model, readers: Bool[Tensor, "reader"]) -> Bool[Tensor, "head"]:
+    """The heads of a layer whose writes depend on these of its readers."""
+    graph = model.graph
+    q, k, v = readers.split([graph.n_heads, graph.n_kv_heads, graph.n_kv_heads])
+    heads = q | (k | v).repeat_interleave(graph.n_heads // graph.n_kv_heads)
+    return heads.any().expand_as(heads) if model.heads_share_scale else heads
+
+
+def _used(model: Model, kept: Bool[Tensor, "reader writer"]) -> Bool[Tensor, "reader"]:
+    """The readers from whose node a path of these edges leads to ``logits``."""
+    graph, group = model.graph, model.graph.n_heads // model.graph.n_kv_heads
+    used = torch.zeros(len(graph.readers), dtype=torch.bool)
+    used[-1] = True
+    needed = kept[-1].clone()
+    for layer in reversed(range(graph.n_layers)):
+        if needed[graph.mlp_writer(layer)]:
+            used[graph.mlp_reader(layer)] = True
+            needed |= kept[graph.mlp_reader(layer)]
+        heads = needed[graph.head_writers(layer)]
+        if model.heads_share_scale:
+            heads = heads.any().expand_as(heads)
+        groups = heads.view(-1, group).any(1)
+        attention = graph.attention_readers(layer)
+        used[attention] = torch.cat([heads, groups, groups])
+        needed |= kept[attention][used[attention]].any(0)
+    return used
+
+
+@dataclass
+class _Block:
+    """A block's two graphs, from leaves to writes; None where nothing is computed.
+
+    Attributes:
+        attention, mlp: the readers computed, in order.
+    """
+
+    attention: list[int]
+    mlp: list[int]
+    read: Tensor | None = None
+    written: Tensor | None = None
+    mlp_read: Tensor | None = None
+    mlp_out: Tensor | None = None
+
+
+class MaskTape:
+    """One run of a batch under a mask, to be gone through backwards once.
+
+    ``changes`` are writes now less writes of the base run. [writer pair pos d_model]
+
+    Args:
+        resid: what the input writes now.
+        base: a run that keeps ``BASE`` of ``reduced``.
+    """
+
+    def __init__(
+        self, model: Model, plan: MaskPlan, resid: Float[Tensor, "pair pos d_model"], base: Run
+    ) -> None:
+        self.model, self.plan, self.base = model, plan, base
+        differs = (resid != base.input).any(-1).any(0).tolist()
+        self.start = differs.index(True) if True in differs else len(differs) - 1
+        change = (resid - base.input)[:, self.start :]
+        self.changes = change.new_zeros(len(plan.writers), *change.shape)
+        self.changes[0] = change
+        self._blocks: list[_Block] = []
+
+    def forward(
+        self, metric: Callable[[Float[Tensor, "pair d_vocab"]], Float[Tensor, "pair"]]
+    ) -> tuple[Float[Tensor, "pair"], Float[Tensor, "pair 1 d_model"]]:
+        """The metric of each pair, and the gradient of its sum by the last residual stream."""
+        with torch.enable_grad():
+            for layer in range(self.model.graph.n_layers):
+                self._blocks.append(self._block(layer))
+            change = self.plan.weights[-1] @ self.changes[:, :, -1].flatten(1)
+            final = self.base.final[:, -1:] + change.view_as(self.base.final[:, -1:])
+            final.requires_grad_()
+            values = metric(answer_logits(self.model, final))
+            if not values.requires_grad:
+                raise InputError("the metric does not depend on the logits; use another metric")
+            (gradient,) = torch.autograd.grad(values.sum(), final)
+        return values.detach(), gradient
+
+    def _kept(self, name: str, layer: int) -> Tensor:
+        """What the base run kept, from the first difference on."""
+        return getattr(self.base.kept, name)[layer][:, self.start :]
+
+    def _block(self, layer: int) -> _Block:
+        """Runs a block and puts what changes of its writes among ``changes``."""
+        graph, plan = self.model.graph, self.plan
+        heads, mlp, reader = (
+            graph.head_writers(layer), graph.mlp_writer(layer), graph.mlp_reader(layer)
+        )  # fmt: skip
+        attention = [
+            index for index in range(*graph.attention_readers(layer).indices(reader))
+            if plan.readers[index]
+        ]  # fmt: skip
+        block = _Block(attention, [reader] if plan.readers[reader] else [])
+        rows = [*block.attention, *block.mlp]
+        if not rows:
+            return block
+        earlier = plan.places(0, heads.start)
+        # One product for all readers of the block: it goes through all that was written so far.
+        change = plan.weights[rows, earlier] @ self.changes[earlier].flatten(1)
+        change = change.view(-1, *self.changes.shape[1:])  # [reader pair pos d_model]
+        last = -1 if layer == graph.n_layers - 1 else 0
+        if block.mlp:
+            mlp_change = change[-1, :, last:].clone()
+        if block.attention:
+            block.read = change[: len(attention)].add_(self._kept("resid_pre", layer))
+            block.read.requires_grad_()
+            block.written = self._attention(layer, block.read, attention, last)
+            self._write_heads(layer, block.written.detach())
+        if block.mlp:
+            own = plan.places(heads.start, graph.readers[reader].n_writers)
+            if own.start < own.stop:
+                of_heads = plan.weights[reader, own] @ self.changes[own, :, last:].flatten(1)
+                mlp_change += of_heads.view_as(mlp_change)
+            block.mlp_read = mlp_change.add_(self._kept("mlp_in", layer)[:, last:])
+            block.mlp_read.requires_grad_()
+            normed = self.model.mlp_norm(layer, block.mlp_read)
+            block.mlp_out = self.model.mlp(layer, normed)
+            place = plan.places(mlp, mlp + 1)
+            self.changes[place, :, last:] = (
+                block.mlp_out.detach() - self._kept("mlp_out", layer)[:, last:]
+            )
+        return block
+
+    def _attention(
+        self,
+        layer: int,
+        read: Float[Tensor, "reader pair pos d_model"],
+        readers: list[int],
+        last: int,
+    ) -> Float[Tensor, "pair query head d_head"]:
+        """What the heads write before W_O, at the positions from ``last`` on."""
+        model, graph = self.model, self.model.graph
+        values: list[Tensor] = []
+        for slot in SLOTS:
+            places = [
+                place for place, index in enumerate(readers) if graph.readers[index].kind == slot
+            ]
+            where = slice(last if slot == "q" else 0, None)
+            of_slot = self._kept(slot, layer)[:, where]
+            if places:
+                streams = read[places[0] : places[-1] + 1, :, where]
+                heads = [graph.readers[readers[place]].head for place in places]
+                normed = model.attention_norm(layer, streams)
+                projected = model.project_heads(layer, slot, heads, normed).movedim(0, 2)
+                if len(heads) == of_slot.shape[2]:
+                    of_slot = projected
+                else:
+                    chosen = torch.tensor(heads, device=model.device)
+                    of_slot = of_slot.index_copy(2, chosen, projected.to(of_slot.dtype))
+            if slot != "q" and self.start:
+                past = getattr(self.base.kept, slot)[layer][:, : self.start]
+                of_slot = torch.cat([past, of_slot], 1)
+            values.append(of_slot)
+        return model.written(layer, model.attend(layer, *values))
+
+    def _write_heads(self, layer: int, written: Float[Tensor, "pair query head d_head"]) -> None:
+        heads = self._live_heads(layer)
+        n_positions = written.shape[1]
+        change = written - self._kept("written", layer)[:, -n_positions:]
+        weight = self.model.output_weight(layer)[heads]
+        self.changes[self._places(layer), :, -n_positions:] = torch.einsum(
+            "pthe,hem->hptm", change[:, :, heads], weight
+        )
+
+    def _places(self, layer: int) -> slice:
+        heads = self.model.graph.head_writers(layer)
+        return self.plan.places(heads.start, heads.stop)
+
+    def _live_heads(self, layer: int) -> list[int]:
+        first = self.model.graph.head_writers(layer).start
+        return [writer - first for writer in self.plan.writers[self._places(layer)]]
+
+    def backward(
+        self, final_gradient: Float[Tensor, "pair 1 d_model"]
+    ) -> Float[Tensor, "reader live"]:
+        """The gradients by the weights of the plan, given that by the last residual stream."""
+        plan, changes = self.plan, self.changes
+        found = torch.zeros_like(plan.weights)
+        found[-1] = changes[:, :, -1].flatten(1) @ final_gradient.flatten()
+        by_writes = torch.zeros_like(changes)
+        by_writes[:, :, -1] = (
+            plan.weights[-1][:, None] * final_gradient.flatten()
+        ).view_as(changes[:, :, -1])
+        for layer in reversed(range(self.model.graph.n_layers)):
+            self._back_through(layer, self._blocks.pop(), by_writes, found)
+        return found
+
+    def _back_through(
+        self, layer: int, block: _Block, by_writes: Tensor, found: Float[Tensor, "reader live"]
+    ) -> None:
+        """Adds what goes through a block to ``found`` and to the gradients by earlier writes."""
+        graph, plan, changes = self.model.graph, self.plan, self.changes
+        heads, reader = graph.head_writers(layer), graph.mlp_reader(layer)
+        gradients: list[Tensor] = []
+        if block.mlp:
+            at_mlp = self._by_mlp_read(layer, block, by_writes)
+            own = plan.places(heads.start, graph.readers[reader].n_writers)
+            if own.start < own.stop:
+                found[reader, own] = changes[own].flatten(1) @ at_mlp.flatten()
+                by_writes[own].flatten(1).addr_(plan.weights[reader, own], at_mlp.flatten())
+        if block.attention:
+            gradients.append(self._by_read(layer, block, by_writes).flatten(1))
+        if block.mlp:
+            gradients.append(at_mlp.view(1, -1))
+        if not gradients:
+            return
+        rows, earlier = [*block.attention, *block.mlp], plan.places(0, heads.start)
+        at_readers = gradients[0] if len(gradients) == 1 else torch.cat(gradients)
+        found[rows, earlier] = at_readers @ changes[earlier].flatten(1).T
+        by_writes[earlier].flatten(1).addmm_(plan.weights[rows, earlier].T, at_readers)
+
+    def _by_mlp_read(
+        self, layer: int, block: _Block, by_writes: Tensor
+    ) -> Float[Tensor, "pair pos d_model"]:
+        """The gradient by what the MLP reads, 0 at positions that are not computed."""
+        if block.mlp_read is None or block.mlp_out is None:
+            raise RuntimeError("the MLP was not run")
+        mlp = self.model.graph.mlp_writer(layer)
+        place = self.plan.places(mlp, mlp + 1).start
+        n_positions = block.mlp_out.shape[1]
+        (gradient,) = torch.autograd.grad(
+            block.mlp_out, block.mlp_read, by_writes[place, :, -n_positions:]
+        )
+        missing = self.changes.shape[2] - n_positions
+        return torch.nn.functional.pad(gradient, (0, 0, missing, 0)) if missing else gradient
+
+    def _by_read(
+        self, layer: int, block: _Block, by_writes: Tensor
+    ) -> Float[Tensor, "reader pair pos d_model"]:
+        """The gradients by what the attention readers read."""
+        written, read = block.written, block.read
+        if written is None or read is None:
+            raise RuntimeError("attention was not run")
+        n_positions = written.shape[1]
+        heads, of_heads = self._live_heads(layer), by_writes[self._places(layer), :, -n_positions:]
+        weight = self.model.output_weight(layer)[heads]
+        gradient = torch.zeros_like(written)
+        gradient[:, :, heads] = torch.einsum("hptm,hem->pthe", of_heads, weight)
+        (found,) = torch.autograd.grad(written, read, gradient)
+        return found

@@ -1,0 +1,195 @@
+"""Gradients by masks of edges: as autograd and finite differences of the slow model have them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import tiny
+import torch
+from slow import SlowModel, Writes, total
+from torch import Tensor
+
+from wiremap.edges import InputError, Model, PromptPairs, score_edges
+from wiremap.edges.effects.mask_gradients import (
+    MaskedRuns,
+    mask_gradients,
+    mean_mask_gradients,
+)
+from wiremap.edges.effects.reduced import run_edges
+from wiremap.edges.runs.masks import full_mask, live_mask
+
+KINDS = [*tiny.EVERY_KIND, "llama-gqa per query"]
+CLOSE = {"rtol": 2e-5, "atol": 2e-5}  # norms and softmaxes of some kinds are computed in float32
+
+
+def twins(name: str) -> tuple[Model, SlowModel]:
+    kind, _, per_query = name.partition(" ")
+    hf = tiny.hf_model(kind).double()
+    hf.config._experts_implementation = "eager"  # grouped products have no float64
+    slow = SlowModel(hf, bool(per_query))
+    return Model(tiny.bridge(hf), kv="per-query" if per_query else "grouped"), slow
+
+
+def masks(model: Model) -> dict[str, Tensor]:
+    """Full, a random half, a tenth, and random fractions of a half."""
+    every = full_mask(model.graph)
+    random = torch.rand(every.shape, generator=torch.Generator().manual_seed(0))
+    half, few = every & (random < 0.5), every & (random < 0.1)
+    return {"full": every, "half": half, "few": few, "fractions": half * 2 * random.double()}
+
+
+def slow_values(slow: SlowModel, pairs: PromptPairs, mask: Tensor) -> Tensor:
+    """The logit difference of each pair under a mask of fractions, every reader's input explicit."""
+    with torch.no_grad():
+        base = slow.run(pairs.corrupted)[1]
+    row = {name: index for index, name in enumerate(slow.readers)}
+    column = {name: index for index, name in enumerate(slow.writers)}
+
+    def read(reader: str, writes: Writes) -> Tensor:
+        changes = [
+            mask[row[reader], column[name]] * (write - base[name])
+            for name, write in writes.items()
+            if name in column  # biases are the same in every run
+        ]
+        before = {name: base[name] for name in writes}
+        return total(reader, before) + torch.stack(changes).sum(0)
+
+    logits = slow.run(pairs.clean, read)[0]
+    rows = torch.arange(len(pairs))
+    return logits[rows, pairs.answers[:, 0]] - logits[rows, pairs.wrong[:, 0]]
+
+
+def slow_gradients(slow: SlowModel, pairs: PromptPairs, mask: Tensor) -> tuple[Tensor, Tensor]:
+    leaf = mask.double().requires_grad_()
+    values = slow_values(slow, pairs, leaf)
+    values.mean().backward()
+    assert leaf.grad is not None
+    return values.detach(), leaf.grad
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_gradients_of_all_edges_are_those_of_the_slow_model(name: str) -> None:
+    model, slow = twins(name)
+    pairs = tiny.pairs(2)
+    for mask in masks(model).values():
+        values, expected = slow_gradients(slow, pairs, mask)
+        found = mask_gradients(model, pairs, mask)
+        torch.testing.assert_close(found.values[0], values, **CLOSE)
+        torch.testing.assert_close(found.gradients, expected, **CLOSE)
+        # Those of the mask alone, which need not compute what is on no path.
+        kept = mask != 0
+        inside = mask_gradients(model, pairs, mask, wanted=kept)
+        torch.testing.assert_close(inside.values[0], values, **CLOSE)
+        torch.testing.assert_close(inside.gradients, expected.where(kept, 0.0), **CLOSE)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gemma2", "neox", "mixtral"])
+def test_gradients_are_finite_differences_of_masked_runs(name: str) -> None:
+    model, slow = twins(name)
+    pairs, step = tiny.pairs(2), 1e-5
+    for mask in masks(model).values():
+        found = mask_gradients(model, pairs, mask).gradients
+        largest = found.abs().flatten().topk(5).indices.tolist()
+        every = full_mask(model.graph).flatten().nonzero().flatten()
+        for place in [*largest, *every[:: len(every) // 10].tolist()]:
+            ends: list[float] = []
+            for change in (-step, step):
+                moved = mask.double().flatten().clone()
+                moved[place] += change
+                with torch.no_grad():
+                    ends.append(slow_values(slow, pairs, moved.view(mask.shape)).mean().item())
+            slope = (ends[1] - ends[0]) / (2 * step)
+            assert slope == pytest.approx(found.flatten()[place].item(), rel=1e-3, abs=1e-3)
+
+
+@pytest.mark.parametrize("kind", tiny.EVERY_KIND)
+def test_at_the_full_circuit_they_are_the_scores_of_the_clean_gradient(kind: str) -> None:
+    model, pairs = tiny.model(kind), tiny.pairs(3)
+    scores = score_edges(model, pairs, gradient="clean", reader="linear").scores.T
+    found = mask_gradients(model, pairs, full_mask(model.graph)).gradients
+    every = full_mask(model.graph)
+    torch.testing.assert_close(found[every].float(), scores[every], rtol=1e-3, atol=1e-4)
+
+
+def test_a_batch_gives_what_its_pairs_give_alone() -> None:
+    model, pairs = tiny.model("llama-gqa"), tiny.pairs(4)
+    mask = masks(model)["fractions"]
+    together = mean_mask_gradients(model, pairs, mask, steps=3)
+    alone = [
+        mean_mask_gradients(model, tiny.one_pair(pairs, row), mask, steps=3) for row in range(4)
+    ]
+    values = torch.cat([found.values for found in alone], 1)
+    torch.testing.assert_close(together.values, values, rtol=1e-4, atol=1e-5)
+    mean = torch.stack([found.gradients for found in alone]).mean(0)
+    torch.testing.assert_close(together.gradients, mean, rtol=1e-3, atol=1e-5)
+    cut = mean_mask_gradients(model, pairs, mask, steps=3, batch_size=2)
+    torch.testing.assert_close(together.gradients, cut.gradients, rtol=1e-3, atol=1e-5)
+
+
+def test_values_are_those_of_reduced_runs() -> None:
+    model, pairs = tiny.model("gpt2"), mixed_lengths()
+    for mask in list(masks(model).values())[:3]:
+        found = mask_gradients(model, pairs, mask).values[0].float()
+        torch.testing.assert_close(found, run_edges(model, pairs, mask).circuit, rtol=1e-4, atol=1e-5)
+
+
+def mixed_lengths() -> PromptPairs:
+    """Pairs of 7 and of 5 tokens."""
+    one, other = tiny.pairs(2), tiny.pairs(2, n_pos=5, seed=1)
+    short = [torch.nn.functional.pad(x, (0, 2), value=-1) for x in (other.clean, other.corrupted)]
+    return PromptPairs(
+        torch.cat([one.clean, short[0]]),
+        torch.cat([one.corrupted, short[1]]),
+        torch.cat([one.answers[:, 0], other.answers[:, 0]]),
+        torch.cat([one.wrong[:, 0], other.wrong[:, 0]]),
+    )
+
+
+def test_along_the_line_the_gradients_add_up_to_what_the_circuit_differs() -> None:
+    model, pairs = tiny.model("gpt2"), tiny.pairs(3)
+    with MaskedRuns(model, pairs) as runs:
+        for mask in (full_mask(model.graph), masks(model)["half"]):
+            found = runs.gradients_along(mask, 60)
+            owed = float((found.gradients * mask).sum())
+            difference = (runs.values(live_mask(model.graph, mask)) - runs.empty).mean().item()
+            assert owed == pytest.approx(difference, rel=0.02, abs=0.02)
+
+
+@pytest.mark.parametrize("same_until", [0, 3, 6])
+def test_positions_before_the_first_difference_are_left_out(same_until: int) -> None:
+    model, pairs = tiny.model("gpt2", dtype=torch.float64), tiny.pairs(2)
+    clean = pairs.clean.clone()
+    clean[:, :same_until] = pairs.corrupted[:, :same_until]
+    clean[:, 6] = 1 + pairs.corrupted[:, 6] % 40
+    pairs = PromptPairs(clean, pairs.corrupted, pairs.answers, pairs.wrong)
+    mask = masks(model)["fractions"]
+    _, expected = slow_gradients(SlowModel(tiny.hf_model("gpt2")), pairs, mask)
+    torch.testing.assert_close(mask_gradients(model, pairs, mask).gradients, expected, **CLOSE)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda mask: mask[1:], "expected a mask of edges"),
+        (lambda mask: torch.ones_like(mask), "does not exist in this model"),
+        (lambda mask: torch.where(mask != 0, torch.nan, 0.0), "finite numbers"),
+    ],
+    ids=["shape", "edges", "nan"],
+)
+def test_masks_that_cannot_be_are_refused(
+    change: Callable[[Tensor], Tensor], message: str
+) -> None:
+    model = tiny.model("gpt2")
+    with pytest.raises(InputError, match=message):
+        mask_gradients(model, tiny.pairs(2), change(full_mask(model.graph).double()))
+
+
+def test_less_than_one_step_and_a_constant_metric_are_refused() -> None:
+    model, pairs = tiny.model("gpt2"), tiny.pairs(2)
+    with pytest.raises(InputError, match="at least 1 step"):
+        mean_mask_gradients(model, pairs, full_mask(model.graph), steps=0)
+    with pytest.raises(InputError, match="does not depend on the logits"):
+        mask_gradients(
+            model, pairs, full_mask(model.graph), lambda logits, _: logits[:, 0].detach()
+        )
