@@ -19,7 +19,7 @@ no copy of the writes for every layer.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -33,7 +33,7 @@ from ..model.transformer import Model
 from ..names.graph import ModelGraph
 from ..question.metrics import Metric
 from ..question.prompts import PromptPairs
-from ..runs.masks import as_mask
+from ..runs.masks import as_mask, edge_mask
 from ..runs.sweep import check_finite
 from .mask_tape import MaskPlan, MaskTape
 from .reduced_runs import ReducedRuns
@@ -112,6 +112,10 @@ class MaskedRuns(ReducedRuns):
 
     n_gradients: int = 0
 
+    def __enter__(self) -> MaskedRuns:  # noqa: PYI034  (beartype has no Self)
+        super().__enter__()
+        return self
+
     def gradients(
         self, mask: Tensor, *, wanted: Bool[Tensor, "reader writer"] | None = None
     ) -> MaskGradients:
@@ -130,11 +134,32 @@ class MaskedRuns(ReducedRuns):
             raise InputError(f"expected at least 1 step from no edge to the circuit, got {steps}")
         return self._mean(mask, [(step + 0.5) / steps for step in range(steps)], wanted)
 
+    def values(
+        self, edges: Iterable[str] | Bool[Tensor, "reader writer"]
+    ) -> Float64[Tensor, "pair"]:
+        """As ``ReducedRuns.values``, in less time: only what can change is computed."""
+        graph = self.model.graph
+        mask = edges if isinstance(edges, Tensor) else edge_mask(graph, edges)
+        plan = MaskPlan.of(self.model, as_weights(graph, mask), torch.zeros_like(mask))
+        values = torch.zeros_like(self.full)
+        self.n_runs += 1
+
+        def measured(batch: Any) -> Tensor:
+            tape = MaskTape(self.model, plan, batch.clean_input, batch.corrupted)
+            found = tape.values(lambda logits: self._metric(logits, batch.targets))
+            return found.cpu().double()
+
+        for whole in self._batches:
+            for batch, found in self._pairs_at_once.map(whole, measured):
+                values[batch.rows] = found
+        check_finite(values[None].float())
+        return values
+
     def _mean(
         self, mask: Tensor, parts: Sequence[float], wanted: Bool[Tensor, "reader writer"] | None
     ) -> MaskGradients:
         graph = self.model.graph
-        plan = MaskPlan.of(self.model, _as_weights(graph, mask), wanted)
+        plan = MaskPlan.of(self.model, as_weights(graph, mask), wanted)
         values = torch.zeros(len(parts), len(self.full), dtype=torch.float64)
         total = torch.zeros(len(graph.readers), len(plan.writers), dtype=torch.float64)
         for whole in self._batches:
@@ -160,7 +185,7 @@ class MaskedRuns(ReducedRuns):
         return values.cpu().double(), tape.backward(gradient).cpu().double()
 
 
-def _as_weights(graph: ModelGraph, mask: Tensor) -> Float[Tensor, "reader writer"]:
+def as_weights(graph: ModelGraph, mask: Tensor) -> Float[Tensor, "reader writer"]:
     """The mask as numbers. Raises InputError for one that cannot be."""
     if mask.dtype == torch.bool:
         return as_mask(graph, mask).double()

@@ -162,6 +162,15 @@ class MaskTape:
         self.changes[0] = change
         self._blocks: list[_Block] = []
 
+    def values(
+        self, metric: Callable[[Float[Tensor, "pair d_vocab"]], Float[Tensor, "pair"]]
+    ) -> Float[Tensor, "pair"]:
+        """The metric of each pair, with nothing kept to go back through."""
+        with torch.no_grad():
+            for layer in range(self.model.graph.n_layers):
+                self._block(layer)
+            return metric(answer_logits(self.model, self._final()))
+
     def forward(
         self, metric: Callable[[Float[Tensor, "pair d_vocab"]], Float[Tensor, "pair"]]
     ) -> tuple[Float[Tensor, "pair"], Float[Tensor, "pair 1 d_model"]]:
@@ -169,14 +178,17 @@ class MaskTape:
         with torch.enable_grad():
             for layer in range(self.model.graph.n_layers):
                 self._blocks.append(self._block(layer))
-            change = self.plan.weights[-1] @ self.changes[:, :, -1].flatten(1)
-            final = self.base.final[:, -1:] + change.view_as(self.base.final[:, -1:])
-            final.requires_grad_()
+            final = self._final().requires_grad_()
             values = metric(answer_logits(self.model, final))
             if not values.requires_grad:
                 raise InputError("the metric does not depend on the logits; use another metric")
             (gradient,) = torch.autograd.grad(values.sum(), final)
         return values.detach(), gradient
+
+    def _final(self) -> Float[Tensor, "pair 1 d_model"]:
+        """The last residual stream, at the last position."""
+        change = self.plan.weights[-1] @ self.changes[:, :, -1].flatten(1)
+        return self.base.final[:, -1:] + change.view_as(self.base.final[:, -1:])
 
     def _kept(self, name: str, layer: int) -> Tensor:
         """What the base run kept, from the first difference on."""
@@ -280,9 +292,9 @@ class MaskTape:
         found = torch.zeros_like(plan.weights)
         found[-1] = changes[:, :, -1].flatten(1) @ final_gradient.flatten()
         by_writes = torch.zeros_like(changes)
-        by_writes[:, :, -1] = (
-            plan.weights[-1][:, None] * final_gradient.flatten()
-        ).view_as(changes[:, :, -1])
+        by_writes[:, :, -1] = (plan.weights[-1][:, None] * final_gradient.flatten()).view_as(
+            changes[:, :, -1]
+        )
         for layer in reversed(range(self.model.graph.n_layers)):
             self._back_through(layer, self._blocks.pop(), by_writes, found)
         return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import tiny
@@ -17,10 +18,14 @@ from wiremap.edges.effects.mask_gradients import (
     mean_mask_gradients,
 )
 from wiremap.edges.effects.reduced import run_edges
+from wiremap.edges.effects.reduced_runs import ReducedRuns
 from wiremap.edges.runs.masks import full_mask, live_mask
 
 KINDS = [*tiny.EVERY_KIND, "llama-gqa per query"]
-CLOSE = {"rtol": 2e-5, "atol": 2e-5}  # norms and softmaxes of some kinds are computed in float32
+CLOSE: dict[str, Any] = {
+    "rtol": 2e-5,
+    "atol": 2e-5,
+}  # norms and softmaxes of some kinds are computed in float32
 
 
 def twins(name: str) -> tuple[Model, SlowModel]:
@@ -37,6 +42,11 @@ def masks(model: Model) -> dict[str, Tensor]:
     random = torch.rand(every.shape, generator=torch.Generator().manual_seed(0))
     half, few = every & (random < 0.5), every & (random < 0.1)
     return {"full": every, "half": half, "few": few, "fractions": half * 2 * random.double()}
+
+
+def names(model: Model, mask: Tensor) -> list[str]:
+    graph = model.graph
+    return [graph.edge_name(edge) for edge in graph.edges() if mask[edge.reader, edge.writer]]
 
 
 def slow_values(slow: SlowModel, pairs: PromptPairs, mask: Tensor) -> Tensor:
@@ -131,7 +141,22 @@ def test_values_are_those_of_reduced_runs() -> None:
     model, pairs = tiny.model("gpt2"), mixed_lengths()
     for mask in list(masks(model).values())[:3]:
         found = mask_gradients(model, pairs, mask).values[0].float()
-        torch.testing.assert_close(found, run_edges(model, pairs, mask).circuit, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            found, run_edges(model, pairs, names(model, mask)).circuit, rtol=1e-4, atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama-gqa", "neox", "gemma2", "mixtral"])
+def test_values_alone_are_those_of_reduced_runs(kind: str) -> None:
+    model, pairs = tiny.model(kind), mixed_lengths()
+    with MaskedRuns(model, pairs) as quick, ReducedRuns(model, pairs) as slow:
+        for mask in list(masks(model).values())[:3]:
+            torch.testing.assert_close(quick.values(mask), slow.values(mask), rtol=1e-4, atol=1e-5)
+        nothing = torch.zeros_like(full_mask(model.graph))
+        torch.testing.assert_close(quick.values(nothing), slow.empty)
+        edges = names(model, masks(model)["few"])
+        torch.testing.assert_close(quick.values(edges), slow.values(edges), rtol=1e-4, atol=1e-5)
+        assert (quick.n_runs, quick.n_gradients) == (5, 0)
 
 
 def mixed_lengths() -> PromptPairs:
@@ -177,9 +202,7 @@ def test_positions_before_the_first_difference_are_left_out(same_until: int) -> 
     ],
     ids=["shape", "edges", "nan"],
 )
-def test_masks_that_cannot_be_are_refused(
-    change: Callable[[Tensor], Tensor], message: str
-) -> None:
+def test_masks_that_cannot_be_are_refused(change: Callable[[Tensor], Tensor], message: str) -> None:
     model = tiny.model("gpt2")
     with pytest.raises(InputError, match=message):
         mask_gradients(model, tiny.pairs(2), change(full_mask(model.graph).double()))
