@@ -112,6 +112,7 @@ def main() -> None:
     parser.add_argument("--task", default="ioi")
     parser.add_argument("--corruption")
     parser.add_argument("--repeats", type=int, default=REPEATS)
+    parser.add_argument("--only", default="", help="measure what has this text in its name")
     parser.add_argument("--memory-of", help="for this script's own use")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -132,7 +133,9 @@ def main() -> None:
     if options.memory_of:
         print(peak_bytes(made[options.memory_of], device))
         return
+    made = {name: run for name, run in made.items() if name == "plain" or options.only in name}
     seconds = interleaved_seconds(made, options.repeats, device)
+    print({name: [round(one, 2) for one in times] for name, times in seconds.items()}, flush=True)
     rows = [
         f"| {name} | {statistics.median(times):.3f} | {median_ratio(times, seconds['plain']):.2f} |"
         for name, times in seconds.items()

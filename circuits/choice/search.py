@@ -12,14 +12,16 @@ edges to keep,
     signed      the largest shares: what opposes goes first, so the circuit overshoots
     magnitude   the largest |shares|, whatever their sign
     adaptive    the largest, where an opposing share counts a part between 0 (signed) and 1
-                (magnitude): that with which the circuit's faithfulness on the search's pairs is
-                nearest to 1, found by halving
+                (magnitude): that with which the circuit's faithfulness is nearest to 1, found by
+                halving, on the validation pairs where there are any (edges chosen on few pairs do
+                more on these than on others)
 
 Elimination. Of the smallest circuit that the target holds for, groups of edges are taken out, the
 least shares first, halves of a group that cannot be spared next, down to single edges.
 
-The search sees its own pairs alone, and where to stop may be settled by others (``validation``);
-what the circuit is worth is for a third set to say. Every circuit on the way is kept.
+Gradients are of the search's own pairs. How much opposing edges count and where to stop may be settled
+on others (``validation``); what the circuit is worth is for a third set to say. Every circuit on the
+way is kept.
 """
 
 from __future__ import annotations
@@ -184,7 +186,8 @@ def search(
     Where no circuit reaches the target, the one nearest to it is chosen.
 
     Args:
-        validation: pairs that settle which circuits the target holds for; None takes ``pairs``.
+        validation: pairs that settle which circuits the target holds for, and how much opposing
+            edges count; None takes ``pairs``.
         state: of a search that was interrupted, with the same arguments; it is gone on with.
         save: called with the state after each round and trial.
 
@@ -288,7 +291,8 @@ class _Search:
 
         if self.options.select in RULES:
             return keeping(RULES[self.options.select])
-        return nearest_to_one(keeping, lambda kept: faithfulness(self.runs, kept))
+        judging = self.runs if self.others is None else self.others
+        return nearest_to_one(keeping, lambda kept: faithfulness(judging, kept))
 
     def _eliminate(self) -> bool:
         """Takes groups out of the smallest circuit; whether no edge of it can be spared at last."""
