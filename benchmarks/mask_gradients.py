@@ -2,7 +2,7 @@
 
     python benchmarks/mask_gradients.py --model DIRECTORY [--task ioi] [--corruption abc]
 
-8 pairs, one thread. The limit is a forward and a backward pass of the plain bridge (parameters
+8 pairs, one thread; seconds are the processor's, so that other load counts less. The limit is a forward and a backward pass of the plain bridge (parameters
 frozen, logits everywhere) at the clean prompts. The clean and corrupted runs, which all masks share,
 are timed apart.
 """
@@ -13,11 +13,12 @@ import argparse
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from measure import interleaved_seconds, median_ratio, peak_bytes, write_section
+from measure import median_ratio, peak_bytes, write_section
 
 from wiremap.circuits import load_task
 from wiremap.edges import Model, PromptPairs
@@ -44,6 +45,20 @@ def plain(model: Model, pairs: PromptPairs) -> None:
             logits = model.bridge(batch.clean)[:, -1]
         right, wrong = batch.answers[:, 0], batch.wrong_answers[:, 0]
         torch.autograd.grad((logits[rows, right] - logits[rows, wrong]).sum(), leaves)
+
+
+def processor_seconds(
+    functions: Mapping[str, Callable[[], Any]], repeats: int
+) -> dict[str, list[float]]:
+    """Of each function, run in turn so that drift hits all alike; the first round is a warm-up."""
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for repeat in range(repeats + 1):
+        for name, function in functions.items():
+            start = time.process_time()
+            function()
+            if repeat:
+                seconds[name].append(time.process_time() - start)
+    return seconds
 
 
 def circuit(graph: ModelGraph, n_edges: int) -> torch.Tensor:
@@ -134,7 +149,7 @@ def main() -> None:
         print(peak_bytes(made[options.memory_of], device))
         return
     made = {name: run for name, run in made.items() if name == "plain" or options.only in name}
-    seconds = interleaved_seconds(made, options.repeats, device)
+    seconds = processor_seconds(made, options.repeats)
     print({name: [round(one, 2) for one in times] for name, times in seconds.items()}, flush=True)
     rows = [
         f"| {name} | {statistics.median(times):.3f} | {median_ratio(times, seconds['plain']):.2f} |"

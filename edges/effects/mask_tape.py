@@ -210,7 +210,7 @@ class MaskTape:
             return block
         earlier = plan.places(0, heads.start)
         # One product for all readers of the block: it goes through all that was written so far.
-        change = plan.weights[rows, earlier] @ self.changes[earlier].flatten(1)
+        change = _read(plan.weights[rows, earlier], self.changes[earlier].flatten(1))
         change = change.view(-1, *self.changes.shape[1:])  # [reader pair pos d_model]
         last = -1 if layer == graph.n_layers - 1 else 0
         if block.mlp:
@@ -321,7 +321,7 @@ class MaskTape:
         rows, earlier = [*block.attention, *block.mlp], plan.places(0, heads.start)
         at_readers = gradients[0] if len(gradients) == 1 else torch.cat(gradients)
         found[rows, earlier] = at_readers @ changes[earlier].flatten(1).T
-        by_writes[earlier].flatten(1).addmm_(plan.weights[rows, earlier].T, at_readers)
+        _add_written(by_writes[earlier].flatten(1), plan.weights[rows, earlier], at_readers)
 
     def _by_mlp_read(
         self, layer: int, block: _Block, by_writes: Tensor
@@ -352,3 +352,24 @@ class MaskTape:
         gradient[:, :, heads] = torch.einsum("hptm,hem->pthe", of_heads, weight)
         (found,) = torch.autograd.grad(written, read, gradient)
         return found
+
+
+def _read(
+    weights: Float[Tensor, "reader live"], changes: Float[Tensor, "live n"]
+) -> Float[Tensor, "reader n"]:
+    """What readers read of changes; in one pass where all read alike, as with all edges."""
+    if len(weights) > 1 and bool((weights == weights[0]).all()):
+        return (weights[:1] @ changes).expand(len(weights), -1).clone()
+    return weights @ changes
+
+
+def _add_written(
+    by_writes: Float[Tensor, "live n"],
+    weights: Float[Tensor, "reader live"],
+    gradients: Float[Tensor, "reader n"],
+) -> None:
+    """Adds, in place, what the gradients by what readers read make of those by what is written."""
+    if len(weights) > 1 and bool((weights == weights[0]).all()):
+        by_writes.addr_(weights[0], gradients.sum(0))
+    else:
+        by_writes.addmm_(weights.T, gradients)
