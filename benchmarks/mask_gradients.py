@@ -2,7 +2,7 @@
 
     python benchmarks/mask_gradients.py --model DIRECTORY [--task ioi] [--corruption abc]
 
-8 pairs, one thread; seconds are the processor's, so that other load counts less. The limit is a forward and a backward pass of the plain bridge (parameters
+8 pairs of one length, one thread; seconds are the processor's, so that other load counts less. The limit is a forward and a backward pass of the plain bridge (parameters
 frozen, logits everywhere) at the clean prompts. The clean and corrupted runs, which all masks share,
 are timed apart.
 """
@@ -78,7 +78,9 @@ def circuit(graph: ModelGraph, n_edges: int) -> torch.Tensor:
 
 def prepare(options: argparse.Namespace) -> tuple[Model, PromptPairs]:
     model = Model.load(options.model, device="cpu")
-    pairs = load_task(options.task, model, corruption=options.corruption, n_pairs=N_PAIRS)
+    pairs = load_task(options.task, model, corruption=options.corruption, n_pairs=128)
+    usual = pairs.lengths.mode().values
+    pairs = pairs.take((pairs.lengths == usual).nonzero().flatten()[:N_PAIRS].tolist())
     model.check_pairs(pairs)
     for weight in model.bridge.parameters():
         weight.requires_grad_(False)
@@ -168,7 +170,7 @@ def main() -> None:
         f"Gradients by the masks of all {model.graph.n_edges:,} edges, {model.name.split('/')[-1]}",
         device,
         f"""
-{N_PAIRS} pairs of {options.task}. Relative to a forward and a backward pass of the plain bridge
+{N_PAIRS} pairs of {options.task}, {int(pairs.lengths[0])} tokens each. Relative to a forward and a backward pass of the plain bridge
 (parameters frozen, logits everywhere); limit 1.6 for all gradients at any circuit.
 
 | | seconds | relative to plain |

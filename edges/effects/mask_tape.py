@@ -197,9 +197,7 @@ class MaskTape:
     def _block(self, layer: int) -> _Block:
         """Runs a block and puts what changes of its writes among ``changes``."""
         graph, plan = self.model.graph, self.plan
-        heads, mlp, reader = (
-            graph.head_writers(layer), graph.mlp_writer(layer), graph.mlp_reader(layer)
-        )  # fmt: skip
+        heads, reader = graph.head_writers(layer), graph.mlp_reader(layer)
         attention = [
             index for index in range(*graph.attention_readers(layer).indices(reader))
             if plan.readers[index]
@@ -213,27 +211,31 @@ class MaskTape:
         change = _read(plan.weights[rows, earlier], self.changes[earlier].flatten(1))
         change = change.view(-1, *self.changes.shape[1:])  # [reader pair pos d_model]
         last = -1 if layer == graph.n_layers - 1 else 0
-        if block.mlp:
-            mlp_change = change[-1, :, last:].clone()
+        mlp_change = change[-1, :, last:].clone()  # not the MLP's where that is not computed
         if block.attention:
             block.read = change[: len(attention)].add_(self._kept("resid_pre", layer))
             block.read.requires_grad_()
             block.written = self._attention(layer, block.read, attention, last)
             self._write_heads(layer, block.written.detach())
         if block.mlp:
-            own = plan.places(heads.start, graph.readers[reader].n_writers)
-            if own.start < own.stop:
-                of_heads = plan.weights[reader, own] @ self.changes[own, :, last:].flatten(1)
-                mlp_change += of_heads.view_as(mlp_change)
-            block.mlp_read = mlp_change.add_(self._kept("mlp_in", layer)[:, last:])
-            block.mlp_read.requires_grad_()
-            normed = self.model.mlp_norm(layer, block.mlp_read)
-            block.mlp_out = self.model.mlp(layer, normed)
-            place = plan.places(mlp, mlp + 1)
-            self.changes[place, :, last:] = (
-                block.mlp_out.detach() - self._kept("mlp_out", layer)[:, last:]
-            )
+            self._run_mlp(layer, block, mlp_change)
         return block
+
+    def _run_mlp(
+        self, layer: int, block: _Block, change: Float[Tensor, "pair query d_model"]
+    ) -> None:
+        """Runs the MLP, given what it reads of the writers before the block."""
+        graph, plan, n_positions = self.model.graph, self.plan, change.shape[1]
+        reader, mlp = graph.mlp_reader(layer), graph.mlp_writer(layer)
+        own = plan.places(graph.head_writers(layer).start, graph.readers[reader].n_writers)
+        if own.start < own.stop:
+            of_heads = self.changes[own, :, -n_positions:].flatten(1)
+            change += (plan.weights[reader, own] @ of_heads).view_as(change)
+        block.mlp_read = change.add_(self._kept("mlp_in", layer)[:, -n_positions:])
+        block.mlp_read.requires_grad_()
+        block.mlp_out = self.model.mlp(layer, self.model.mlp_norm(layer, block.mlp_read))
+        written = block.mlp_out.detach() - self._kept("mlp_out", layer)[:, -n_positions:]
+        self.changes[plan.places(mlp, mlp + 1), :, -n_positions:] = written
 
     def _attention(
         self,
@@ -265,7 +267,8 @@ class MaskTape:
                 past = getattr(self.base.kept, slot)[layer][:, : self.start]
                 of_slot = torch.cat([past, of_slot], 1)
             values.append(of_slot)
-        return model.written(layer, model.attend(layer, *values))
+        q, k, v = values
+        return model.written(layer, model.attend(layer, q, k, v))
 
     def _write_heads(self, layer: int, written: Float[Tensor, "pair query head d_head"]) -> None:
         heads = self._live_heads(layer)
@@ -307,15 +310,14 @@ class MaskTape:
         heads, reader = graph.head_writers(layer), graph.mlp_reader(layer)
         gradients: list[Tensor] = []
         if block.mlp:
-            at_mlp = self._by_mlp_read(layer, block, by_writes)
+            at_mlp = self._by_mlp_read(layer, block, by_writes).flatten()
             own = plan.places(heads.start, graph.readers[reader].n_writers)
             if own.start < own.stop:
-                found[reader, own] = changes[own].flatten(1) @ at_mlp.flatten()
-                by_writes[own].flatten(1).addr_(plan.weights[reader, own], at_mlp.flatten())
+                found[reader, own] = changes[own].flatten(1) @ at_mlp
+                by_writes[own].flatten(1).addr_(plan.weights[reader, own], at_mlp)
+            gradients.append(at_mlp[None])
         if block.attention:
-            gradients.append(self._by_read(layer, block, by_writes).flatten(1))
-        if block.mlp:
-            gradients.append(at_mlp.view(1, -1))
+            gradients.insert(0, self._by_read(layer, block, by_writes).flatten(1))
         if not gradients:
             return
         rows, earlier = [*block.attention, *block.mlp], plan.places(0, heads.start)

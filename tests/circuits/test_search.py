@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+from typing import Any
 
 import gates_by_hand
 import induction_by_hand
@@ -277,7 +278,7 @@ def test_circuits_are_judged_on_other_pairs(one_result: SearchResult) -> None:
         ({"trials": -1}, "expected trials of at least 0"),
     ],
 )
-def test_options_that_cannot_be_are_refused(changes: dict[str, object], message: str) -> None:
+def test_options_that_cannot_be_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         SearchOptions(**changes)
 
