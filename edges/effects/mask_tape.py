@@ -1,8 +1,9 @@
 """A run under a mask of edges that can be gone through backwards, block by block.
 
-Every block has a graph of its own, from what its readers read to what it writes. Besides these
-graphs there is one table of what all writers write, and one of the gradients by it: autograd keeps
-no copy of the writes for every layer. Only positions from the first on at which two prompts of the
+Every block has graphs of its own, from its queries, keys and values, and from what its MLP reads, to
+what it writes. Besides these there is one table of what all writers write, and one of the gradients
+by it: autograd keeps no copy of the writes for every layer. What each query, key and value is
+computed from, a residual stream for each, is made once more on the way back rather than kept. Only positions from the first on at which two prompts of the
 batch differ are computed, and of the last block only what the last position needs.
 """
 
@@ -131,11 +132,12 @@ class _Block:
 
     Attributes:
         attention, mlp: the readers computed, in order.
+        projected: queries, keys and values, from the first difference on.
     """
 
     attention: list[int]
     mlp: list[int]
-    read: Tensor | None = None
+    projected: tuple[Tensor, Tensor, Tensor] | None = None
     written: Tensor | None = None
     mlp_read: Tensor | None = None
     mlp_out: Tensor | None = None
@@ -197,29 +199,41 @@ class MaskTape:
     def _block(self, layer: int) -> _Block:
         """Runs a block and puts what changes of its writes among ``changes``."""
         graph, plan = self.model.graph, self.plan
-        heads, reader = graph.head_writers(layer), graph.mlp_reader(layer)
+        reader = graph.mlp_reader(layer)
         attention = [
             index for index in range(*graph.attention_readers(layer).indices(reader))
             if plan.readers[index]
         ]  # fmt: skip
         block = _Block(attention, [reader] if plan.readers[reader] else [])
-        rows = [*block.attention, *block.mlp]
-        if not rows:
+        if not attention and not block.mlp:
             return block
-        earlier = plan.places(0, heads.start)
-        # One product for all readers of the block: it goes through all that was written so far.
-        change = _read(plan.weights[rows, earlier], self.changes[earlier].flatten(1))
-        change = change.view(-1, *self.changes.shape[1:])  # [reader pair pos d_model]
-        last = -1 if layer == graph.n_layers - 1 else 0
-        mlp_change = change[-1, :, last:].clone()  # not the MLP's where that is not computed
-        if block.attention:
-            block.read = change[: len(attention)].add_(self._kept("resid_pre", layer))
-            block.read.requires_grad_()
-            block.written = self._attention(layer, block.read, attention, last)
+        change = self._changes_read(layer, [*attention, *block.mlp])
+        mlp_change = change[-1, :, self._first(layer) :].clone()
+        if attention:
+            with torch.no_grad():
+                read = change[: len(attention)].add_(self._kept("resid_pre", layer))
+                q, k, v = self._project(layer, read, attention)
+            block.projected = (q.requires_grad_(), k.requires_grad_(), v.requires_grad_())
+            block.written = self._attend(layer, block.projected)
             self._write_heads(layer, block.written.detach())
         if block.mlp:
             self._run_mlp(layer, block, mlp_change)
         return block
+
+    def _first(self, layer: int) -> int:
+        """The first position at which a layer writes: of the last layer the last is enough."""
+        return -1 if layer == self.model.graph.n_layers - 1 else 0
+
+    def _changes_read(
+        self, layer: int, rows: list[int]
+    ) -> Float[Tensor, "reader pair pos d_model"]:
+        """What these readers of a layer read besides base's, of the writers before the layer.
+
+        One product for all of them: it goes through all that was written so far.
+        """
+        earlier = self.plan.places(0, self.model.graph.head_writers(layer).start)
+        read = _read(self.plan.weights[rows, earlier], self.changes[earlier].flatten(1))
+        return read.view(-1, *self.changes.shape[1:])
 
     def _run_mlp(
         self, layer: int, block: _Block, change: Float[Tensor, "pair query d_model"]
@@ -237,38 +251,37 @@ class MaskTape:
         written = block.mlp_out.detach() - self._kept("mlp_out", layer)[:, -n_positions:]
         self.changes[plan.places(mlp, mlp + 1), :, -n_positions:] = written
 
-    def _attention(
-        self,
-        layer: int,
-        read: Float[Tensor, "reader pair pos d_model"],
-        readers: list[int],
-        last: int,
-    ) -> Float[Tensor, "pair query head d_head"]:
-        """What the heads write before W_O, at the positions from ``last`` on."""
+    def _project(
+        self, layer: int, read: Float[Tensor, "reader pair pos d_model"], readers: list[int]
+    ) -> list[Float[Tensor, "pair _ _ d_head"]]:
+        """Queries, keys and values; base's of those that are not computed."""
         model, graph = self.model, self.model.graph
         values: list[Tensor] = []
         for slot in SLOTS:
             places = [
                 place for place, index in enumerate(readers) if graph.readers[index].kind == slot
             ]
-            where = slice(last if slot == "q" else 0, None)
+            where = slice(self._first(layer) if slot == "q" else 0, None)
             of_slot = self._kept(slot, layer)[:, where]
             if places:
                 streams = read[places[0] : places[-1] + 1, :, where]
                 heads = [graph.readers[readers[place]].head for place in places]
                 normed = model.attention_norm(layer, streams)
                 projected = model.project_heads(layer, slot, heads, normed).movedim(0, 2)
-                if len(heads) == of_slot.shape[2]:
-                    of_slot = projected
-                else:
-                    chosen = torch.tensor(heads, device=model.device)
-                    of_slot = of_slot.index_copy(2, chosen, projected.to(of_slot.dtype))
-            if slot != "q" and self.start:
-                past = getattr(self.base.kept, slot)[layer][:, : self.start]
-                of_slot = torch.cat([past, of_slot], 1)
-            values.append(of_slot)
-        q, k, v = values
-        return model.written(layer, model.attend(layer, q, k, v))
+                chosen = torch.tensor(heads, device=model.device)
+                of_slot = of_slot.index_copy(2, chosen, projected.to(of_slot.dtype))
+            values.append(of_slot if places else of_slot.detach().clone())
+        return values
+
+    def _attend(
+        self, layer: int, projected: tuple[Tensor, Tensor, Tensor]
+    ) -> Float[Tensor, "pair query head d_head"]:
+        """What the heads write before W_O, where queries are; all that is before is base's."""
+        q, k, v = projected
+        if self.start:
+            past = (getattr(self.base.kept, slot)[layer][:, : self.start] for slot in ("k", "v"))
+            k, v = (torch.cat([before, now], 1) for before, now in zip(past, (k, v), strict=True))
+        return self.model.written(layer, self.model.attend(layer, q, k, v))
 
     def _write_heads(self, layer: int, written: Float[Tensor, "pair query head d_head"]) -> None:
         heads = self._live_heads(layer)
@@ -344,15 +357,25 @@ class MaskTape:
         self, layer: int, block: _Block, by_writes: Tensor
     ) -> Float[Tensor, "reader pair pos d_model"]:
         """The gradients by what the attention readers read."""
-        written, read = block.written, block.read
-        if written is None or read is None:
+        if block.written is None or block.projected is None:
             raise RuntimeError("attention was not run")
-        n_positions = written.shape[1]
+        n_positions = block.written.shape[1]
         heads, of_heads = self._live_heads(layer), by_writes[self._places(layer), :, -n_positions:]
         weight = self.model.output_weight(layer)[heads]
-        gradient = torch.zeros_like(written)
+        gradient = torch.zeros_like(block.written)
         gradient[:, :, heads] = torch.einsum("hptm,hem->pthe", of_heads, weight)
-        (found,) = torch.autograd.grad(written, read, gradient)
+        by_projected = torch.autograd.grad(block.written, block.projected, gradient)
+        block.written = block.projected = None
+        read = self._changes_read(layer, block.attention).add_(self._kept("resid_pre", layer))
+        read.requires_grad_()
+        with torch.enable_grad():
+            projected = self._project(layer, read, block.attention)
+        ends = [
+            (value, at_value)
+            for value, at_value in zip(projected, by_projected, strict=True)
+            if value.requires_grad
+        ]
+        (found,) = torch.autograd.grad([end[0] for end in ends], read, [end[1] for end in ends])
         return found
 
 
