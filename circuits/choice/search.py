@@ -11,10 +11,13 @@ edges to keep,
 
     signed      the largest shares: what opposes goes first, so the circuit overshoots
     magnitude   the largest |shares|, whatever their sign
-    adaptive    the largest, where an opposing share counts a part between 0 (signed) and 1
-                (magnitude): that with which the circuit's faithfulness is nearest to 1, found by
-                halving, on the validation pairs where there are any (edges chosen on few pairs do
-                more on these than on others)
+    adaptive    the largest, where an opposing share counts 0 (signed), 1/2 or 1 (magnitude): the
+                least that keeps the circuit's faithfulness at the lower end of the target, or else
+                that with the greatest; on the validation pairs where there are any (edges chosen on
+                few pairs do more on these than on others)
+
+What overshoots can be pruned further, and what falls short cannot: so the target's upper end counts only
+where a circuit is chosen.
 
 Elimination. Of the smallest circuit that the target holds for, groups of edges are taken out, the
 least shares first, halves of a group that cannot be spared next, down to single edges.
@@ -49,8 +52,8 @@ RULES = {"signed": 0.0, "magnitude": 1.0}
 
 SELECTIONS = ("adaptive", *RULES)
 
-_HALVINGS = 2
-"""How often the part that an opposing share counts is halved between the two rules."""
+_PARTS = (0.0, 0.5, 1.0)
+"""What an opposing share may count in adaptive selection."""
 
 _FAR_BELOW = 0.5
 """Pruning ends below this share of the lower end of the target."""
@@ -292,7 +295,9 @@ class _Search:
         if self.options.select in RULES:
             return keeping(RULES[self.options.select])
         judging = self.runs if self.others is None else self.others
-        return nearest_to_one(keeping, lambda kept: faithfulness(judging, kept))
+        return least_opposing(
+            keeping, lambda kept: faithfulness(judging, kept), self.options.target[0]
+        )
 
     def _eliminate(self) -> bool:
         """Takes groups out of the smallest circuit; whether no edge of it can be spared at last."""
@@ -363,26 +368,20 @@ def eliminate(
             return mask, True
 
 
-def nearest_to_one(keeping: Callable[[float], Mask], measure: Callable[[Mask], float]) -> Mask:
-    """Of circuits that count opposing edges from 0 to 1, the one whose faithfulness is nearest to 1.
-
-    Tried are both ends and, where 1 lies between what they are worth, halves of what is between.
-    """
-    ends = (0.0, 1.0)
-    tried = {part: keeping(part) for part in ends}
-    if torch.equal(tried[0.0], tried[1.0]):
-        return tried[0.0]
-    worth = {part: measure(tried[part]) for part in ends}
-    for _ in range(_HALVINGS):
-        low, high = ends
-        if (worth[low] - 1) * (worth[high] - 1) >= 0:
-            break
-        middle = (low + high) / 2
-        tried[middle] = keeping(middle)
-        worth[middle] = measure(tried[middle])
-        same_side = (worth[low] - 1) * (worth[middle] - 1) > 0
-        ends = (middle, high) if same_side else (low, middle)
-    return tried[min(worth, key=lambda part: abs(worth[part] - 1))]
+def least_opposing(
+    keeping: Callable[[float], Mask], measure: Callable[[Mask], float], least: float
+) -> Mask:
+    """The circuit that counts opposing edges least and is worth ``least``, or is worth the most."""
+    tried: list[tuple[float, Mask]] = []
+    for part in _PARTS:
+        kept = keeping(part)
+        if any(torch.equal(kept, other) for _, other in tried):
+            continue
+        worth = measure(kept)
+        if worth >= least:
+            return kept
+        tried.append((worth, kept))
+    return max(tried, key=lambda one: one[0])[1]
 
 
 def select_edges(

@@ -22,7 +22,7 @@ from wiremap.circuits.choice.search import (
     eliminate,
     faithfulness,
     judge,
-    nearest_to_one,
+    least_opposing,
     path_data,
     search,
     select_edges,
@@ -153,25 +153,26 @@ def test_edges_without_a_share_may_be_kept() -> None:
         assert int(select_edges(shares, every, 3, opposing=opposing).sum()) == 3
 
 
-def test_what_opposes_counts_so_much_that_the_circuit_is_as_faithful_as_can_be() -> None:
-    def keeping(part: float) -> Tensor:
-        return torch.arange(9) < 9 * part
+@pytest.mark.parametrize(
+    ("worth", "expected", "runs"),
+    [
+        ({0.0: 3.0, 0.5: 1.0, 1.0: 0.95}, 0.0, 1),
+        ({0.0: 0.8, 0.5: 1.2, 1.0: 1.0}, 0.5, 2),
+        ({0.0: 0.5, 0.5: 0.7, 1.0: 0.6}, 0.5, 3),
+    ],
+)
+def test_opposing_edges_count_no_more_than_the_target_needs(
+    worth: dict[float, float], expected: float, runs: int
+) -> None:
+    masks = {part: torch.arange(4) < 1 + 2 * part for part in worth}
+    tried: list[float] = []
 
-    def of(worth: dict[float, float]) -> float:
-        tried: list[float] = []
+    def measure(mask: Tensor) -> float:
+        tried.append(next(part for part in worth if torch.equal(mask, masks[part])))
+        return worth[tried[-1]]
 
-        def measure(mask: Tensor) -> float:
-            tried.append(next(part for part in worth if torch.equal(mask, keeping(part))))
-            return worth[tried[-1]]
-
-        found = nearest_to_one(keeping, measure)
-        assert len(tried) <= 4
-        return next(part for part in worth if torch.equal(found, keeping(part)))
-
-    assert of({0.0: 3.0, 1.0: 0.5, 0.5: 1.5, 0.75: 1.1}) == 0.75
-    assert of({0.0: 3.0, 1.0: 0.2, 0.5: 0.6, 0.25: 1.8}) == 0.5
-    assert of({0.0: 3.0, 1.0: 2.0}) == 1
-    assert of({0.0: 0.8, 1.0: 0.7}) == 0
+    assert torch.equal(least_opposing(masks.__getitem__, measure, 0.9), masks[expected])
+    assert len(tried) == runs
 
 
 # ---- the whole search
