@@ -138,13 +138,13 @@ def test_opposing_edges_count_as_much_as_is_said() -> None:
         mask = select_edges(sign * shares, every, n_edges, opposing=opposing, gap=gap)
         return shares[mask].tolist()
 
-    assert kept(3, 0) == [5, 4, 3]
-    assert kept(6, 0) == [5, 4, 3, 0.5, -2, -0.1]
-    assert kept(3, 1) == [5, 4, -7]
-    assert kept(3, 1, -2.0) == [5, 4, -7]
+    assert kept(3, 0.0) == [5, 4, 3]
+    assert kept(6, 0.0) == [5, 4, 3, 0.5, -2, -0.1]
+    assert kept(3, 1.0) == [5, 4, -7]
+    assert kept(3, 1.0, -2.0) == [5, 4, -7]
     assert kept(2, 0.5) == [5, 4]
     assert kept(5, 0.5) == [5, 4, 3, -7, -2]
-    assert len(kept(9, 1)) == 7
+    assert len(kept(9, 1.0)) == 7
 
 
 def test_edges_without_a_share_may_be_kept() -> None:
