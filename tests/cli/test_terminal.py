@@ -63,7 +63,7 @@ def in_terminal(
     term: str | None = "xterm-256color",
     columns: int = 80,
     stop_at: str | None = None,
-    seconds: float = 120,
+    seconds: float = 300,
 ) -> Ended:
     """Runs a command under a pseudo-terminal of this width; Ctrl-C once ``stop_at`` is shown."""
     ours, theirs = pty.openpty()
@@ -165,7 +165,7 @@ def test_every_long_command_runs_in_a_terminal(
 
 def test_ctrl_c_keeps_what_discover_measured(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    slow = ["--n-pairs", "128", "--batch-size", "1"]
+    slow = ["--n-pairs", "64", "--batch-size", "1"]
     asked = ["discover", "--model", "induction-mini", *slow, "--budget", "110", "-o", out]
     ended = in_terminal(*asked, stop_at="verify edges")
     assert ended.status == 1
