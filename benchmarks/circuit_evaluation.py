@@ -34,7 +34,6 @@ from transformer_lens.tools.analysis.attribution_patching import (
 )
 
 from wiremap.circuits.evidence.faithfulness import MIB_SIZES, curve, evaluate
-from wiremap.circuits.evidence.scrubbing import live_edges
 from wiremap.edges import Model, PromptPairs, score_edges
 
 REPEATS = 3
@@ -95,7 +94,8 @@ def main() -> None:
     peer_seconds: list[float] = []
     largest = 0.0
     for size in PEER_SIZES:
-        edges = live_edges(model.graph, ranking[: int(size * len(ranking))])
+        best = [model.graph.edge(name) for name in ranking[: int(size * len(ranking))]]
+        edges = [model.graph.edge_name(edge) for edge in model.graph.live(best)]
         ours = evaluate(model, one, edges).faithfulness
         start = time.perf_counter()
         theirs = peer_faithfulness(model, one, edges, known)

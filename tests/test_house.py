@@ -47,10 +47,7 @@ def floors_imported(path: Path) -> set[str]:
 DOOR = "circuits/result/upward.py"
 """Where modules are imported by name from a floor above: circuits show themselves, and are drawn."""
 REGISTRIES = {
-    "edges/scores/rules/registry.py": [
-        "import_module('.integrated', __package__)",
-        "import_module(f'.{gradient}', __package__)",
-    ],
+    "edges/scores/rules/registry.py": ["import_module(f'.{gradient}', __package__)"],
     "circuits/tasks/builtin.py": ["import_module(f'.{name}', __package__)"],
     "exporters/registry.py": ["import_module(f'.{name}', __package__)"],
     "cli/main.py": ["import_module(f'.{_module}', __package__)"],

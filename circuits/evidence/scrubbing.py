@@ -28,7 +28,7 @@ from ...edges.effects.reduced import BASE, cost_of_reduced_run, masked_logits
 from ...edges.effects.resampling import Draws, Pool, Tree, edge_logits, refuse_trees, tree_logits
 from ...edges.errors import InputError
 from ...edges.model.transformer import Model
-from ...edges.names.graph import ROOT, ModelGraph
+from ...edges.names.graph import ROOT
 from ...edges.names.vocabulary import MAX_TREE, METRIC, OTHER, REPEATS, SCHEME, SEED
 from ...edges.question.metrics import Metric, Targets
 from ...edges.question.prompts import PairBatch, PromptPairs
@@ -281,13 +281,6 @@ def scrubbing_of(
             "seed": seed,
         },
     )
-
-
-def live_edges(graph: ModelGraph, names: Collection[str]) -> list[str]:
-    """Of these edges, those on a path of them from ``input`` to ``logits``, in the same order."""
-    places = {name: graph.edge(name) for name in names}
-    live = set(graph.live(list(places.values())))
-    return [name for name in names if places[name] in live]
 
 
 def _refuse_large(sizes: Sequence[int], random_circuits: int, max_tree: int) -> None:

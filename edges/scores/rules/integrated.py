@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
-from ...errors import InputError
 from ...model.transformer import Model
-from ...names.vocabulary import SCHEDULE, SCHEDULES, STEPS
+from ...names.vocabulary import SCHEDULE, STEPS
 from ...runs.trace import BothRuns
-from .rule import GradientRule, Pass, RuleOptions, whole_pass
+from .rule import GradientRule, Pass, RuleOptions, check_steps, whole_pass
 
 
 def rule(options: RuleOptions) -> GradientRule:
@@ -32,12 +31,7 @@ class Integrated:
     unsigned: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise InputError(f"expected at least one step, got {self.steps}")
-        if self.schedule not in SCHEDULES:
-            raise InputError(
-                f"unknown schedule {self.schedule!r}; there are {', '.join(SCHEDULES)}"
-            )
+        check_steps(self.steps, self.schedule)
 
     def passes(self, runs: BothRuns, by: Collection[str], n_rows: int) -> Iterator[Pass]:
         """One for as many steps as fit."""

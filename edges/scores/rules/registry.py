@@ -46,8 +46,6 @@ def resolve_gradient(
     options = RuleOptions(
         "clean" if direction == "noising" else "corrupted", metric, steps, schedule
     )
-    # Steps and schedule are checked whatever the rule: they are asked for, if in vain.
-    import_module(".integrated", __package__).rule(options)
     if gradient is None:
         gradient = "corrupted" if metric == "kl" else options.edited
     if not isinstance(gradient, str):

@@ -16,6 +16,7 @@ from torch import Tensor
 from ...errors import InputError
 from ...model.parts import See
 from ...model.transformer import Model
+from ...names.vocabulary import SCHEDULES
 from ...question.metrics import Metric
 from ...runs.trace import BothRuns, Tape
 
@@ -77,6 +78,14 @@ class GradientRule(Protocol):
         ...
 
 
+def check_steps(steps: int, schedule: str) -> None:
+    """Raises InputError for no steps, or a schedule that is not known."""
+    if steps < 1:
+        raise InputError(f"expected at least one step, got {steps}")
+    if schedule not in SCHEDULES:
+        raise InputError(f"unknown schedule {schedule!r}; there are {', '.join(SCHEDULES)}")
+
+
 @dataclass(frozen=True)
 class RuleOptions:
     """What a rule is made from.
@@ -92,6 +101,10 @@ class RuleOptions:
     metric: str | Metric
     steps: int
     schedule: str
+
+    def __post_init__(self) -> None:
+        """Whatever the rule: steps are asked for, if in vain."""
+        check_steps(self.steps, self.schedule)
 
     def at(self, run: str) -> str:
         """This run, if the metric has a gradient there. Raises InputError if it has not."""

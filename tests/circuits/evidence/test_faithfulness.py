@@ -19,7 +19,6 @@ from wiremap.circuits.evidence.faithfulness import (
     localize,
     read_metrics,
 )
-from wiremap.circuits.evidence.scrubbing import live_edges
 from wiremap.edges import InputError, Model, PromptPairs, WiremapWarning, score_edges
 from wiremap.edges.effects.reduced import run_edges
 
@@ -62,7 +61,8 @@ def test_points_are_those_of_evaluate(kind: str) -> None:
     assert found.n_edges == model.graph.n_edges
     for point in found.points:
         assert point.asked == int(point.fraction * model.graph.n_edges)
-        live = live_edges(model.graph, ranking[: point.asked])
+        places = [model.graph.edge(name) for name in ranking[: point.asked]]
+        live = [model.graph.edge_name(edge) for edge in model.graph.live(places)]
         assert point.kept == len(live)
         expected = evaluate(model, pairs, live)
         assert point.faithfulness == pytest.approx(expected.faithfulness, abs=1e-3)
