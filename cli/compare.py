@@ -10,7 +10,7 @@ import click
 from ..edges.names.vocabulary import EDGES_DRAWN
 from . import options
 from .asked import Shown, gathered
-from .console import show_json, show_table, show_text
+from .console import show_json, show_note, show_table, show_text
 from .loading import circuit_file
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def compare(a: Path, b: Path, out: Path | None, top: int | None, shown: Shown) -
             show_text(f"\nwritten to {out}")
     # Also beside JSON: notes go to stderr, and stdout stays JSON.
     for note in found.notes:
-        click.echo(f"note: {note}", err=True)
+        show_note(note)
 
 
 def _show(found: Comparison, a: Path, b: Path) -> None:

@@ -51,16 +51,24 @@ def show_text(text: str, piped: int | None = None) -> None:
     Args:
         piped: the width when stdout is no terminal; None leaves lines as they are.
     """
+    click.echo(_wrapped(text, sys.stdout, piped))
+
+
+def show_note(text: str) -> None:
+    """A note on stderr, wrapped as ``show_text`` does."""
+    click.echo(_wrapped(f"note: {text}", sys.stderr), err=True)
+
+
+def _wrapped(text: str, stream: TextIO, piped: int | None = None) -> str:
     # Scripts read lines as they are; only a terminal would break them, and in the middle of words.
-    width = shutil.get_terminal_size().columns if _is_terminal(sys.stdout) else piped
+    width = shutil.get_terminal_size().columns if _is_terminal(stream) else piped
+    if width is None:
+        return text
     # Names of edges and files stay whole, to be copied: they are not parted at hyphens either.
-    lines = text.split("\n")
-    if width is not None:
-        lines = [
-            textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False)
-            for line in lines
-        ]
-    click.echo("\n".join(lines))
+    return "\n".join(
+        textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False)
+        for line in text.split("\n")
+    )
 
 
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -153,7 +161,7 @@ def if_stopped(kept: Path | None = None) -> Generator[None]:
             words = f"what was measured is kept in {kept}: the same command with --resume goes on"
         else:
             words = "nothing is kept: the same command begins anew"
-        click.echo(f"stopped; {words}", err=True)
+        click.echo(_wrapped(f"stopped; {words}", sys.stderr), err=True)
         raise
 
 
@@ -275,7 +283,7 @@ class _Bars:
             except Exception as error:  # noqa: BLE001 whatever it is, the work goes on
                 with suppress(Exception):
                     self._close()
-                click.echo(f"note: no progress is shown ({error}); the work goes on", err=True)
+                show_note(f"no progress is shown ({error}); the work goes on")
 
     def _close(self) -> None:
         self._over.set()

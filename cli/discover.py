@@ -13,7 +13,7 @@ from ..edges.errors import InputError
 from ..edges.names.vocabulary import BOUNDED, BUDGET, PRUNE, TARGET
 from . import options
 from .asked import Asked, Scoring, Shown, gathered
-from .console import if_stopped, progress, show_json, show_table, show_text
+from .console import if_stopped, progress, show_json, show_note, show_table, show_text
 from .loading import load_model, load_pairs, subject
 from .summary import summary
 
@@ -158,7 +158,7 @@ def _show_precision(model: Model, pairs: PromptPairs, circuit: Circuit, out: Pat
     question = Question(pairs=pairs, metric=metric, direction=direction)
     error = float32_error(model, question, verified, batch_size=batch_size)
     if error is not None:
-        click.echo(f"note: {precision_note(model, error, len(verified))}", err=True)
+        show_note(precision_note(model, error, len(verified)))
 
 
 def _evidence(evidence: Evidence) -> Iterator[str]:
@@ -223,10 +223,9 @@ def _show(circuit: Circuit, out: Path) -> None:
             )
         target = circuit.method["target"]
         if target is not None and not reaches(circuit.faithfulness.faithfulness, target):
-            click.echo(
-                f"note: the {verified} verified edges (of {in_model}) do not reach a faithfulness of "
-                f"{target:g}; verify more (--budget)",
-                err=True,
+            show_note(
+                f"the {verified} verified edges (of {in_model}) do not reach a faithfulness of "
+                f"{target:g}; verify more (--budget)"
             )
     show_text(
         f"\nwritten to {out}: circuit.json {' '.join(files_written(out))} (and the data behind them)"

@@ -13,7 +13,7 @@ from ..edges.errors import InputError
 from ..edges.names.vocabulary import METRIC, SEED
 from . import options
 from .asked import Asked, Shown, gathered
-from .console import if_stopped, progress, show_json, show_table, show_text
+from .console import if_stopped, progress, show_json, show_note, show_table, show_text
 from .loading import check_shape, circuit_file, load_for_circuit
 from .summary import summary
 
@@ -101,11 +101,9 @@ def evaluate(
     elif not shown.quiet:
         _show(document, found)
     if not found.edges:
-        click.echo(
-            "note: the circuit has no edges: what it carries is the corrupted run, 0", err=True
-        )
+        show_note("the circuit has no edges: what it carries is the corrupted run, 0")
     for name, why in missing.items():
-        click.echo(f"note: no {name}: {why}", err=True)
+        show_note(f"no {name}: {why}")
 
 
 def _write(out: tuple[Path, ...], document: Mapping[str, Any], found: Circuit) -> None:

@@ -12,6 +12,7 @@ from ..edges.errors import InputError
 from ..edges.names.vocabulary import COLLAPSE, EDGES_DRAWN, QKV
 from . import options
 from .asked import gathered
+from .console import show_note
 from .loading import circuit_file
 
 if TYPE_CHECKING:
@@ -108,18 +109,15 @@ def _tell_losses(format: str, target: Format, top: int | None, n_edges: int) -> 
     from ..exporters.pictures.dot import READABLE
 
     if target.loses:
-        click.echo(f"note: {format} loses {target.loses}", err=True)
+        show_note(f"{format} loses {target.loses}")
     # Only diagrams leave edges out for want of room.
     if "top" not in target.shows:
         return
     drawn = min(top or EDGES_DRAWN, n_edges)
     if drawn < n_edges:
-        click.echo(
-            f"note: the diagram has the {drawn} largest of {n_edges} edges (--top)", err=True
-        )
+        show_note(f"the diagram has the {drawn} largest of {n_edges} edges (--top)")
     if drawn > READABLE:
-        click.echo(
-            f"note: diagrams of more than {READABLE} edges are hard to read; draw fewer (--top, "
-            "--collapse), or open the circuit in Gephi (--to gexf)",
-            err=True,
+        show_note(
+            f"diagrams of more than {READABLE} edges are hard to read; draw fewer (--top, "
+            "--collapse), or open the circuit in Gephi (--to gexf)"
         )

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from ..edges.errors import InputError, WiremapError, WiremapWarning
-from .console import forgiving_stderr
+from .console import forgiving_stderr, show_note
 
 COMMANDS = {
     "discover": "discover",
@@ -40,7 +40,7 @@ def _show_notes() -> None:
 
     def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
         if issubclass(category, WiremapWarning):
-            click.echo(f"note: {message}", err=True)
+            show_note(str(message))
         else:
             others(message, category, *where, **more)
 

@@ -12,7 +12,7 @@ from ..edges.errors import InputError
 from ..edges.names import vocabulary as words
 from . import options
 from .asked import Asked, Shown, gathered, given
-from .console import if_stopped, progress, show_json, show_table, show_text
+from .console import if_stopped, progress, show_json, show_note, show_table, show_text
 from .loading import check_shape, load_for_circuit
 
 if TYPE_CHECKING:
@@ -113,10 +113,10 @@ def scrub(circuit: Path, testing: _Testing, asked: Asked, out: Path | None, show
     elif not shown.quiet:
         _show(document, result)
     if result.left_out:
-        click.echo(f"note: {len(result.left_out)} pairs left out (--leave-out)", err=True)
+        show_note(f"{len(result.left_out)} pairs left out (--leave-out)")
     # Then nothing of a pair's own prompt reaches the logits.
     if result.n_edges == len(result.dead):
-        click.echo("note: no path of kept edges leads from input to logits", err=True)
+        show_note("no path of kept edges leads from input to logits")
     # Last, when all is written and shown: a claim that failed is a result, no error.
     if document["claim"]["held"] is False:
         click.get_current_context().exit(1)

@@ -10,6 +10,7 @@ import click
 
 from ..edges.errors import InputError
 from . import options
+from .console import show_note
 from .loading import circuit_file
 
 
@@ -44,4 +45,4 @@ def view(circuit: Path, out: Path | None, group: Path | None, no_open: bool) -> 
         write_atomically(path, page)
     click.echo(path)
     if not no_open and not webbrowser.open(path.resolve().as_uri()):
-        click.echo("note: no browser was found; open the file in one", err=True)
+        show_note("no browser was found; open the file in one")

@@ -25,7 +25,7 @@ from click.testing import CliRunner
 
 from wiremap.circuits.record.effects_file import read_effects
 from wiremap.cli import main
-from wiremap.cli.console import Pace, if_stopped, progress
+from wiremap.cli.console import Pace, if_stopped, progress, show_note, show_text
 
 ASKED = ["--model", "induction-mini", "--n-pairs", "4"]
 HIDE, SHOW = "\x1b[?25l", "\x1b[?25h"
@@ -380,3 +380,22 @@ def test_rate_and_time_left_in_words() -> None:
     assert words([1, 1], 12, 6) == "12 s/edge, 48 s left"
     assert words([1, 1], 300, 6, "pair") == "5.0 min/pair, 20 min left"
     assert words([1, 1], 3600, 100) == "60 min/edge, 98 h left"
+
+
+def test_sentences_break_between_words_in_a_terminal_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edge = "a10.h11->a20.h0<q>"
+    sentence = f"the verified edges do not reach it; the largest is {edge}, verify more (--budget)"
+    show_note(sentence)
+    show_text(sentence)
+    assert capsys.readouterr() == (f"{sentence}\n", f"note: {sentence}\n")
+    monkeypatch.setattr("wiremap.cli.console._is_terminal", bool)
+    monkeypatch.setenv("COLUMNS", "40")
+    show_note(sentence)
+    show_text(sentence)
+    out, err = capsys.readouterr()
+    for shown, text in ((out, sentence), (err, f"note: {sentence}")):
+        assert shown.split() == text.split()
+        assert len(shown.splitlines()) > 1
+        assert all(len(line) <= 40 for line in shown.splitlines())
