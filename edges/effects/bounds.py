@@ -46,15 +46,16 @@ Measure = Callable[[Bool[Tensor, "sample item"]], Float[Tensor, "sample"]]
 """Effects of subsets patched jointly, each the mean over pairs."""
 
 
-_UNITS = {"logit_diff": "logits", "log_prob": "nats", "kl": "nats", "prob_diff": "probability"}
-
-
 # Memberships are turned into doubles, eight times as large, for so many items at a time.
 _ITEMS_AT_ONCE = 1 << 14
 
 
 # Each is a table of all the model's edges.
 _SUBSETS_AT_ONCE = 64
+
+
+PILOT = 8
+"""So many subsets tell beforehand about how wide a bound will be."""
 
 
 _RISK = 0.01
@@ -73,6 +74,7 @@ class Bound:
         probability: with which each subset has each item.
         items, unit: ``nodes`` or ``edges``, and what effects are measured in.
         correction: how the confidence of all was made of the confidence of each.
+        which: of the model's items these are, in a word or two.
     """
 
     names: tuple[str, ...]
@@ -84,6 +86,7 @@ class Bound:
     items: str = "nodes"
     unit: str = "units of the metric"
     correction: str = "Bonferroni"
+    which: str = "unverified"
 
     @property
     def largest(self) -> float:
@@ -92,13 +95,13 @@ class Bound:
 
     def statement(self) -> str:
         """What was shown, with the definition of what it is about."""
-        item, items = self.items[:-1], self.items
+        item, items, which = self.items[:-1], self.items, self.which
         article = "an" if item == "edge" else "a"
         return (
-            f"With {100 * self.confidence:.6g} % confidence no unverified {item} has |average "
+            f"With {100 * self.confidence:.6g} % confidence no {which} {item} has |average "
             f"marginal effect| above {self.largest:.3g} {self.unit} ({self.correction} over "
             f"{len(self.names)} {items}). The average marginal effect of {article} {item}, averaged over "
-            f"random subsets of the unverified {items} (each drawn with probability "
+            f"random subsets of the {which} {items} (each drawn with probability "
             f"{self.probability:g}; {self.n_samples} subsets) and over these pairs, is the effect "
             f"of the subset with the {item} less that without it. It tends to the {item}'s own "
             f"effect as the probability goes to 0; interactions, such as backup heads, can make it "
@@ -174,18 +177,91 @@ def bound_names(
     resources: Resources,
 ) -> Bound:
     """Bounds the average marginal effects of nodes or edges; see ``bound_unverified``."""
+    measure, names, unit = _measured_by(model, question, items, options, resources)
+    return bound_effects(measure, names, options, unit)
+
+
+@dataclass(frozen=True)
+class TooWide:
+    """Why nothing is bounded: the bound would not be below what it was wanted below.
+
+    Attributes:
+        margin: what the bound would at least be about, by its first ``PILOT`` subsets.
+        largest: what it was wanted below; both in units of the metric.
+    """
+
+    margin: float
+    largest: float
+    unit: str
+
+    def reason(self) -> str:
+        """In words."""
+        return (
+            f"by its first {PILOT} subsets the bound would be about {self.margin:.3g} {self.unit} or "
+            f"more, which is not below {self.largest:.3g}"
+        )
+
+
+def bound_below(
+    model: Model,
+    question: Question,
+    items: EdgeList,
+    options: BoundOptions,
+    resources: Resources,
+    *,
+    largest: float,
+) -> Bound | TooWide:
+    """As ``bound_names``, given up after ``PILOT`` subsets where it would not be below ``largest``.
+
+    Those subsets are the first of the bound's own. That others are not measured then makes no
+    bound less sure: one that is not given cannot be wrong. One that is given may be above
+    ``largest`` all the same, as the first subsets tell of its width only roughly.
+    """
+    measure, names, unit = _measured_by(model, question, items, options, resources)
+    members = subsets_for_bound(names, options)
+    first = measure(members[:PILOT])
+    margin = margin_expected(first, len(names), options)
+    if not margin < largest:
+        return TooWide(margin, largest, unit)
+
+    def others(every: Bool[Tensor, "sample item"]) -> Float[Tensor, "sample"]:
+        return torch.cat([first, measure(every[PILOT:])]) if len(every) > PILOT else first
+
+    return bound_effects(others, names, options, unit)
+
+
+def margin_expected(values: Float[Tensor, "sample"], n_items: int, options: BoundOptions) -> float:
+    """About how far bounds will be above |estimate|, by the effects of a few subsets.
+
+    t * s * sqrt(1 / (n p) + 1 / (n (1 - p))), the pooled margin of ``welch_bounds`` with the standard
+    deviation s of ``values`` and the expected numbers of subsets with an item and without. The bound
+    is that and |estimate|: by chance alone some of n_items estimates are a few standard errors.
+    """
+    n, p = options.samples, options.probability
+    variance = values.double().var().reshape(1)
+    tail = (1 - options.confidence) / n_items
+    squared_error = variance * (1 / (n * p) + 1 / (n * (1 - p)))
+    return float(_margin(squared_error, torch.full((1,), max(n - 2.0, 1.0)).double(), tail))
+
+
+def _measured_by(
+    model: Model,
+    question: Question,
+    items: EdgeList,
+    options: BoundOptions,
+    resources: Resources,
+) -> tuple[Measure, Sequence[str], str]:
+    """What measures subsets of the items, their names, and the unit of their effects."""
     if options.items not in ("nodes", "edges"):
         raise InputError(f"unknown items {options.items!r}; there are nodes, edges")
     names = items
     if isinstance(names, Tensor):
         names = [model.graph.edge_name(Edge(*ends)) for ends in names.tolist()]
     whole = resources.within("bound the rest", options.samples * len(question.pairs))
+    unit = question.unit
     if options.items == "nodes":
-        measure = measure_nodes(model, question, names, whole)
-    else:
-        measure = measure_edges(model, question, items, whole)
-    unit = _UNITS.get(question.metric_name, "units of the metric")
-    return bound_effects(measure, names, options, unit)
+        return measure_nodes(model, question, names, whole), names, unit
+    return measure_edges(model, question, items, whole), names, unit
 
 
 def measure_nodes(

@@ -5,7 +5,7 @@ That is the clean input and the corrupted run; each further set of edges costs o
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -17,34 +17,37 @@ from ..model.transformer import Model
 from ..question.metrics import Targets
 from ..question.prompts import PairBatch
 from ..question.question import Question
-from ..runs.masks import edge_mask, full_mask
+from ..runs.masks import EdgeSet, as_mask, edge_mask, full_mask
 from ..runs.memory import BatchSize
-from ..runs.sweep import Resources, Turn, Work, check_finite, sweep
+from ..runs.sweep import Progress, Resources, Turn, Work, check_finite, sweep
 from ..runs.trace import Run, run
-from .reduced import BASE, cost_of_reduced_run, masked_logits
+from .mask_plan import MaskPlan, as_weights
+from .mask_tape import Ends, MaskTape
+from .reduced import BASE, cost_of_reduced_run
 
 
 @dataclass(frozen=True)
-class _Shared:
+class Shared:
     """What every reduction of a batch starts from."""
 
     rows: Int64[Tensor, "pair"]
-    clean_input: Float[Tensor, "pair pos d_model"]
-    corrupted: Run
+    ends: Ends
     targets: Targets
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, part: slice) -> _Shared:
+    def __getitem__(self, part: slice) -> Shared:
         if range(len(self))[part] == range(len(self)):
             return self  # as ever, but where memory ran out
-        base, targets = self.corrupted, self.targets
+        base, targets = self.ends.base, self.targets
         kept = base.kept.map(lambda value: value[part])
-        return _Shared(
+        return Shared(
             self.rows[part],
-            self.clean_input[part],
-            Run(base.input[part], kept, base.final[part], base.logits[part]),
+            Ends(
+                self.ends.resid[part],
+                Run(base.input[part], kept, base.final[part], base.logits[part]),
+            ),
             Targets(targets.answers[part], targets.wrong_answers[part], targets.clean_logits[part]),
         )
 
@@ -70,27 +73,23 @@ class ReducedRuns:
     empty: Float64[Tensor, "pair"]
 
     def __init__(self, model: Model, question: Question, resources: Resources) -> None:
-        self.model, self.question = model, question
+        self.model, self.question, self.resources = model, question, resources
         n_pairs = len(question.pairs)
-        self._batches: list[_Shared] = []
+        self._batches: list[Shared] = []
         self._pairs_at_once = BatchSize(n_pairs)
         self._borrowed = ExitStack()
         self.n_runs = 0
-        every = full_mask(model.graph)
         ends = torch.zeros(2, n_pairs, dtype=torch.float64)
 
-        def start(batch: PairBatch, turn: Turn) -> tuple[_Shared, Float[Tensor, "run pair"]]:
+        def start(batch: PairBatch, turn: Turn) -> tuple[Shared, Float[Tensor, "run pair"]]:
             clean = run(model, batch.clean, ())
             corrupted = run(model, batch.corrupted, BASE)
             targets = Targets.of(batch, clean.logits)
-            shared = _Shared(batch.rows, clean.input, corrupted, targets)
-            # No reduction needs more memory, so a batch that is too large is halved here, unless
-            # something else takes the memory meanwhile.
-            masked_logits(model, every, shared.clean_input, corrupted)
+            shared = Shared(batch.rows, Ends(clean.input, corrupted), targets)
             both = [question.measure(end.logits, targets) for end in (clean, corrupted)]
             return shared, torch.stack(both)
 
-        def collect(batch: PairBatch, started: tuple[_Shared, Float[Tensor, "run pair"]]) -> None:
+        def collect(batch: PairBatch, started: tuple[Shared, Float[Tensor, "run pair"]]) -> None:
             shared, values = started
             self._batches.append(shared)
             ends[:, batch.rows] = values.cpu().double()
@@ -112,27 +111,72 @@ class ReducedRuns:
         """Gives the model back as it was."""
         self._borrowed.close()
 
-    def values(
-        self, edges: Iterable[str] | Bool[Tensor, "writer reader"]
-    ) -> Float64[Tensor, "pair"]:
-        """The metric of the model reduced to ``edges``, on each pair.
+    def values(self, edges: EdgeSet | Float[Tensor, "writer reader"]) -> Float64[Tensor, "pair"]:
+        """The metric of the model reduced to ``edges``, on each pair. Only what can change is run.
 
         Args:
-            edges: names, or a mask as ``edge_mask`` makes it.
+            edges: names, a mask as ``edge_mask`` makes it, or numbers that say what share of its
+                change an edge carries.
 
         Raises:
             InputError: an edge the model does not have.
         """
-        kept = edges if isinstance(edges, Tensor) else edge_mask(self.model.graph, edges)
+        plan = self._plan(edges, torch.zeros_like(full_mask(self.model.graph)))
         values = torch.zeros_like(self.full)
         self.n_runs += 1
 
-        def measured(batch: _Shared) -> Tensor:
-            logits = masked_logits(self.model, kept, batch.clean_input, batch.corrupted)
-            return self.question.measure(logits, batch.targets).cpu().double()
+        def measured(batch: Shared) -> Tensor:
+            tape = MaskTape(self.model, plan, batch.ends)
+            return self.question.measure(tape.logits(), batch.targets).cpu().double()
 
+        # Where memory holds fewer pairs than the shared runs had, they are halved here.
         for whole in self._batches:
             for batch, of_batch in self._pairs_at_once.map(whole, measured):
                 values[batch.rows] = of_batch
         check_finite(values[None].float())
         return values
+
+    def values_without(
+        self, edges: EdgeSet | Float[Tensor, "writer reader"], groups: Sequence[EdgeSet]
+    ) -> Float64[Tensor, "group pair"]:
+        """The metric of the model reduced to ``edges`` without each group of them, on each pair.
+
+        As ``values`` of what is left, in less time: the run of ``edges`` is shared, and of each
+        group only what is downstream of it is run again. Progress is reported as runs of one pair.
+
+        Raises:
+            InputError: an edge the model does not have.
+        """
+        graph = self.model.graph
+        plan = self._plan(edges, torch.zeros_like(full_mask(graph)))
+        lost = [plan.by_plan(as_mask(graph, group)) for group in groups]
+        values = torch.zeros(len(groups), len(self.full), dtype=torch.float64)
+        progress = Progress("run circuits without edges", values.numel(), self.resources.report)
+
+        def measured(batch: Shared) -> Tensor:
+            tape = MaskTape(self.model, plan, batch.ends)
+            tape.logits()
+            of_groups = torch.zeros(len(groups), len(batch), dtype=torch.float64)
+            for place, of_group in enumerate(lost):
+                logits = tape.logits_without(of_group)
+                of_groups[place] = self.question.measure(logits, batch.targets)
+                progress.reached((place + 1) * len(batch))
+            return of_groups
+
+        for whole in self._batches:
+            for batch, of_batch in self._pairs_at_once.map(whole, measured):
+                values[:, batch.rows] = of_batch
+                progress.finish(of_batch.numel())
+        self.n_runs += 1 + len(groups)
+        check_finite(values.float())
+        return values
+
+    def _plan(
+        self,
+        edges: EdgeSet | Float[Tensor, "writer reader"],
+        wanted: Bool[Tensor, "writer reader"] | None,
+    ) -> MaskPlan:
+        """What these edges leave to be computed, and the gradients of those wanted."""
+        graph = self.model.graph
+        mask = edges if isinstance(edges, Tensor) else edge_mask(graph, edges)
+        return MaskPlan.of(self.model, as_weights(graph, mask), wanted)

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from ..errors import InputError
-from ..names.graph import ModelGraph
+from ..names.graph import Edge, ModelGraph
 
 EdgeSet = Collection[str] | Bool[Tensor, "writer reader"]
 """Edges by name, or as a mask over the model's writers and readers, such as of ``edge_mask``."""
@@ -29,6 +29,11 @@ def edge_places(graph: ModelGraph, edges: EdgeList) -> Int64[Tensor, "edge end"]
         return edges
     # Of no edges, too, the table has its two columns: [0 end].
     return torch.tensor([graph.edge(name) for name in edges], dtype=torch.int64).view(-1, 2)
+
+
+def edge_names(graph: ModelGraph, places: Int64[Tensor, "edge end"]) -> list[str]:
+    """The names of the edges at these places."""
+    return [graph.edge_name(Edge(*ends)) for ends in places.tolist()]
 
 
 def places_mask(

@@ -126,7 +126,7 @@ def sweep(model: Model, pairs: PromptPairs, work: Work[Any], resources: Resource
         WiremapError: memory does not hold a single pair. Also what ``work`` raises.
     """
     check_pairs(model, pairs)
-    progress = _Progress(work.stage, len(pairs) * work.steps_of_pair, resources.report)
+    progress = Progress(work.stage, len(pairs) * work.steps_of_pair, resources.report)
     with nullcontext() if work.gradients else torch.no_grad(), model.borrowed():
         for bucket in pairs.batches():
             if work.begin is not None:
@@ -149,7 +149,7 @@ def sweep(model: Model, pairs: PromptPairs, work: Work[Any], resources: Resource
                 progress.finish(len(batch) * work.steps_of_pair)
 
 
-class _Progress:
+class Progress:
     """Steps done, told once each, whatever memory makes be done again."""
 
     def __init__(self, stage: str, total: int, report: Report) -> None:

@@ -26,11 +26,12 @@ from wiremap.edges import (
     score_nodes,
 )
 from wiremap.edges.effects.bounds import bound_unverified
+from wiremap.edges.effects.mask_gradients import mean_mask_gradients
 from wiremap.edges.effects.reduced import patch_together, run_edge_sets
 from wiremap.edges.effects.reduced_runs import ReducedRuns
 from wiremap.edges.model.mlp import Mlp
 from wiremap.edges.question.question import Question
-from wiremap.edges.runs.masks import places_mask
+from wiremap.edges.runs.masks import full_mask, places_mask
 from wiremap.edges.runs.sweep import Resources
 
 OUT_OF_MEMORY = "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"
@@ -104,6 +105,11 @@ def pruning(model: Model, pairs: PromptPairs) -> Tensor:
         return torch.tensor([*tried, *runs.full, *runs.empty])
 
 
+def gradients_by_masks(model: Model, pairs: PromptPairs) -> Tensor:
+    found = mean_mask_gradients(model, pairs, full_mask(model.graph), steps=3)
+    return torch.cat([found.values.flatten(), found.gradients.flatten()])
+
+
 def drawing_the_curve(model: Model, pairs: PromptPairs) -> Tensor:
     scores = score_edges(model, pairs).top()
     found = localize(model, pairs, scores)
@@ -126,8 +132,8 @@ def trying_claims(model: Model, pairs: PromptPairs) -> Tensor:
 
 
 STAGES = [
-    scoring_edges, scoring_nodes, verifying, bounding, pruning, drawing_the_curve,
-    reading_metrics, trying_claims,
+    scoring_edges, scoring_nodes, verifying, bounding, pruning, gradients_by_masks,
+    drawing_the_curve, reading_metrics, trying_claims,
 ]  # fmt: skip
 
 

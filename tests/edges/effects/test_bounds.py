@@ -151,9 +151,16 @@ def misses(
     return missed.sum(1).tolist(), ratios.median(1).values.tolist()
 
 
-@pytest.mark.parametrize("kind", ["normal", "exponential", "cauchy", "few"])
 @pytest.mark.parametrize(
-    ("noise", "n_samples", "probability"), [(0.3, 200, 0.1), (0.0, 600, 0.03), (0.0, 200, 0.3)]
+    ("kind", "noise", "n_samples", "probability"),
+    [
+        ("normal", 0.3, 200, 0.1),
+        ("exponential", 0.0, 600, 0.03),
+        ("cauchy", 0.0, 200, 0.3),
+        ("few", 0.3, 200, 0.1),
+        ("few", 0.0, 600, 0.03),
+        ("few", 0.0, 200, 0.3),
+    ],
 )
 def test_coverage(kind: str, noise: float, n_samples: int, probability: float) -> None:
     """The family-wise miss rate of planted additive effects is not above its nominal rate.

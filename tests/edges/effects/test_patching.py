@@ -53,8 +53,10 @@ def test_every_edge_equals_the_slow_model(
     every_twins: tuple[Model, SlowModel], pairs: PromptPairs, direction: str
 ) -> None:
     model, slow = every_twins
-    expected = slow_effects(slow, pairs, direction, one_hot(slow, [[edge] for edge in slow.edges]))
-    names = [f"{writer}->{reader}" for writer, reader in slow.edges]
+    # All by noising; by denoising, which exchanges the runs, a third of them.
+    some = slow.edges if direction == "noising" else slow.edges[::3]
+    expected = slow_effects(slow, pairs, direction, one_hot(slow, [[edge] for edge in some]))
+    names = [f"{writer}->{reader}" for writer, reader in some]
     found = patch_edges(model, pairs, names, direction=direction)
     assert found.names == tuple(names)
     assert_equal_effects(found.effects, expected)
@@ -173,8 +175,7 @@ def test_a_path_to_the_logits_is_its_edge_with_all_else_frozen(
     torch.testing.assert_close(paths, frozen, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("first", [0, 3, 6])
-@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize(("direction", "first"), [("noising", 0), ("denoising", 3), ("noising", 6)])
 def test_what_precedes_the_first_difference_need_not_be_run_again(
     twins: tuple[Model, SlowModel], pairs: PromptPairs, direction: str, first: int
 ) -> None:
@@ -183,7 +184,7 @@ def test_what_precedes_the_first_difference_need_not_be_run_again(
     corrupted = pairs.clean.clone()
     corrupted[:, first] = (corrupted[:, first] + 3) % tiny.VOCABULARY
     differing = PromptPairs(pairs.clean, corrupted, pairs.answers, pairs.wrong)
-    some = slow.edges[::2]
+    some = slow.edges[::3]
     expected = slow_effects(slow, differing, direction, one_hot(slow, [[edge] for edge in some]))
     found = patch_edges(model, differing, [f"{w}->{r}" for w, r in some], direction=direction)
     scale = float(expected.abs().max())
