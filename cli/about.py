@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import shutil
 import subprocess
+from collections.abc import Mapping
+from dataclasses import replace
 from importlib.metadata import version
 from importlib.resources import files
 from typing import Any
@@ -15,7 +18,7 @@ from ..edges.names.vocabulary import DOCUMENTS
 from . import options
 from .asked import Asked, Shown, gathered
 from .console import show_json, show_table, show_text
-from .loading import load_model
+from .loading import load_model, load_pairs
 
 
 @click.command()
@@ -25,7 +28,7 @@ from .loading import load_model
 def tasks(model: str | None, shown: Shown) -> None:
     """List the built-in tasks."""
     from ..circuits.tasks.builtin import TASKS
-    from ..circuits.tasks.task import count_words
+    from ..circuits.tasks.task import count_words, fitted
 
     # Its tokenizer is all that is needed, which no GPU helps.
     loaded = load_model(Asked(model=model, device="cpu")) if model else None
@@ -38,7 +41,10 @@ def tasks(model: str | None, shown: Shown) -> None:
             "corruptions": dict(task.corruptions),
         }
         if loaded is not None:
-            row["words"] = count_words(task, loaded.require_tokenizer())
+            tokenizer = loaded.require_tokenizer()
+            spelling = fitted(task, tokenizer)
+            row["words"] = count_words(spelling, tokenizer)
+            row["notes"] = dict(spelling.notes)
         rows.append(row)
     if shown.as_json:
         show_json(rows)
@@ -56,16 +62,20 @@ def tasks(model: str | None, shown: Shown) -> None:
                     row["name"],
                     row["metric"],
                     ", ".join(row["corruptions"]),
-                    row["description"]
-                    if model is None
-                    else ", ".join(
-                        f"{kind} {count['used']} of {count['used'] + count['rejected']}"
-                        for kind, count in row["words"].items()
-                    ),
+                    row["description"] if model is None else _spelling(row),
                 ]
                 for row in rows
             ],
         )
+
+
+def _spelling(row: Mapping[str, Any]) -> str:
+    """How many words of each kind a tokenizer spells, and what else it makes of the task."""
+    words = (
+        f"{kind} {count['used']} of {count['used'] + count['rejected']}"
+        for kind, count in row["words"].items()
+    )
+    return ", ".join([*words, *(f"{name}: {note}" for name, note in row["notes"].items())])
 
 
 @click.command()
@@ -96,7 +106,8 @@ def models(shown: Shown) -> None:
             "bundled models", ["model", "kind", "parameters", "tasks, held-out accuracy"], rows
         )
         show_text(
-            "\nAny other --model is a Hugging Face directory or a model of the hub; architectures: "
+            "\nAny other --model is a Hugging Face directory, a .gguf file or a model of the hub; "
+            "architectures: "
             f"{', '.join(known.name for known in SUPPORTED.values())}."
         )
 
@@ -111,10 +122,11 @@ def schema(document: str) -> None:
 
 
 @click.command()
+@options.prompt_of_model
 @options.output
-@gathered(shown=Shown)
-def info(shown: Shown) -> None:
-    """Show versions and devices."""
+@gathered(asked=Asked, shown=Shown)
+def info(asked: Asked, shown: Shown) -> None:
+    """Show versions and devices; of a --model how it is stored, and the tokens of a first prompt."""
     import torch
 
     dot = shutil.which("dot")
@@ -131,6 +143,7 @@ def info(shown: Shown) -> None:
         and subprocess.run([dot, "-V"], capture_output=True, text=True, check=False)
         .stderr.strip()
         .removeprefix("dot - "),
+        **(_of_model(asked) if asked.model or asked.task or asked.pairs else {}),
     }
     if shown.as_json:
         show_json(versions)
@@ -140,3 +153,23 @@ def info(shown: Shown) -> None:
             for name, value in versions.items()
         ]
         show_table("wiremap", ["", ""], rows)
+
+
+def _of_model(asked: Asked) -> dict[str, str]:
+    """What a model is, and the first clean prompt that is asked for, its tokens parted by ``|``."""
+    from ..circuits.zoo import bundled_tasks
+
+    # One prompt is tokenized and none is run, which no GPU helps.
+    model = load_model(replace(asked, device="cpu"))
+    rows = {"model": model.name, "architecture": model.architecture}
+    if model.quantization is not None:
+        rows["quantization"] = model.quantization
+    if asked.task or asked.pairs or bundled_tasks(model.name):
+        one = asked if asked.pairs else replace(asked, n_pairs=1)
+        pairs = load_pairs(model, one)
+        tokenizer = model.require_tokenizer()
+        tokens = pairs.clean[0, : int(pairs.lengths[0])].tolist()
+        # As JSON has them, so that an end of line shows.
+        texts = (json.dumps(tokenizer.decode(t), ensure_ascii=False)[1:-1] for t in tokens)
+        rows["first prompt"] = "|".join(texts)
+    return rows

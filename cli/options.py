@@ -115,12 +115,16 @@ def _bos(help: str) -> Option[Any]:
     return click.option("--bos/--no-bos", default=None, help=help)
 
 
+def _chat(help: str) -> Option[Any]:
+    return click.option("--chat/--no-chat", default=None, help=help)
+
+
 question = together(
     click.option(
         "--model",
         default=words.MODEL,
         show_default=True,
-        help="A bundled model, a local Hugging Face directory, or a model of the hub.",
+        help="A bundled model, a local Hugging Face directory or .gguf file, or a model of the hub.",
     ),
     click.option("--task", help="A built-in task (see: wiremap tasks)."),
     file("--pairs", help="Your own prompt pairs: JSON Lines or CSV."),
@@ -129,6 +133,7 @@ question = together(
     click.option(
         "--seed", type=int, help=f"Seed of the built-in task's pairs ({words.SEED} by default)."
     ),
+    _chat("Put every prompt into the tokenizer's chat template, as the user's message."),
     _bos("Begin every prompt with the BOS token; the model's own convention by default."),
     choice(
         "--kv",
@@ -148,12 +153,22 @@ question = together(
 )
 """What is asked of which model."""
 
+prompt_of_model = together(
+    click.option("--model", help="Show this model too, and a prompt as it sees it."),
+    click.option("--task", help="The built-in task the prompt is of."),
+    file("--pairs", help="The pairs it is of."),
+    _chat("Put it into the chat template."),
+    _bos("Begin it with the BOS token; the model's own convention by default."),
+)
+"""Which prompt is shown, of which model."""
+
 other_question = together(
     click.option("--model", help="Another model than the circuit was found in."),
     click.option("--task", help="Another built-in task than it was found on."),
     file("--pairs", help="Other prompt pairs."),
     _corruption,
     count("--n-pairs", help="Pairs of the built-in task."),
+    _chat("Put every prompt into the chat template."),
     _bos("Begin every prompt with the BOS token."),
     click.option("--metric", help="Another metric than it was found with."),
 )
@@ -164,7 +179,7 @@ gradient = together(
         "--gradient",
         words.GRADIENTS,
         help="Gradient rule. By default, for nodes the gradient at the run edited, for edges "
-        "relevance (gim for mixtures of experts).",
+        "integrated (corrupted for kl).",
     ),
     count("--steps", help=f"Of --gradient integrated ({words.STEPS})."),
     choice(

@@ -20,6 +20,16 @@ def letters_core() -> transformers.PreTrainedTokenizerFast:
     )
 
 
+CHAT = "{% for m in messages %}<s> g {{ m.content }}</s>{% endfor %}{{ ' h' if add_generation_prompt }}"
+
+
+def chatting(bos: bool = True, template: str = CHAT) -> Tokenizer:
+    """One with a chat template, which begins with BOS: ``<s> g PROMPT </s> h``."""
+    core = letters_core()
+    core.chat_template = template
+    return Tokenizer(core, bos)
+
+
 def letters(bos: bool = True) -> Tokenizer:
     """The tokenizer as wiremap uses it."""
     return Tokenizer(letters_core(), bos)

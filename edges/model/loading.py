@@ -1,22 +1,26 @@
-"""Loading models: bundled, from a local Hugging Face directory, or from the hub; their identity."""
+"""Loading models: bundled, from a local directory or GGUF file, or from the hub; their identity."""
 
 from __future__ import annotations
 
 import difflib
 import hashlib
+import io
 import json
 import logging
 import os
 import warnings
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..errors import InputError
+from ..errors import InputError, WiremapWarning
 from .architectures import refuse_unsupported
+from .gguf_file import read_header
 
 # Data files of the floor above; nothing of it is imported.
 _ZOO = Path(__file__).parents[2] / "circuits" / "zoo"
@@ -52,55 +56,114 @@ def choose_device(device: str) -> torch.device:
     return chosen
 
 
-def load_bridge(name: str, device: str, dtype: torch.dtype) -> tuple[Any, Any]:
-    """The bridge and the tokenizer (None if there is none) of a model; see ``Model.load``."""
-    on = choose_device(device)
+@dataclass(frozen=True)
+class Loaded:
+    """What a model's name stands for.
+
+    Attributes:
+        bridge: the ``TransformerBridge``.
+        tokenizer: a ``transformers`` tokenizer; None if there is none.
+        quantization: how a GGUF file stores its weights; None for other models.
+        stored: the precision that the config says the weights were saved in, if it says.
+    """
+
+    bridge: Any
+    tokenizer: Any
+    quantization: str | None = None
+    stored: torch.dtype | None = None
+
+
+def load_bridge(name: str, device: str, dtype: torch.dtype) -> Loaded:
+    """The bridge and the tokenizer of a model; see ``Model.load``."""
     with _quiet():
-        if (_ZOO / name / "config.json").is_file():
-            return _load_directory(_ZOO / name, on, dtype)
-        path = Path(name).expanduser()
-        if path.is_dir():
-            return _load_directory(path, on, dtype)
-        if path.exists() or name.startswith((".", "/", "~")):
-            raise InputError(
-                f"model {name!r}: expected a Hugging Face model directory, got "
-                + ("a file" if path.exists() else "a path that does not exist")
-            )
-        return _load_from_hub(name, on, dtype)
+        loaded = _load_named(name, choose_device(device), dtype)
+    run_as = str(dtype).removeprefix("torch.")
+    if loaded.quantization is not None:
+        warnings.warn(
+            f"model {name}: weights stored as {loaded.quantization} are dequantized and run in "
+            f"{run_as}; results are those of the quantized model",
+            WiremapWarning,
+            stacklevel=3,
+        )
+    elif loaded.stored in (torch.bfloat16, torch.float16) and loaded.stored != dtype:
+        stored = str(loaded.stored).removeprefix("torch.")
+        warnings.warn(
+            f"model {name}: weights stored in {stored} are run in {run_as} (--dtype {stored} runs "
+            "them as they are stored)",
+            WiremapWarning,
+            stacklevel=3,
+        )
+    return loaded
 
 
-def _load_directory(path: Path, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
+def _load_named(name: str, device: torch.device, dtype: torch.dtype) -> Loaded:
+    if (_ZOO / name / "config.json").is_file():
+        return _load_directory(_ZOO / name, device, dtype)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return _load_directory(path, device, dtype)
+    if path.is_file() and path.suffix.lower() == ".gguf":
+        return _load_gguf(path, device, dtype)
+    if path.exists() or name.startswith((".", "/", "~")) or path.suffix.lower() == ".gguf":
+        raise InputError(
+            f"model {name!r}: expected a Hugging Face model directory or a .gguf file, got "
+            + ("another file" if path.exists() else "a path that does not exist")
+        )
+    return _load_from_hub(name, device, dtype)
+
+
+def _load_directory(path: Path, device: torch.device, dtype: torch.dtype) -> Loaded:
     """Reads a local directory without touching the network."""
-    from transformer_lens.model_bridge.sources import build_bridge_from_module
-
+    inside = ", ".join(sorted(file.name for file in path.glob("*.gguf")))
+    hint = f"; it holds {inside}: name the file itself" if inside else ""
     if not (path / "config.json").is_file():
-        raise InputError(f"model {path}: expected a Hugging Face directory, but has no config.json")
+        raise InputError(
+            f"model {path}: expected a Hugging Face directory, but has no config.json{hint}"
+        )
     if not list(path.glob("*.safetensors")):
         raise InputError(
             f"model {path}: expected weights in safetensors files, found none (pickled weights are "
             "not read); save the model again with save_pretrained(..., safe_serialization=True)"
+            + hint
         )
+    return _load_local(path, _Parts(path, dtype), device)
+
+
+def _load_gguf(path: Path, device: torch.device, dtype: torch.dtype) -> Loaded:
+    """Reads a GGUF file, dequantized."""
+    header = read_header(path)
+    parts = _Parts(path.parent, dtype, gguf_file=path.name, has_tokenizer=header.has_tokenizer)
+    # Its reader draws a bar of its own, which cannot be turned off.
+    with redirect_stderr(io.StringIO()):
+        loaded = _load_local(path, parts, device)
+    return replace(loaded, quantization=header.quantization)
+
+
+def _load_local(path: Path, parts: _Parts, device: torch.device) -> Loaded:
+    from transformer_lens.model_bridge.sources import build_bridge_from_module
+
     try:
-        weights, tokenizer = _load_parts(path, dtype, local_files_only=True)
+        weights = parts.weights()
         bridge = build_bridge_from_module(
             weights.to(device),
             type(weights).__name__,
             hf_config=weights.config,
             model_name=path.name,
         )
+        return Loaded(bridge, parts.tokenizer(), stored=parts.stored)
     except InputError:
         raise
     except Exception as error:  # transformers raises nearly anything on damaged files
         raise InputError(f"model {path}: cannot be loaded: {error!r:.300}") from error
-    return bridge, tokenizer
 
 
-def _load_from_hub(name: str, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
+def _load_from_hub(name: str, device: torch.device, dtype: torch.dtype) -> Loaded:
     """Fetches a model of the hub, or takes it from the hub's local cache."""
     from transformer_lens.model_bridge import TransformerBridge
 
     try:
-        weights, tokenizer = _load_parts(name, dtype, local_files_only=False)
+        parts = _Parts(name, dtype)
+        weights, tokenizer = parts.weights(), parts.tokenizer()
         bridge: Any = TransformerBridge.boot_transformers(
             name, hf_model=weights.to(device), tokenizer=tokenizer, device=device, dtype=dtype
         )
@@ -115,46 +178,101 @@ def _load_from_hub(name: str, device: torch.device, dtype: torch.dtype) -> tuple
             f"model {name!r} is not bundled ({', '.join(bundled_models())}), not a local directory, "
             f"and could not be loaded from the hub{offline}{hint} The hub says: {reason:.300}"
         ) from error
-    return bridge, tokenizer
+    return Loaded(bridge, tokenizer, stored=parts.stored)
 
 
-def _load_parts(source: str | Path, dtype: torch.dtype, local_files_only: bool) -> tuple[Any, Any]:
-    """The Hugging Face model, from safetensors only, and its tokenizer (None if it has none).
+@dataclass(frozen=True)
+class _Parts:
+    """Where the parts of a Hugging Face model lie: a directory, a GGUF file in it, or the hub.
 
-    Raises:
-        InputError: an unsupported architecture, or weights that lack what the config asks for.
+    Attributes:
+        source: the directory, or the hub's name.
+        gguf_file: the name of a GGUF file in the directory, which holds all of it.
+        has_tokenizer: whether that file has a tokenizer.
     """
-    import transformers
 
-    config = transformers.AutoConfig.from_pretrained(source, local_files_only=local_files_only)
-    refuse_unsupported(_architecture(config))
-    loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
-        source,
-        config=config,
-        local_files_only=local_files_only,
-        use_safetensors=True,
-        dtype=dtype,
-        attn_implementation="eager",
-        output_loading_info=True,
-    )
-    weights, report = loaded
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise InputError(
-            f"model {source}: the weights lack {len(missing)} tensors the config asks for, such as "
-            f"{', '.join(missing[:3])}; config.json and the safetensors files do not belong together"
+    source: str | Path
+    dtype: torch.dtype
+    gguf_file: str | None = None
+    has_tokenizer: bool = True
+
+    @property
+    def _where(self) -> dict[str, Any]:
+        where: dict[str, Any] = {"local_files_only": isinstance(self.source, Path)}
+        if self.gguf_file is not None:
+            where["gguf_file"] = self.gguf_file
+        return where
+
+    @cached_property
+    def _config(self) -> Any:
+        import transformers
+
+        return transformers.AutoConfig.from_pretrained(self.source, **self._where)
+
+    @property
+    def stored(self) -> torch.dtype | None:
+        """The precision that the config says the weights were saved in."""
+        return getattr(self._config, "dtype", None)
+
+    def weights(self) -> Any:
+        """The Hugging Face model, from safetensors or GGUF only.
+
+        Raises:
+            InputError: an unsupported architecture, or weights that lack what the config asks for.
+        """
+        import transformers
+
+        refuse_unsupported(_architecture(self._config))
+        whole: dict[str, Any] = {}
+        if self.gguf_file is not None and hasattr(transformers, "GgufConfig"):
+            # Newer versions would leave weights quantized where they have a kernel for it.
+            whole["quantization_config"] = transformers.GgufConfig(dequantize=True)
+        loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
+            self.source,
+            config=self._config,
+            use_safetensors=True,
+            dtype=self.dtype,
+            attn_implementation="eager",
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, with their names
+            **self._where,
+            **whole,
         )
-    has_tokenizer = not isinstance(source, Path) or any(
-        (source / file).is_file() for file in ("tokenizer.json", "tokenizer.model", "vocab.json")
-    )
-    tokenizer = None  # rather than the placeholder transformers would make up
-    if has_tokenizer:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(
-            source, local_files_only=local_files_only
-        )
-    if dtype == torch.float64:
-        weights.config._experts_implementation = "eager"  # grouped products have no float64
-    return weights.eval(), tokenizer
+        weights, report = loaded
+        missing = sorted(report["missing_keys"])
+        if missing:
+            raise InputError(
+                f"model {self.source}: the weights lack {len(missing)} tensors the config asks "
+                f"for, such as {', '.join(missing[:3])}; config and weights do not belong together"
+            )
+        if report["mismatched_keys"]:
+            name, there, wanted = min(report["mismatched_keys"])
+            raise InputError(
+                f"model {self.source}: {len(report['mismatched_keys'])} tensors have other shapes "
+                f"than the config asks for, such as {name} ({list(there)} instead of "
+                f"{list(wanted)}); config and weights do not belong together"
+            )
+        if self.gguf_file is not None:
+            # What was read is a model like any other: it has the fingerprint of its weights.
+            vars(weights.config).pop("quantization_config", None)
+        if self.dtype == torch.float64:
+            weights.config._experts_implementation = "eager"  # grouped products have no float64
+        return weights.eval()
+
+    def tokenizer(self) -> Any:
+        """The tokenizer; None if there is none, not the placeholder transformers would make up."""
+        import transformers
+
+        files = ("tokenizer.json", "tokenizer.model", "vocab.json")
+        if self.gguf_file is not None:
+            has_tokenizer = self.has_tokenizer
+        else:
+            has_tokenizer = not isinstance(self.source, Path) or any(
+                (self.source / file).is_file() for file in files
+            )
+        if not has_tokenizer:
+            return None
+        return transformers.AutoTokenizer.from_pretrained(self.source, **self._where)
 
 
 def _architecture(config: Any) -> str:

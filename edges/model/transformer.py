@@ -86,6 +86,8 @@ class Model:
         self.d_model = int(bridge.cfg.d_model)
         self.d_vocab = int(bridge.cfg.d_vocab)
         self.n_context = int(bridge.cfg.n_ctx)
+        self.quantization: str | None = None
+        """How the GGUF file it was loaded from stores its weights; None for all other models."""
         self.checked: tuple[frozenset[int], int] | None = None
         """What ``check_parts`` was passed with: hooks on the bridge, and length of the prompt."""
         refuse_variants(bridge, self.name)
@@ -114,20 +116,25 @@ class Model:
         kv: str = GROUPED,
         tf32: bool = False,
     ) -> Model:
-        """Loads a bundled model, a local Hugging Face directory, or a model of the hub.
+        """Loads a bundled model, a local Hugging Face directory or GGUF file, or a model of the hub.
 
-        A directory is read without touching the network; only safetensors are read, never a
-        pickle. A name is first looked for among the bundled models.
+        What is local is read without touching the network; only safetensors and GGUF are read,
+        never a pickle. A name is first looked for among the bundled models. Weights run in
+        ``dtype`` whatever they are stored in; a ``WiremapWarning`` says so of quantized ones, which
+        are dequantized, and of those stored in half precision.
 
         Args:
             device: ``auto`` (CUDA, else MPS, else CPU) or a torch device.
             bos, kv, tf32: see ``Model``.
 
         Raises:
-            InputError: no such model, files missing, an unsupported architecture.
+            InputError: no such model, files missing or damaged, an unsupported architecture or
+                quantization, no package ``gguf``.
         """
-        bridge, tokenizer = load_bridge(name, device, dtype)
-        return cls(bridge, name, tokenizer, bos=bos, kv=kv, tf32=tf32)
+        loaded = load_bridge(name, device, dtype)
+        model = cls(loaded.bridge, name, loaded.tokenizer, bos=bos, kv=kv, tf32=tf32)
+        model.quantization = loaded.quantization
+        return model
 
     def require_tokenizer(self) -> Tokenizer:
         """The tokenizer. Raises InputError when the model came without one."""

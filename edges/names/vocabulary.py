@@ -19,6 +19,11 @@ MODEL = "ioi-mini"
 N_PAIRS = 64
 SEED = 0
 
+HELD_OUT = "held-out"
+PARTS = ("all", "search", HELD_OUT)
+"""Of a task's pairs: all, those a search may see, and those that judge what it finds."""
+PART = "all"
+
 DEVICE = "auto"
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
@@ -50,10 +55,14 @@ GRADIENTS: Mapping[str, str] = {
 }
 """Gradient rules, each in a line."""
 
+INTEGRATED = "integrated"
+"""The rule for edges by default, and the one that has steps and a schedule."""
+
 SCHEDULES = ("midpoint", "left")
 """Where ``integrated`` takes its gradients: the midpoints of equal parts, or their left ends."""
 SCHEDULE = "midpoint"
-STEPS = 10
+STEPS = 5
+"""Of ``integrated``: 10 rank hardly better, at twice the cost."""
 
 READERS = ("linear", "exact", "exact-attention")
 READER = "linear"
@@ -84,6 +93,9 @@ N_SUBSETS = 300
 
 # ---- what is measured
 
+MASK_STEPS = 4
+"""Midpoints of the line from no edge to a circuit at which gradients by its mask are taken."""
+
 Frozen = Literal["none", "heads", "all"]
 FROZEN: tuple[Frozen, ...] = get_args(Frozen)
 """What keeps the edited run's values downstream of a reader."""
@@ -106,6 +118,18 @@ PROBABILITY = 0.03
 """With which a subset has each node or edge."""
 CONFIDENCE = 0.99
 """Of a bound on what was not measured."""
+
+LOSS_PAIRS = 16
+"""Over how many pairs, the first, it is measured what a circuit loses without an edge of it."""
+
+# ---- what is set aside
+
+HELD_OUT_SHARE = 0.25
+"""The share of pairs of one's own that a circuit is judged on, and not found on."""
+FEWEST_TO_HOLD_OUT = 8
+"""Of fewer pairs of one's own none is set aside unless it is asked for."""
+HELD_OUT_CONFIDENCE = 0.9
+"""Of the interval of what a circuit is worth on them."""
 
 # ---- what is kept
 

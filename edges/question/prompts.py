@@ -167,6 +167,18 @@ class PromptPairs:
             self.source,
         )
 
+    def overlap(self, other: PromptPairs) -> list[int]:
+        """The rows whose clean prompt, token by token, is a clean prompt of ``other`` too.
+
+        What was found on the pairs of ``other`` has seen these, whatever their corrupted prompts.
+        """
+        seen = {tuple(prompt) for prompt in other._clean_prompts()}
+        return [row for row, prompt in enumerate(self._clean_prompts()) if tuple(prompt) in seen]
+
+    def _clean_prompts(self) -> Iterator[list[int]]:
+        for prompt, length in zip(self.clean.tolist(), self.lengths.tolist(), strict=True):
+            yield prompt[:length]
+
     def batches(self) -> Iterator[PairBatch]:
         """The pairs in one batch for each length, shortest first, nothing padded."""
         lengths = self.lengths
@@ -190,7 +202,7 @@ class PromptPairs:
         return digest.hexdigest()
 
     @classmethod
-    def read(cls, path: str | Path, model: Any) -> PromptPairs:
+    def read(cls, path: str | Path, model: Any, *, chat: bool = False) -> PromptPairs:
         """Reads pairs from JSON Lines or CSV (by extension ``.csv``) with ``model``'s tokenizer.
 
         Columns: ``clean``, ``corrupted``, ``answer``, and ``wrong_answer`` where the metric needs
@@ -199,6 +211,7 @@ class PromptPairs:
 
         Args:
             model: a ``Model`` or a ``Tokenizer``.
+            chat: see ``from_records``.
 
         Raises:
             InputError: unreadable, not UTF-8, empty, malformed or incomplete, with the line.
@@ -207,9 +220,8 @@ class PromptPairs:
 
         path = Path(path)
         records = read_records(path)
-        source = {"pairs": str(path)}
         try:
-            return cls.from_records(records, model, source=source)
+            return cls.from_records(records, model, {"pairs": str(path)}, chat=chat)
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
 
@@ -219,16 +231,29 @@ class PromptPairs:
         records: Sequence[Mapping[str, Any]],
         model: Any,
         source: Mapping[str, Any] | None = None,
+        *,
+        chat: bool = False,
     ) -> PromptPairs:
         """Tokenizes records with the columns that ``read`` names.
 
-        An answer's token is the one that tokenizing ``clean + answer`` adds to ``clean``.
+        An answer's token is the one that tokenizing ``clean + answer`` adds to ``clean``. A prompt
+        that begins with the BOS token as text is not given a second; a ``WiremapWarning`` says how
+        many do.
+
+        Args:
+            model: a ``Model`` or a ``Tokenizer``.
+            source: where the records came from (``PromptPairs.source``).
+            chat: put each prompt, clean and corrupted, as the user's message into the tokenizer's
+                chat template; the answer follows where the model's turn begins. Spans count the
+                tokens of the prompt alone, and are moved along. The source says ``chat``.
 
         Raises:
             InputError: words outside the vocabulary, unequal lengths, answers that are not one
-                token, answers equal to each other; the rows (counted from 1) are named.
+                token, answers equal to each other; the rows (counted from 1) are named. ``chat`` of
+                a tokenizer without a chat template.
         """
         from .records import tokenized
 
-        tables, features = tokenized(records, model)
-        return cls(**tables, features=features, source=source or {})
+        tables, features = tokenized(records, model, chat)
+        said = {**(source or {}), **({"chat": True} if chat else {})}
+        return cls(**tables, features=features, source=said)

@@ -13,6 +13,8 @@ from .metrics import Metric, resolve_metric
 from .prompts import PromptPairs
 from .source import CORRUPTED, Source
 
+_UNITS = {"logit_diff": "logits", "log_prob": "nats", "kl": "nats", "prob_diff": "probability"}
+
 RunName = Literal["clean", "corrupted"]
 
 
@@ -76,6 +78,11 @@ class Question:
     def metric_name(self) -> str:
         """The metric's name; of a function, what Python calls it."""
         return self.metric if isinstance(self.metric, str) else repr(self.metric)
+
+    @property
+    def unit(self) -> str:
+        """What the metric is measured in, in words."""
+        return _UNITS.get(self.metric_name, "units of the metric")
 
     def about(
         self, pairs: PromptPairs | None = None, metric: str | Metric | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -13,21 +14,25 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from ..errors import InputError, name_rows
+from ..errors import InputError, WiremapWarning, name_rows
 from ..files import read_text
 from ..model.tokens import Tokenizer
 from .prompts import PADDING
+from .spans import moved
 
 _COLUMNS = ("clean", "corrupted", "answer", "wrong_answer")
 
 
 def tokenized(
-    records: Sequence[Mapping[str, Any]], model: Any
+    records: Sequence[Mapping[str, Any]], model: Any, chat: bool = False
 ) -> tuple[dict[str, Tensor], tuple[dict[str, Any], ...]]:
     """The tables that ``PromptPairs`` is made of, and its features; see ``from_records``."""
     tokenizer = model if isinstance(model, Tokenizer) else model.require_tokenizer()
     for row, record in enumerate(records):
         _check_record(record, f"row {row + 1}")
+    _note_bos(tokenizer, records)
+    if chat:
+        records = _in_chat(tokenizer, records)
     clean = tokenizer.encode([record["clean"] for record in records])
     corrupted = tokenizer.encode([record["corrupted"] for record in records])
     _refuse_unknown(tokenizer, records, clean, corrupted)
@@ -64,6 +69,51 @@ def tokenized(
         {key: value for key, value in record.items() if key not in _COLUMNS} for record in records
     )
     return tables, features
+
+
+def _in_chat(tokenizer: Tokenizer, records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The records with both prompts in the chat template, and their spans moved along."""
+    plain = [str(record["clean"]) for record in records]
+    # The template begins with BOS where the model wants it; in the user's message it has no place.
+    clean, corrupted = (
+        tokenizer.chat([record[column].removeprefix(tokenizer.bos_text) for record in records])
+        for column in _COLUMNS[:2]
+    )
+    filled = [
+        {**record, "clean": in_clean, "corrupted": in_corrupted}
+        for record, in_clean, in_corrupted in zip(records, clean, corrupted, strict=True)
+    ]
+    spanned = [row for row, record in enumerate(records) if "spans" in record]
+    alone = tokenizer.encode([plain[row] for row in spanned])
+    within = tokenizer.encode([clean[row] for row in spanned])
+    for row, prompt, whole in zip(spanned, alone, within, strict=True):
+        moved_by = _place(prompt[1:] if tokenizer.bos else prompt, whole)
+        if moved_by is None:
+            raise InputError(
+                f"row {row + 1}: the chat template changes how its prompt is parted into tokens, "
+                "so that its spans cannot be moved along; leave the spans out, or --chat (chat=True)"
+            )
+        filled[row]["spans"] = moved(records[row]["spans"], moved_by - int(tokenizer.bos))
+    return list(filled)
+
+
+def _place(part: Sequence[int], whole: Sequence[int]) -> int | None:
+    """Where ``part`` stands in ``whole`` for the last time; None if it does not."""
+    starts = range(len(whole) - len(part), -1, -1)
+    return next((at for at in starts if whole[at : at + len(part)] == part), None)
+
+
+def _note_bos(tokenizer: Tokenizer, records: Sequence[Mapping[str, Any]]) -> None:
+    """Says how many prompts begin with BOS as text."""
+    texts = [record[column] for record in records for column in _COLUMNS[:2]]
+    count = sum(tokenizer.begins_with_bos(texts))
+    if count:
+        warnings.warn(
+            f"{count} of {len(texts)} prompts begin with the BOS token {tokenizer.bos_text!r} as "
+            "text; they are not given a second",
+            WiremapWarning,
+            stacklevel=2,
+        )
 
 
 def _table(rows: Sequence[Sequence[int]]) -> Int64[Tensor, "row column"]:

@@ -50,7 +50,8 @@ def position_labels(pairs: PromptPairs, positions: str) -> Labels:
     Args:
         positions: ``sum``, ``each`` or ``spans``. Spans are a column of the pairs: an object of
             names, each with a position, or with the first position and the one after the last,
-            counted from 0 as the model sees the prompt (a BOS token is position 0).
+            counted from 0 as the model sees the prompt (a BOS token is position 0). Within a chat
+            template they are written as without it, and moved along (``PromptPairs.read``).
 
     Raises:
         InputError: prompts of several lengths with ``each``, spans that are missing, malformed,
@@ -115,6 +116,22 @@ def _spans(given: Any, row: int, length: int) -> list[tuple[str, range]]:
             raise InputError(f"row {row + 1}: {OUTSIDE!r} is what lies in no span; rename it")
         spans.append((str(name), range(first, after)))
     return spans
+
+
+def moved(given: Any, by: int) -> Any:
+    """Spans so many tokens later. What is no span is left as it is, for ``position_labels`` to refuse."""
+    if isinstance(given, str):  # CSV has no objects
+        with contextlib.suppress(ValueError):
+            given = json.loads(given)
+    if not isinstance(given, Mapping):
+        return given
+    return {name: _moved(place, by) for name, place in cast("Mapping[Any, Any]", given).items()}
+
+
+def _moved(place: Any, by: int) -> Any:
+    if isinstance(place, list | tuple):
+        return [_moved(end, by) for end in cast("list[Any]", place)]
+    return place + by if type(place) is int else place
 
 
 def one_length(pairs: PromptPairs) -> int:

@@ -14,7 +14,15 @@ import torch
 import transformers
 from tokens_for_tests import letters_core
 
-from wiremap.edges import InputError, Model, PromptPairs, WiremapError, patch_edges, score_edges
+from wiremap.edges import (
+    InputError,
+    Model,
+    PromptPairs,
+    WiremapError,
+    WiremapWarning,
+    patch_edges,
+    score_edges,
+)
 from wiremap.edges.model.checks import check_parts
 from wiremap.edges.model.loading import bundled_models, choose_device
 from wiremap.edges.model.parts import Norm, Scores
@@ -279,6 +287,51 @@ def test_half_precision_gives_scores_in_float32(dtype: torch.dtype) -> None:
     assert float(error) < 0.2
 
 
+def test_a_directory_in_shards_is_loaded(tmp_path: Path) -> None:
+    hf = tiny.hf_model("llama-gqa")
+    hf.save_pretrained(tmp_path, max_shard_size="20KB")
+    shards = sorted(tmp_path.glob("*.safetensors"))
+    assert len(shards) > 2
+    whole = Model(tiny.bridge(hf))
+    assert Model.load(str(tmp_path), "cpu").fingerprint() == whole.fingerprint()
+    shards[1].unlink()
+    with pytest.raises(InputError, match=f"cannot be loaded: .*{shards[1].name}"):
+        Model.load(str(tmp_path), "cpu")
+
+
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16])
+def test_half_precision_is_run_in_float32_and_said(tmp_path: Path, stored: torch.dtype) -> None:
+    hf = tiny.hf_model("llama-gqa")
+    tokens = tiny.pairs().clean
+    with torch.no_grad():
+        for weight in hf.parameters():
+            weight.copy_(weight.to(stored))
+        expected = hf(tokens).logits
+    hf.to(stored).save_pretrained(tmp_path)
+    name = str(stored).removeprefix("torch.")
+    with pytest.warns(WiremapWarning, match=f"stored in {name} are run in float32 .--dtype {name}"):
+        model = Model.load(str(tmp_path), "cpu")
+    assert model.dtype == torch.float32
+    with torch.no_grad():
+        found = model.logits(model.run(model.embed(tokens)))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    # As it is stored, nothing is to be said.
+    assert Model.load(str(tmp_path), "cpu", stored).dtype == stored
+
+
+@pytest.mark.parametrize("kind", ["llama-gqa", "gpt2"])
+def test_a_tied_head_is_loaded(tmp_path: Path, kind: str) -> None:
+    hf = tiny.hf_model(kind, tie_word_embeddings=True)
+    hf.save_pretrained(tmp_path)
+    model = Model.load(str(tmp_path), "cpu")
+    tokens = tiny.pairs().clean
+    with torch.no_grad():
+        expected = hf(tokens).logits
+        found = model.logits(model.run(model.embed(tokens)))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert score_edges(model, tiny.pairs()).scores.isfinite().any()
+
+
 def test_a_directory_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"has no config\.json"):
         Model.load(str(tmp_path))
@@ -310,8 +363,8 @@ def test_damaged_weights_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("./nowhere", "expected a Hugging Face model directory, got a path that does not exist"),
-        (__file__, "expected a Hugging Face model directory, got a file"),
+        ("./nowhere", r"model directory or a \.gguf file, got a path that does not exist"),
+        (__file__, r"model directory or a \.gguf file, got another file"),
         ("ioi-mino", r"not bundled.*could not be loaded from the hub.*did you mean ioi-mini"),
     ],
 )

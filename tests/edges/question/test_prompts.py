@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from tokens_for_tests import letters
+from tokens_for_tests import chatting, letters
 
-from wiremap.edges import InputError, PromptPairs, Tokenizer
+from wiremap.edges import InputError, PromptPairs, Tokenizer, WiremapWarning
+from wiremap.edges.question.spans import position_labels
 
 GOOD = {"clean": "a b c", "corrupted": "a d c", "answer": " e", "wrong_answer": " f"}
 
@@ -214,3 +215,98 @@ def test_records_without_a_column_name_the_row(tokenizer: Tokenizer) -> None:
     record = {"clean": " a", "corrupted": " b"}
     with pytest.raises(InputError, match="row 1: expected the columns .*missing answer"):
         PromptPairs.from_records([record], tokenizer)
+
+
+# ---- BOS and chat templates
+
+
+def test_bos_as_text_is_not_given_a_second() -> None:
+    texts = {"clean": "<s>a b c", "corrupted": "<s> a d c"}
+    with pytest.warns(
+        WiremapWarning, match="3 of 6 prompts begin with the BOS token '<s>'"
+    ) as said:
+        pairs = PromptPairs.from_records(
+            [{**GOOD, **texts}, GOOD, {**GOOD, "clean": "<s>a b c"}], letters()
+        )
+    assert len(said) == 1
+    assert pairs.fingerprint() == PromptPairs.from_records([GOOD] * 3, letters()).fingerprint()
+
+
+def test_chat_puts_both_prompts_into_the_template(tmp_path: Path) -> None:
+    path = write(tmp_path / "p.jsonl", {**GOOD, "spans": {"second": 2, "rest": [3, 4]}})
+    plain = PromptPairs.read(path, chatting())
+    pairs = PromptPairs.read(path, chatting(), chat=True)
+    # <s> g PROMPT </s> h, with one BOS; the answer follows h.
+    assert pairs.clean.tolist() == [[0, 9, 3, 4, 5, 2, 10]]
+    assert pairs.corrupted.tolist() == [[0, 9, 3, 6, 5, 2, 10]]
+    assert pairs.answers.tolist() == plain.answers.tolist()
+    assert pairs.source == {"pairs": str(path), "chat": True}
+    assert plain.source == {"pairs": str(path)}
+    assert PromptPairs.read(path, chatting(), chat=True).fingerprint() == pairs.fingerprint()
+
+
+@pytest.mark.parametrize("bos", [True, False])
+def test_spans_move_with_the_prompt(bos: bool) -> None:
+    first = int(bos)
+    spans = {"a": first, "b c": [first + 1, first + 3]}
+    for given in (spans, json.dumps(spans)):
+        record = {**GOOD, "spans": given}
+        plain = PromptPairs.from_records([record], letters(bos))
+        pairs = PromptPairs.from_records([record], chatting(bos), chat=True)
+        for shown in (plain, pairs):
+            labels = position_labels(shown, "spans").by_pair[0]
+            assert shown.clean[0, labels == 1].tolist() == [3]
+            assert shown.clean[0, labels == 2].tolist() == [4, 5]
+    malformed = {**GOOD, "spans": {"a": "x"}}
+    pairs = PromptPairs.from_records([malformed], chatting(), chat=True)
+    with pytest.raises(InputError, match="expected span 'a' as a position"):
+        position_labels(pairs, "spans")
+
+
+def test_bos_as_text_has_no_place_in_a_message() -> None:
+    record = {**GOOD, "clean": "<s>a b c", "corrupted": "<s>a d c"}
+    with pytest.warns(WiremapWarning, match="2 of 2 prompts begin with the BOS token"):
+        pairs = PromptPairs.from_records([record], chatting(), chat=True)
+    expected = PromptPairs.from_records([GOOD], chatting(), chat=True)
+    assert pairs.fingerprint() == expected.fingerprint()
+
+
+def test_a_template_without_bos_is_given_it() -> None:
+    tokenizer = chatting(template="g {{ messages[0].content }} h")
+    pairs = PromptPairs.from_records([GOOD], tokenizer, chat=True)
+    assert pairs.clean.tolist() == [[0, 9, 3, 4, 5, 10]]
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "message"),
+    [
+        (letters(), r"expected a tokenizer with a chat template, got one without; leave --chat"),
+        (chatting(template="{{ raise_exception('no user') }}"), "cannot be filled: .*no user"),
+        (chatting(template="{{ messages[0].content.upper() }}"), "lacks some in row 1"),
+    ],
+    ids=["none", "refuses", "other words"],
+)
+def test_templates_that_do_not_serve_are_refused(tokenizer: Tokenizer, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        PromptPairs.from_records([GOOD], tokenizer, chat=True)
+
+
+def test_spans_that_a_template_cuts_are_refused() -> None:
+    tokenizer = chatting(template="{{ messages[0].content.replace(' ', ' g ') }}")
+    with pytest.raises(InputError, match="row 1: the chat template changes how its prompt is"):
+        PromptPairs.from_records([{**GOOD, "spans": {"a": 1}}], tokenizer, chat=True)
+
+
+def test_overlapping_rows_are_those_of_the_same_clean_prompt(tokenizer: Tokenizer) -> None:
+    seen = PromptPairs.from_records([GOOD, {**GOOD, "clean": "c b", "corrupted": "c d"}], tokenizer)
+    others = [
+        {**GOOD, "clean": "a b"},  # the beginning of a prompt, filled up, is another prompt
+        {**GOOD, "corrupted": "a h c", "answer": " g"},  # seen, with another contrast
+        {**GOOD, "clean": "a d c", "corrupted": "a b c"},  # seen as a corrupted prompt alone
+        {**GOOD, "clean": "c b", "corrupted": "g b"},
+    ]
+    others[0]["corrupted"] = "a d"
+    held_out = PromptPairs.from_records(others, tokenizer)
+    assert held_out.overlap(seen) == [1, 3]
+    assert held_out.take([0, 2]).overlap(seen) == []
+    assert seen.overlap(held_out) == [0, 1]
