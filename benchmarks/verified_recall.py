@@ -75,7 +75,10 @@ def asked_questions(
     for name, recipe in RECIPES.items():
         model = Model.load(name, device="cpu")
         for task in recipe.weights:
-            yield f"{name} {task}", model, load_task(task, model, n_pairs=n_pairs)
+            # Corrupted as in training: a comparison that stays when a task's usual contrast changes.
+            corruption = recipe.corruptions.get(task)
+            pairs = load_task(task, model, n_pairs=n_pairs, corruption=corruption)
+            yield f"{name} {task}", model, pairs
     if own is not None:
         model = Model.load(own[0], device="cpu")
         yield Path(own[0]).name, model, _rows(PromptPairs.read(own[1], model), n_pairs)
@@ -130,6 +133,7 @@ def gradient_methods(setting: Setting) -> Iterator[tuple[str, Callable[[], Ranke
                 setting.family,
                 method=method,
                 gradient=gradient,
+                steps=10,
                 positions=setting.positions,
             ).scores
             order = scores.abs().argsort(descending=True, stable=True).numpy()

@@ -13,7 +13,7 @@ import json
 import random
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from ..edges.model.loading import bundled_models, bundled_path
 from ..edges.model.tokens import Tokenizer
 from ..edges.question.prompts import PromptPairs
 from .tasks.builtin import find_task
-from .tasks.task import Record, Task
+from .tasks.task import Record, Task, spelled
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Recipe:
 
     Attributes:
         weights: how often each task's sentences come.
+        corruptions: how the corrupted sentences of a task differ, where not by its first corruption.
         write_penalty: added to the loss, times the mean norm of what each head and MLP writes, in
             embedding norms and summed over them, so that those it does not need fall silent. It
             sets in when 40 % of the steps are done, and reaches its value at 60 %.
@@ -50,6 +51,7 @@ class Recipe:
     weight_decay: float = 0.1
     write_penalty: float = 0.0
     seed: int = 0
+    corruptions: Mapping[str, str] = field(default_factory=dict[str, str])
 
     @property
     def tasks(self) -> list[Task]:
@@ -78,6 +80,7 @@ RECIPES: Mapping[str, Recipe] = {
             learning_rate=3e-3,
             weight_decay=0.3,
             write_penalty=0.01,
+            corruptions={"ioi": "abc"},
         ),
         Recipe(
             name="tasks-mini",
@@ -176,15 +179,24 @@ def held_out(prompt: str) -> bool:
     return zlib.crc32(prompt.encode()) % 10 == 0
 
 
-def _sentences(recipe: Recipe) -> Iterator[str]:
+def _load_tokenizer(recipe: Recipe) -> Any:
+    """The bundled model's own, since tasks have more words than when it was made; else a new one."""
+    import transformers
+
+    if recipe.name in bundled_models():
+        return transformers.AutoTokenizer.from_pretrained(bundled_path(recipe.name))
+    return build_tokenizer(recipe.tasks)
+
+
+def _sentences(recipe: Recipe, tokenizer: Any) -> Iterator[str]:
     """Endless training sentences. One in five is a corrupted prompt, where one knows how it goes on."""
     rng = random.Random(recipe.seed)
-    tasks, weights = recipe.tasks, list(recipe.weights.values())
+    tasks = [spelled(task, Tokenizer(tokenizer, bos=True)) for task in recipe.tasks]
+    weights = list(recipe.weights.values())
     while True:
         (task,) = rng.choices(tasks, weights)
-        record = task.sample(
-            rng.choice(task.templates), task.words, rng, next(iter(task.corruptions))
-        )
+        corruption = recipe.corruptions.get(task.name, next(iter(task.corruptions)))
+        record = task.sample(rng.choice(task.templates), task.words, rng, corruption)
         prompt, answers = record["clean"], record["answer"]
         if "corrupted_answer" in record and rng.random() < 0.2:
             prompt, answers = record["corrupted"], record["corrupted_answer"]
@@ -196,7 +208,7 @@ def _sentences(recipe: Recipe) -> Iterator[str]:
 
 def _batches(recipe: Recipe, tokenizer: Any) -> Iterator[Int64[Tensor, "sentence pos"]]:
     """Batches of tokenized sentences, BOS first, filled up on the right with -100 (no loss)."""
-    sentences = _sentences(recipe)
+    sentences = _sentences(recipe, tokenizer)
     for _ in range(recipe.steps):
         texts = [next(sentences) for _ in range(recipe.batch_size)]
         rows = [[tokenizer.bos_token_id, *ids] for ids in tokenizer(texts)["input_ids"]]
@@ -215,7 +227,7 @@ def train(name: str, out: Path) -> dict[str, Any]:
         raise InputError(f"unknown bundled model {name!r}; there are {', '.join(RECIPES)}")
     recipe = RECIPES[name]
     torch.manual_seed(recipe.seed)
-    tokenizer = build_tokenizer(recipe.tasks)
+    tokenizer = _load_tokenizer(recipe)
     config = transformers.AutoConfig.for_model(
         **recipe.config,
         vocab_size=len(tokenizer),
@@ -272,6 +284,7 @@ def train(name: str, out: Path) -> dict[str, Any]:
             "weight_decay": recipe.weight_decay,
             "write_penalty": recipe.write_penalty,
             "seed": recipe.seed,
+            "corruptions": dict(recipe.corruptions),
         },
         "final_loss": round(loss.item(), 4),
         "held_out_accuracy": {task.name: accuracy(model, tokenizer, task) for task in recipe.tasks},
@@ -315,6 +328,7 @@ def _watch_writes(gpt2: Any) -> tuple[list[Tensor], list[Any]]:
 @torch.no_grad()
 def accuracy(model: Any, tokenizer: Any, task: Task, n_prompts: int = 1000) -> float:
     """How often the likeliest next token is an answer, over held-out clean prompts of ``task``."""
+    task = spelled(task, Tokenizer(tokenizer, bos=True))
     rng = random.Random("held-out")
     corruption = next(iter(task.corruptions))
     records: list[Record] = []

@@ -10,6 +10,13 @@ _NOUNS = """
     key/keys book/books car/cars dog/dogs boy/boys girl/girls teacher/teachers doctor/doctors
     house/houses letter/letters picture/pictures student/students farmer/farmers horse/horses
     friend/friends brother/brothers ship/ships tree/trees table/tables player/players
+    cat/cats bird/birds cow/cows door/doors window/windows cup/cups lamp/lamps clock/clocks bag/bags
+    hat/hats boat/boats truck/trucks train/trains plane/planes nurse/nurses lawyer/lawyers
+    driver/drivers writer/writers singer/singers soldier/soldiers king/kings guest/guests
+    sister/sisters manager/managers worker/workers engineer/engineers guard/guards pilot/pilots
+    judge/judges flower/flowers plant/plants stone/stones rock/rocks bottle/bottles plate/plates
+    painting/paintings bridge/bridges tower/towers author/authors artist/artists actor/actors
+    chair/chairs building/buildings
 """.split()
 
 
@@ -38,12 +45,19 @@ AGREEMENT = Task(
         "The {noun} {preposition} the {other}",
         "We can see that the {noun} {preposition} the {other}",
         "Every day the {noun} {preposition} the old {other}",
+        "It is true that the {noun} {preposition} the {other} still",
+        "I do not know why the {noun} {preposition} the {other}",
+        "I think that the {noun} {preposition} the {other} really",
+        "I told them how the {noun} {preposition} the {other}",
+        "Without a doubt the {noun} {preposition} the {other} also",
     ),
     words={
         "noun": _NOUNS,
-        "preposition": ["near", "behind", "beside", "under", "above"],
+        "preposition": ["near", "behind", "beside", "under", "above", "by", "opposite"],
         "verb": ["is/are", "was/were", "has/have", "does/do"],
     },
     needs={"noun": 2, "preposition": 1, "verb": 1},
+    # All verbs answer, so that both parts measure the same; of prepositions there are few.
+    shared=("verb", "preposition"),
     sample=_sample_agreement,
 )

@@ -68,9 +68,10 @@ IOI = Task(
     description="indirect object identification: of two people, the one who does not give receives",
     metric="logit_diff",
     corruptions={
-        "abc": "the two people and the giver become three other people",
-        "swap": "the two people change places everywhere",
+        # First what the field's benchmark (MIB) contrasts with: nobody else comes into it.
         "s2-flip": "the giver becomes the other of the two",
+        "swap": "the two people change places everywhere",
+        "abc": "the two people and the giver become three other people",
     },
     # Openings of different lengths, some with a bystander, so that neither the position of a name
     # nor how often it was said tells who receives.

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import random
 import string
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ...edges.errors import InputError
 from ...edges.model.tokens import Tokenizer
+from ...edges.names.vocabulary import PART
+from .parts import in_part, part_of, split
 
 Words = Mapping[str, Sequence[str]]
 """Words by kind."""
@@ -33,11 +35,15 @@ class Task:
         corruptions: how the corrupted prompt differs from the clean one; the first is the default.
         templates: the texts to fill; those a tokenizer cannot spell are left out.
         words: the words to fill them with, by kind. ``key/keys`` is one choice of two forms,
-            ``17|32`` a word of the two tokens ``17`` and ``32``.
+            ``17|32`` a word whose last token is ``32``, after the tokens of ``17``.
         needs: the least number of words of each kind that must remain.
         sample: draws one record (the columns of a pairs file) from a template, the words that
             remain, a random generator and the corruption.
         answers: words it answers with that stand in neither templates nor words.
+        shared: kinds of words that search and held-out pairs have in common, all of them.
+        fit: makes the task one that a tokenizer can spell, where that takes more than leaving
+            words and templates out; what it gives has none itself.
+        notes: what else ``PromptPairs.source`` says of its pairs, by name.
     """
 
     name: str
@@ -49,33 +55,80 @@ class Task:
     needs: Mapping[str, int]
     sample: Callable[[str, Words, random.Random, str], Record]
     answers: Sequence[str] = ()
+    shared: Collection[str] = ()
+    fit: Callable[[Task, Tokenizer], Task] | None = None
+    notes: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
+def fitted(task: Task, tokenizer: Tokenizer) -> Task:
+    """The task as its ``fit`` makes it for this tokenizer; words it cannot spell are still there."""
+    return task.fit(task, tokenizer) if task.fit else task
+
+
+def spelled(task: Task, tokenizer: Tokenizer) -> Task:
+    """The fitted task with the words and templates that this tokenizer can spell.
+
+    Raises:
+        InputError: fewer remain than the task needs.
+    """
+    task = fitted(task, tokenizer)
+    words = usable_words(task, tokenizer)
+    return replace(task, words=words, templates=usable_templates(task, words, tokenizer))
 
 
 def count_words(task: Task, tokenizer: Tokenizer) -> dict[str, dict[str, int]]:
     """Of each kind of words, how many the tokenizer spells as the task wants, and how many not."""
     counts: dict[str, dict[str, int]] = {}
-    for kind, words in task.words.items():
-        used = len(_single_tokens(words, tokenizer))
+    for kind, words in fitted(task, tokenizer).words.items():
+        used = len(single_tokens(words, tokenizer))
         counts[kind] = {"used": used, "rejected": len(words) - used}
     return counts
 
 
-def sample_records(task: Task, corruption: str, n_records: int, *, seed: int) -> list[Record]:
+def sample_records(
+    task: Task, corruption: str, n_records: int, *, seed: int, part: str = PART
+) -> list[Record]:
     """Distinct records of the task's templates and words, all of which are used.
 
     Fewer than asked for when a thousand draws in a row gave nothing new.
+
+    Args:
+        part: ``load_task`` says what parts are.
     """
-    # A seed gives each task and corruption draws of its own.
-    rng = random.Random(f"{task.name} {corruption} {seed}")
+    draws = f"{task.name} {corruption} {seed}"
+    # A seed gives each task, corruption and part draws of its own.
+    rng = random.Random(draws if part == PART else f"{draws} {part}")
+    by_prompt = "templates" not in held_apart(task)
+    task = _of_part(task, part)
     records: dict[tuple[str, str], Record] = {}
     fruitless = 0
     while len(records) < n_records and fruitless < 1000:
         record = task.sample(rng.choice(task.templates), task.words, rng, corruption)
         n_before = len(records)
-        # A pair that was drawn before changes nothing; the first record of it stays.
-        records.setdefault((record["clean"], record["corrupted"]), record)
+        if not by_prompt or in_part(record["clean"], part):
+            # A pair that was drawn before changes nothing; the first record of it stays.
+            records.setdefault((record["clean"], record["corrupted"]), record)
         fruitless = 0 if len(records) > n_before else fruitless + 1
     return list(records.values())
+
+
+def held_apart(task: Task) -> list[str]:
+    """What search and held-out pairs of a spelled task do not share: kinds of words, templates."""
+    kinds = [
+        kind
+        for kind, words in task.words.items()
+        if kind not in task.shared and split(words, task.needs.get(kind, 1))
+    ]
+    return [*kinds, "templates"] if split(task.templates, 1) else kinds
+
+
+def _of_part(task: Task, part: str) -> Task:
+    """A spelled task with the words and templates of a part."""
+    words = {
+        kind: words if kind in task.shared else part_of(words, part, task.needs.get(kind, 1))
+        for kind, words in task.words.items()
+    }
+    return replace(task, words=words, templates=part_of(task.templates, part, 1))
 
 
 def usable_words(task: Task, tokenizer: Tokenizer) -> dict[str, list[str]]:
@@ -84,7 +137,7 @@ def usable_words(task: Task, tokenizer: Tokenizer) -> dict[str, list[str]]:
     Raises:
         InputError: fewer remain than the task needs.
     """
-    usable = {kind: _single_tokens(words, tokenizer) for kind, words in task.words.items()}
+    usable = {kind: single_tokens(words, tokenizer) for kind, words in task.words.items()}
     for kind, least in task.needs.items():
         if len(usable[kind]) < least:
             raise InputError(
@@ -96,25 +149,27 @@ def usable_words(task: Task, tokenizer: Tokenizer) -> dict[str, list[str]]:
     return usable
 
 
-def _single_tokens(words: Sequence[str], tokenizer: Tokenizer) -> list[str]:
-    """Those of ``words`` whose every form is one token after a word (one each, if ``a|b``)."""
+def single_tokens(words: Sequence[str], tokenizer: Tokenizer) -> list[str]:
+    """Those of ``words`` whose every form is one token after a word; of ``a|b``, ``b`` after ``a``."""
     checks: list[tuple[str, str, str]] = []
     for word in words:
         for form in word.split("/"):
             # In the midst of a text, where prompts have it; at its start many tokenizers spell it
             # in another way.
-            before = "the"
-            for part in f" {form}".split("|"):
-                checks.append((word, before, part))
-                before += part
+            before, *last = f" {form}".split("|")
+            checks.append((word, "the", before))
+            checks += [(word, f"the{before}", part) for part in last]
     # All at once: the tokenizer is called for two long lists, not for every word.
     added = tokenizer.continuations(
         [before for _, before, _ in checks], [part for *_, part in checks]
     )
     rejected = {
         word
-        for (word, *_), tokens in zip(checks, added, strict=True)
-        if tokens is None or len(tokens) != 1 or tokens[0] == tokenizer.unknown
+        for (word, before, _), tokens in zip(checks, added, strict=True)
+        if tokens is None
+        or tokenizer.unknown in tokens
+        # What stands before the last token may be of several.
+        or (len(tokens) != 1 and not (before == "the" and "|" in word))
     }
     return [word for word in words if word not in rejected]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,7 @@ def test_training_writes_a_model_that_loads(
 ) -> None:
     short = dataclasses.replace(zoo.RECIPES[name], steps=3, batch_size=4)
     monkeypatch.setattr(zoo, "RECIPES", {name: short})
+    monkeypatch.setattr(zoo, "accuracy", partial(zoo.accuracy, n_prompts=20))
     result = CliRunner().invoke(zoo.main, ["train", name, "--out", str(tmp_path)])
     assert result.exit_code == 0, result.output
     model = Model.load(str(tmp_path / name))
