@@ -1,6 +1,7 @@
 """How well edge scores rank: every gradient rule with every reader rule, against exact effects.
 
     python benchmarks/edge_accuracy.py [--model DIR --pairs FILE] [--only TEXT]
+    python benchmarks/edge_accuracy.py --smollm2 DIR [--work DIR]
 
 Truth is exact path patching of all edges (everything downstream recomputed), on every bundled model
 and task (and a model of your own). For each combination: the correlation of |score| with |effect|
@@ -11,24 +12,32 @@ are among the verified, in forward passes per pair (a backward pass counts as tw
 anew as its share of a forward pass). The summary is the inverse-rank-weighted geometric mean of
 cost(k) / k (Kramar et al., 2024, arXiv 2403.00745), oracle 1, over the edges of at least 1e-3 of
 the largest effect.
+
+With --smollm2, a directory of SmolLM2-135M-Instruct, the same is asked of a real language model,
+where only some edges can be measured (``edge_accuracy_at_scale.py``), into a section of its own. It
+takes about an hour, and goes on where it left off if --work says where to keep what was measured.
 """
 
 from __future__ import annotations
 
 import argparse
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy
 import torch
+from edge_accuracy_at_scale import measure_at_scale
 from measure import write_section
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 from verified_recall import SMALLEST, Ranked, asked_questions, cost_curve, random_order, summary
 
 from wiremap.edges import Model, PromptPairs, patch_edges, score_edges
+from wiremap.edges.names.vocabulary import READER, STEPS
 from wiremap.edges.scores.rules.registry import recommended_gradient
 
 N_PAIRS = 16
@@ -172,7 +181,7 @@ def verdict(
     names: list[str], results: list[list[dict[str, float]]], labels: list[str], means: list[float]
 ) -> str:
     """Which combination costs least over all settings, what wiremap does, and where it loses."""
-    default = labels.index(f"{recommended_gradient()} x linear")
+    default = labels.index(Method(recommended_gradient(), READER, STEPS).label)
     best = min(range(len(labels)), key=means.__getitem__)
     intro = (
         f"Least in the geometric mean: {labels[best]}, {means[best]:.2f}. The default, "
@@ -189,12 +198,24 @@ def verdict(
     return "\n".join(lines) + "\n"
 
 
+def at_scale(directory: str, work: Path | None) -> None:
+    """The real model's section of RESULTS.md."""
+    with tempfile.TemporaryDirectory() as temporary:
+        text = measure_at_scale(directory, work or Path(temporary))
+    write_section("Accuracy of edge scores on a real language model", torch.device("cpu"), text)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", help="a model directory of your own; with --pairs")
     parser.add_argument("--pairs", help="its prompt pairs")
     parser.add_argument("--only", default="", help="settings with this text in their name")
+    parser.add_argument("--smollm2", metavar="DIR", help="SmolLM2-135M-Instruct, and it alone")
+    parser.add_argument("--work", metavar="DIR", type=Path, help="keeps what --smollm2 measures")
     options = parser.parse_args()
+    if options.smollm2:
+        at_scale(options.smollm2, options.work)
+        return
     own = (options.model, options.pairs) if options.model else None
     names: list[str] = []
     results: list[list[dict[str, float]]] = []

@@ -334,7 +334,7 @@ def _method_of_edges(
     from ..edges.scores.rules.registry import recommended_gradient, resolve_gradient
 
     method = _question(model, pairs, asked)
-    gradient = scoring.gradient or recommended_gradient(method["metric"], model)
+    gradient = scoring.gradient or recommended_gradient(method["metric"])
     method |= scoring.settled(gradient)
     rule = resolve_gradient(gradient, direction=asked.direction, metric=method["metric"])
     if rule.unsigned and detailed:

@@ -79,7 +79,7 @@ def score_crossings(
             would not sum to an edge's score). Else as ``score_edges``.
     """
     question = Question(pairs=pairs, metric=metric, direction=direction)
-    gradient = gradient or recommended_gradient(metric, model)
+    gradient = gradient or recommended_gradient(metric)
     rule = resolve_gradient(gradient, direction, metric, steps, schedule)
     resources = Resources(batch_size=batch_size, memory_limit=memory_limit, report=progress)
     return crossing_scores(model, question, edges, rule, resources)

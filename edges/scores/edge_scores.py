@@ -152,7 +152,7 @@ def score_edges(
     Args:
         metric: a name in ``METRICS`` or a function ``(logits, targets) -> [row]``.
         gradient: a name in ``GRADIENTS``, or a rule of your own; None takes
-            ``recommended_gradient``: relevance, or for mixtures of experts gim.
+            ``recommended_gradient``: integrated, for ``kl`` corrupted.
         direction: ``noising`` edits the clean run, ``denoising`` the corrupted one.
         steps, schedule: of ``integrated``; schedule ``left`` is EAP-IG's.
         reader: ``linear``, ``exact``, or ``exact-attention``: queries and keys through the exact
@@ -176,7 +176,7 @@ def score_edges(
         WiremapError: activations or gradients that are not finite; the module and pairs are named.
     """
     question = Question(pairs=pairs, metric=metric, direction=direction)
-    gradient = gradient or recommended_gradient(metric, model)
+    gradient = gradient or recommended_gradient(metric)
     rule = resolve_gradient(gradient, direction, metric, steps, schedule)
     options = EdgeOptions(
         reader=reader, candidates=candidates, positions=positions, per_pair=per_pair

@@ -95,7 +95,7 @@ def score_split(
             absolute values do not add up to the whole's). Else as ``score_edges``.
     """
     question = Question(pairs=pairs, metric=metric, direction=direction)
-    gradient = gradient or recommended_gradient(metric, model)
+    gradient = gradient or recommended_gradient(metric)
     rule = resolve_gradient(gradient, direction, metric, steps, schedule)
     resources = Resources(batch_size=batch_size, memory_limit=memory_limit, report=progress)
     return split_scores(model, question, split, rule, resources)

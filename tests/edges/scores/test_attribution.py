@@ -90,12 +90,11 @@ def test_outgoing_edge_scores_sum_to_the_node_score(
 def test_outgoing_relevance_sums_to_the_relevance_of_the_node(
     every_twins: tuple[Model, SlowModel], pairs: PromptPairs
 ) -> None:
-    """By the recommended rule: relevance, or gim where that has no rule for the experts."""
+    """By relevance, or gim where that has no rule for the experts."""
     model, _ = every_twins
     for direction in DIRECTIONS:
-        rule = recommended_gradient("logit_diff", model)
-        assert rule == ("gim" if model.blocks[0].mlp.experts() else "relevance")
-        edges = score_edges(model, pairs, direction=direction)
+        rule = "gim" if model.blocks[0].mlp.experts() else "relevance"
+        edges = score_edges(model, pairs, gradient=rule, direction=direction)
         nodes = score_nodes(model, pairs, "writers", gradient=rule, direction=direction)
         assert edges.gradient == nodes.gradient == rule
         scale = float(nodes.scores.abs().max())
@@ -197,17 +196,17 @@ def test_directions_choose_the_gradient() -> None:
 @pytest.mark.parametrize(
     ("kind", "metric", "gradient"),
     [
-        ("gpt2", "logit_diff", "relevance"),
-        ("llama-gqa", "prob_diff", "relevance"),
-        ("mixtral", "logit_diff", "gim"),
-        ("qwen2-moe", "log_prob", "gim"),
+        ("gpt2", "logit_diff", "integrated"),
+        ("llama-gqa", "prob_diff", "integrated"),
+        ("mixtral", "logit_diff", "integrated"),
+        ("qwen2-moe", "log_prob", "integrated"),
         ("gpt2", "kl", "corrupted"),
         ("mixtral", "kl", "corrupted"),
     ],
 )
 def test_the_recommended_gradient_is_taken(kind: str, metric: str, gradient: str) -> None:
     model, pairs = tiny.model(kind), tiny.pairs()
-    assert recommended_gradient(metric, model) == gradient
+    assert recommended_gradient(metric) == gradient
     by_default = score_edges(model, pairs, metric)
     assert by_default.gradient == gradient
     by_name = score_edges(model, pairs, metric, gradient=gradient)
@@ -220,9 +219,9 @@ def test_a_gradient_is_recommended_for_no_model_in_particular() -> None:
     def own(logits: Tensor, targets: Targets) -> Tensor:
         return logits[:, 0]
 
-    assert recommended_gradient() == recommended_gradient(own) == "relevance"
+    assert recommended_gradient() == recommended_gradient(own) == "integrated"
     assert recommended_gradient("kl") == "corrupted"
-    assert score_edges(tiny.model("gpt2"), tiny.pairs(), own).gradient == "relevance"
+    assert score_edges(tiny.model("gpt2"), tiny.pairs(), own).gradient == "integrated"
 
 
 @pytest.mark.parametrize(
@@ -276,7 +275,7 @@ def test_float16_streams_beyond_its_squares_keep_their_scores() -> None:
 
 def test_a_metric_that_averages_over_rows_is_refused() -> None:
     model = tiny.model("gpt2")
-    with pytest.raises(InputError, match=r"one number per row, \[3\], got \[\]"):
+    with pytest.raises(InputError, match=r"one number per row, \[15\], got \[\]"):
         score_edges(model, tiny.pairs(), lambda logits, targets: logits.mean())
 
 

@@ -116,7 +116,7 @@ def test_layers_of_a_mixture_may_be_plain(some_pairs: PromptPairs) -> None:
     model = tiny.model("qwen2-moe", mlp_only_layers=[0])
     edges = score_edges(model, some_pairs).scores
     parts = score_split(model, some_pairs, "m1:experts")
-    assert parts.gradient == "gim"
+    assert parts.gradient == "integrated"
     assert_close(parts.incoming.nansum(1), edges[:, model.graph.mlp_reader(1)].nan_to_num())
     for split in ("m0:neurons", "m0:experts"):
         with pytest.raises(InputError, match="m0 of model tiny qwen2-moe has no experts, and Tr"):
