@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
-from ...edges.effects.bounds import Bound, BoundOptions, bound_names, subsets_for_bound
+from ...edges.effects.bounds import Bound, BoundOptions, TooWide, bound_below, subsets_for_bound
 from ...edges.effects.edge_effects import effects_of_edges
 from ...edges.effects.node_effects import effects_of_nodes
 from ...edges.effects.reduced import effects_of_sets
@@ -73,11 +73,16 @@ def verify(
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyOptions:
-    """What is measured, and where it is kept; see ``verify``."""
+    """What is measured, and where it is kept; see ``verify``.
+
+    Attributes:
+        chunk: items measured and written together; None is ``CHUNK``.
+    """
 
     nodes: bool = False
     frozen: str = NOTHING
     effects_file: Path | None = None
+    chunk: int | None = None
 
 
 @dataclass(frozen=True)
@@ -97,18 +102,19 @@ class Verifier:
     def measure(self, names: Sequence[str]) -> Iterator[Verified]:
         """The effects, one by one: a chunk is measured when its first effect is asked for."""
         options, n_known, fingerprint = self.options, 0, ""
+        at_once = options.chunk or CHUNK
         self._check(names)
         if options.effects_file is not None:
             fingerprint, n_pairs = self._fingerprint(), len(self.question.pairs)
-            known = resume_effects(options.effects_file, names, n_pairs, fingerprint)
+            known = resume_effects(options.effects_file, names, n_pairs, fingerprint, at_once)
             n_known = len(known)
             if known:
                 self._report(n_known, len(names))
             yield from known
         # What is known is whole chunks, so these begin where those of an unbroken run would:
         # batches, and with them the last digits, are the same.
-        for start in range(n_known, len(names), CHUNK):
-            chunk = names[start : start + CHUNK]
+        for start in range(n_known, len(names), at_once):
+            chunk = names[start : start + at_once]
             rows = self.effects(chunk).cpu().numpy()
             new = [
                 Verified(name, shortest(row), fingerprint)
@@ -137,8 +143,10 @@ class Verifier:
         for budget in budgets:
             # The same iterator goes on, so nothing is measured twice.
             verified += islice(measuring, budget - len(verified))
-            bound = bound_names(self.model, self.question, ranked[budget:], each, self.inner)
-            if bound.largest < largest:
+            bound = bound_below(
+                self.model, self.question, ranked[budget:], each, self.inner, largest=largest
+            )
+            if not isinstance(bound, TooWide) and bound.largest < largest:
                 looks = f"Bonferroni over at most {len(budgets)} such bounds and"
                 return verified, replace(bound, confidence=options.confidence, correction=looks)
         return [*verified, *measuring], None
@@ -210,6 +218,11 @@ def verify_until(
     The first 64, then twice as many and so on, are measured, and each time the rest is bounded;
     when all are measured there is nothing to bound. The confidence is that of all bounds that may be
     looked at on the way, together.
+
+    What is left is bounded by random subsets (``Bound``), of which a look draws only the first few
+    where they say that the bound would not be below ``largest``: verifying goes on then. A random
+    sample of what is left (``missed.sample_missed``) is often the sharper statement, but of another
+    thing: it bounds how many are above, never the largest, so it does not stop this.
 
     Args:
         ranked: all edges (or nodes), best first.

@@ -28,6 +28,7 @@ from wiremap.edges import (
     patch_nodes,
     score_edges,
 )
+from wiremap.edges.effects import bounds, reduced
 from wiremap.edges.effects.bounds import BoundOptions, bound_unverified
 
 N_EDGES = 10
@@ -292,6 +293,25 @@ def test_a_strict_bound_measures_all_and_leaves_none(
     for largest in (0.0, -1.0, math.nan):
         with pytest.raises(InputError, match="expected a bound above 0 to stop at"):
             verify_until(linear, pairs, ranked, largest=largest)
+
+
+def test_looks_that_are_hopeless_cost_a_few_subsets(
+    linear: Model, pairs: PromptPairs, ranked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n_subsets: list[int] = []
+    measure = reduced.effects_of_sets
+
+    def counted(model: Model, question: Any, sets: Any, resources: Any) -> Any:
+        n_subsets.append(len(sets))
+        return measure(model, question, sets, resources)
+
+    monkeypatch.setattr(bounds, "effects_of_sets", counted)
+    verify_until(linear, pairs, ranked, largest=1e-9, options=LAX)
+    looks = sum(4 << look < len(ranked) for look in range(10))
+    assert n_subsets == [bounds.PILOT] * looks
+    n_subsets.clear()
+    verify_until(linear, pairs, ranked, largest=1e9, options=LAX)
+    assert sum(n_subsets) == LAX.samples
 
 
 def test_verifying_until_a_bound_goes_on_where_it_was_cut(
