@@ -68,7 +68,8 @@ class Bench:
         with ReducedRuns(model, Question(pairs=pairs, metric=self.metric), Resources()) as runs:
             self.full, self.empty = runs.full.mean().item(), runs.empty.mean().item()
         nothing = torch.zeros(len(model.graph.writers), len(model.graph.readers))
-        self.every = candidates_of(EdgeScores(model.graph, nothing))
+        unscored = EdgeScores(model.graph, nothing)
+        self.every = candidates_of(unscored, unscored.ranking()[0])
 
     def faithfulness(self, runs: ReducedRuns, edges: EdgeSet) -> float:
         return (runs.values(as_mask(self.model.graph, edges)).mean().item() - self.empty) / (
@@ -77,11 +78,11 @@ class Bench:
 
     def measured(self) -> list[CircuitEdge]:
         """All edges scored, the best verified, as ``discover`` does it."""
-        gradient = recommended_gradient(self.metric, self.model)
+        gradient = recommended_gradient(self.metric)
         scores = score_edges(self.model, self.pairs, metric=self.metric, gradient=gradient)
         best = [name for name, _ in scores.top(BUDGET)]
         verified = verify(self.model, self.pairs, best, metric=self.metric)
-        return candidates_of(scores, verified=verified)
+        return candidates_of(scores, scores.ranking()[0], verified)
 
     def timed(self, how: str, find: Callable[[ReducedRuns], Pruned], metric: str) -> Found:
         start = time.process_time()
@@ -184,7 +185,9 @@ def main() -> None:
             name = f"{model_name} {task}"
             if name == LEFT_OUT or options.only not in name:
                 continue
-            bench = Bench(model, load_task(task, model, n_pairs=N_PAIRS))
+            # Corrupted as in training: a comparison that stays when a task's usual contrast changes.
+            corruption = recipe.corruptions.get(task)
+            bench = Bench(model, load_task(task, model, n_pairs=N_PAIRS, corruption=corruption))
             bench.measured()  # warm
             before = bench.target()
             acdcs = [bench.acdc(bench.metric), bench.acdc("kl")]

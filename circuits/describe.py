@@ -15,12 +15,14 @@ def describe_question(model: Model, pairs: PromptPairs, **method: Any) -> dict[s
 
 def describe_model(model: Model) -> dict[str, Any]:
     """What a result says of the model it belongs to; enough to load it again and to recognize it."""
+    quantized = {} if model.quantization is None else {"quantization": model.quantization}
     return {
         "name": model.name,
         "architecture": model.architecture,
         "sha256": model.fingerprint(),
         "d_model": model.d_model,
         "dtype": str(model.dtype).removeprefix("torch."),
+        **quantized,
         "device": model.device.type,
         "bos": model.tokenizer.bos if model.tokenizer else None,
         "kv": model.kv,

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
 
 from ..edges.effects.reduced_runs import ReducedRuns
 from ..edges.errors import InputError
@@ -17,6 +23,7 @@ from ..edges.names.vocabulary import (
     BOUNDED,
     BUDGET,
     DIRECTION,
+    EDGE_AGGREGATE,
     PRUNE,
     READER,
     SCHEDULE,
@@ -25,41 +32,47 @@ from ..edges.names.vocabulary import (
 )
 from ..edges.question.prompts import PromptPairs
 from ..edges.question.question import Question
-from ..edges.runs.masks import places_mask
+from ..edges.runs.masks import edge_names
 from ..edges.runs.sweep import Report, Resources, silent
 from ..edges.scores.edge_scores import EdgeOptions, EdgeScores, check_reader, edge_scores
 from ..edges.scores.node_scores import NodeOptions, NodeScores, node_scores, node_set_of
 from ..edges.scores.rules.registry import recommended_gradient, resolve_gradient
 from ..edges.scores.rules.rule import GradientRule
 from .choice.acdc import prune_by_acdc
+from .choice.budget import CHUNK_IN_TIME, Deadline
 from .choice.pruning import (
     BEYOND_SIZE,
+    NOT_NEEDED,
     NOT_VERIFIED,
     Pruned,
     prune_by_effect,
     prune_to_size,
-    prune_to_target,
 )
 from .choice.rules import Rules
-from .describe import describe_question
+from .choice.search import SearchOptions, SearchResult, search
+from .describe import describe_question, describe_task
 from .evidence.faithfulness import faithfulness_of
 from .evidence.gap import gap_of
 from .evidence.gather import (
     bound_evidence,
-    bound_rest,
     gather,
     gather_tests,
     resample,
     stability_evidence,
 )
+from .evidence.held_out import HeldOut, held_out_evidence, hold_out
+from .evidence.losses import LOSSES_FILE, losses_of
+from .evidence.missed import SampleOptions, sample_missed, thresholds_of
+from .evidence.next_best import MissedPlan, bound_next, plan_missed
 from .evidence.stability import Stability
 from .evidence.verification import BoundOptions, Verifier, VerifyOptions, check_bound
-from .record.effects_file import EFFECTS_FILE, Verified
+from .record.effects_file import EFFECTS_FILE, Verified, read_effects
 from .record.run_directory import RunDirectory
 from .record.scores_file import SCORES_FILE, read_scores, write_scores
-from .result.circuit import Circuit, CircuitEdge, Faithfulness
+from .record.search_file import SEARCH_FILE, open_journal
+from .result.circuit import Circuit, CircuitEdge
 from .result.document import dumps, to_document
-from .result.evidence import BoundEvidence, Evidence
+from .result.evidence import BoundEvidence, Evidence, SearchEvidence, SearchPoint
 from .result.upward import exporters
 from .tasks.builtin import usual_metric
 
@@ -75,8 +88,10 @@ def discover(
     steps: int = STEPS,
     schedule: str = SCHEDULE,
     reader: str = READER,
-    budget: int | None = None,
+    budget: int | timedelta | None = None,
     until_bound: float | None = None,
+    held_out: HeldOut = None,
+    faithful_to: str | None = None,
     target: float | None = None,
     threshold: float | None = None,
     alpha: float | None = None,
@@ -90,11 +105,12 @@ def discover(
     resume: bool = False,
     progress: Report = silent,
 ) -> Circuit:
-    """Finds the circuit of a behaviour and proves its edges.
+    """Finds the circuit of a behaviour, proves its edges, and judges it on pairs it was not found on.
 
-    Scores all nodes and edges, measures the best ``budget`` edges by path patching, keeps those
-    worth keeping that lie on a path from input to logits, and evaluates what the circuit carries
-    by itself.
+    Scores all nodes and edges, searches for a small set of edges that is as faithful as the target
+    asks by running sets of edges (``search``), measures its edges and then the best others by path
+    patching, and what the circuit loses without each of its own. Other rules than a target
+    (``threshold``, ``alpha``, ``size``, ``acdc``) choose among the edges measured instead.
 
     Args:
         out: a run directory: every result is written there as it comes, and at the end report,
@@ -103,12 +119,19 @@ def discover(
         direction: ``noising`` or ``denoising``; see ``patch_edges``.
         gradient, steps, schedule, reader: how edges are scored; see ``score_edges``. Nodes are scored by the
             same gradient.
-        budget: how many edges to verify, best score first; None takes ``BUDGET``, or all
-            if there are no more.
+        budget: how many edges to verify: the circuit's own, those with the largest shares first,
+            then others, best score first (by other rules than a target, all best score first). Or
+            the time that all of the run may take: what is left of it after the search is for
+            verifying, a fifth of it for evaluating; results then depend on the machine. None
+            takes ``BUDGET``, or all edges if there are no more.
         until_bound: verify until what is left is bounded below this, in units of the metric,
             instead; see ``verify_until``.
-        target: keep few verified edges that reach this faithfulness, none of which can be spared
-            (0.9 if no other rule is given); see ``prune_to_target``.
+        held_out: pairs that the circuit is judged on, or the share of ``pairs`` set aside for it;
+            see ``hold_out`` for what is usual.
+        faithful_to: the metric that the target is about, such as ``kl``: then the target is a share
+            of the divergence recovered; None is ``metric``.
+        target: keep few edges whose faithfulness together lies between this and 2 - target (0.9
+            if no other rule is given); see ``search``.
         threshold: keep the verified edges of at least this magnitude, in units of the metric.
         alpha: keep the verified edges whose effects differ from 0 at this false discovery rate;
             alone or with a threshold. See ``prune_by_effect``.
@@ -116,8 +139,10 @@ def discover(
         prune: how ``size`` chooses: ``top`` (the default) or ``greedy``; see ``prune_to_size``.
         acdc: keep what ACDC keeps with this tau, in units of the metric; it tries every edge,
             verified or not. See ``prune_by_acdc``.
-        bound: also bound what was not verified: more than half of the time of a small run. Without
-            it nothing is said of those edges but their scores.
+        bound: also say what may have been missed: of a random sample of the other edges, verified
+            as well, how many are above some size (``sample_missed``), and if the budget allows, a
+            bound on those next in rank (``bound_next``). At most a quarter of the run; without it
+            nothing is said of those edges but their scores.
         tests: also test what the circuit claims: completeness, minimality, and the tests of
             ``run_tests``.
         allow_weak: go on although the model hardly does the task.
@@ -132,11 +157,14 @@ def discover(
     rules = _one_rule(
         Rules(target=target, threshold=threshold, alpha=alpha, size=size, prune=prune, acdc=acdc)
     )
+    pairs, others = hold_out(model, pairs, held_out)
     if alpha is not None and len(pairs) < 2:
         raise InputError(f"alpha needs at least 2 pairs for a t test, got {len(pairs)}; add pairs")
-    budget = _budget_of(model, budget, until_bound, bound)
+    deadline = Deadline(budget.total_seconds() if isinstance(budget, timedelta) else None)
+    n_budget = _budget_of(model, budget, until_bound, bound)
     question = Question(pairs=pairs, metric=metric or usual_metric(pairs), direction=direction)
-    gradient = gradient or recommended_gradient(question.metric, model)
+    question.about(metric=faithful_to or question.metric)  # refused now, if it is none
+    gradient = gradient or recommended_gradient(question.metric)
     check_reader(reader, None, model.graph)
     rule = resolve_gradient(gradient, direction, question.metric, steps, schedule)
     method = Method(
@@ -144,8 +172,9 @@ def discover(
         steps=steps,
         schedule=schedule,
         reader=reader,
-        budget=budget,
+        budget=n_budget,
         until_bound=until_bound,
+        faithful_to=faithful_to or question.metric_name,
         rules=rules,
         bound=bound,
         tests=tests,
@@ -154,22 +183,31 @@ def discover(
     described = describe_question(
         model, pairs, **question.describe(), **method.describe(), batch_size=batch_size
     )
+    if others is not None:
+        described["task"]["held_out"] = describe_task(others)
     # Before the directory is made, so that a task the model cannot do leaves none behind.
     gap_of(model, question, resources.quiet(), allow_weak)
     run = None if out is None else RunDirectory(Path(out), described, model.device, resume)
-    return _Discovery(model, question, method, rule, resources, run, described).circuit()
+    return _Discovery(
+        model, question, others, method, rule, deadline, resources, run, described
+    ).circuit()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """How a circuit is found, beside the question; see ``discover``."""
+    """How a circuit is found, beside the question; see ``discover``.
+
+    Attributes:
+        budget: edges to verify, or the time of the run, in words; None until a bound holds.
+    """
 
     gradient: str
     steps: int
     schedule: str
     reader: str
-    budget: int | None
+    budget: int | str | None
     until_bound: float | None
+    faithful_to: str
     rules: Rules
     bound: bool
     tests: bool
@@ -188,34 +226,50 @@ class _Discovery:
     """One search for a circuit, with the run directory that it is kept in, if there is one.
 
     Attributes:
+        held_out: the pairs that the circuit is judged on.
         described: the model, the pairs and the method as plain data.
     """
 
     model: Model
     question: Question
+    held_out: PromptPairs | None
     method: Method
     rule: GradientRule
+    deadline: Deadline
     resources: Resources
     run: RunDirectory | None
     described: Mapping[str, Any]
 
     def circuit(self) -> Circuit:
-        """Scores, verifies, prunes and evaluates."""
+        """Scores, searches, verifies, prunes and evaluates."""
         model, question, quiet = self.model, self.question, self.resources.quiet()
         nodes, edges = self._score()
-        verified, bound = self._verify(edges)
+        searched = None if self.method.rules.target is None else self._search()
+        ordered = edges.ranking()[0] if searched is None else _circuit_first(searched, edges)
+        verified, bound = self._verify(ordered)
         with self._stage("prune"):
-            pruned = self._prune(edges, verified)
+            if searched is None:
+                pruned = self._prune(edges, verified)
+            else:
+                pruned = _found(searched, edges, ordered, verified)
             names = [edge.name for edge in pruned.kept]
             faithfulness = faithfulness_of(model, question, names, quiet)
+        kept = self._with_losses(pruned.kept)
+        with self._stage("missed"):
+            gap = faithfulness.full - faithfulness.empty
+            missed = self._missed(ordered[len(verified) :], verified, gap)
         with self._stage("evidence"):
-            sections = gather(model, question, names, edges, self.resources)
-            if self.method.tests:
-                sections |= gather_tests(model, question, names, self.resources)
-            evidence = Evidence.from_document(sections)
-            evidence = replace(evidence, bound=bound, removed=pruned.counts())
+            evidence = self._evidence(edges, names)
+            evidence = replace(
+                evidence,
+                bound=missed.bound or bound,
+                sample=missed.sample,
+                not_done={**(evidence.not_done or {}), **(missed.not_done or {})} or None,
+                removed=pruned.counts(),
+            )
+            if searched is not None:
+                evidence = replace(evidence, search=self._of_search(searched))
             resampled = resample(verified, names, self.method.rules.threshold)
-            kept = pruned.kept
             if resampled is not None:
                 evidence = replace(evidence, stability=stability_evidence(*resampled))
                 kept = _with_intervals(kept, resampled[0])
@@ -244,6 +298,11 @@ class _Discovery:
             exporters("run_directory").write_run_directory(circuit, self.run.path)
         return circuit
 
+    def _came_beyond(self, stage: str) -> bool:
+        """Whether a run in time, which is gone on with, had finished a stage: it is not done again."""
+        in_time = self.deadline.seconds is not None
+        return in_time and self.run is not None and stage in self.run.record["stages"]
+
     def _stage(self, name: str) -> AbstractContextManager[None]:
         return nullcontext() if self.run is None else self.run.stage(name)
 
@@ -269,25 +328,151 @@ class _Discovery:
                 write_scores(run.path / SCORES_FILE, self.described, nodes, edges)
         return nodes, edges
 
-    def _verify(self, scores: EdgeScores) -> tuple[list[Verified], BoundEvidence | None]:
-        """The edges verified, best first, and a bound on the others if the method wants one."""
-        model, question, n_pairs = self.model, self.question, len(self.question.pairs)
-        options = VerifyOptions(effects_file=self.run.path / EFFECTS_FILE if self.run else None)
-        verifier = Verifier(model, question, options, self.resources)
+    def _search(self) -> SearchResult:
+        """A small circuit that is as faithful as the target asks, or the nearest to it."""
+        question = self.question.about(metric=self.method.faithful_to)
+        options = SearchOptions(target=self.method.rules.target or TARGET)
+        journal = None
+        if self.run is not None:
+            journal = open_journal(self.run.path / SEARCH_FILE, self.model.graph)
+        with self._stage("search"):
+            return search(self.model, question, options, self.resources, journal)
+
+    def _of_search(self, searched: SearchResult) -> SearchEvidence:
+        """How the search went."""
+        options = SearchOptions(target=self.method.rules.target or TARGET)
+        return SearchEvidence(
+            metric=self.method.faithful_to,
+            least=options.target,
+            greatest=2 - options.target,
+            reached=searched.reached,
+            minimal=searched.minimal,
+            rounds=searched.n_rounds,
+            trials=searched.n_trials,
+            path=tuple(SearchPoint(**point) for point in searched.path()),
+        )
+
+    def _verify(
+        self, ordered: Int64[Tensor, "edge end"]
+    ) -> tuple[list[Verified], BoundEvidence | None]:
+        """The edges verified, in order, and the bound on the others that ended it, if one did."""
+        model, n_pairs = self.model, len(self.question.pairs)
         budget, until_bound = self.method.budget, self.method.until_bound
+        verifier = self._verifier(EFFECTS_FILE, self.resources)
         with self._stage("verify"):
             if until_bound is not None:
-                names = [name for name, _ in scores.top()]
+                names = edge_names(model.graph, ordered)
                 verified, bound = verifier.until(names, until_bound, BoundOptions())
                 return verified, bound and bound_evidence(bound, n_pairs, n_pairs)
-            verified = list(verifier.measure([name for name, _ in scores.top(budget)]))
-        if not self.method.bound:
-            return verified, None
-        with self._stage("bound"):
-            # By places, since names of all the edges of a large model take long to make; the
-            # ranking is the one that `top` cut, so what was verified is not among them.
-            rest = scores.ranking()[0][budget:]
-            return verified, bound_rest(model, question, rest, self.resources)
+            if isinstance(budget, int):
+                names = edge_names(model.graph, ordered[:budget])
+                return list(verifier.measure(names)), None
+            return self._verify_in_time(verifier, edge_names(model.graph, ordered)), None
+
+    def _verifier(self, file: str, resources: Resources) -> Verifier:
+        options = VerifyOptions(
+            effects_file=self.run.path / file if self.run else None,
+            chunk=None if self.deadline.seconds is None else CHUNK_IN_TIME,
+        )
+        return Verifier(self.model, self.question, options, resources)
+
+    def _missed(
+        self, rest: Int64[Tensor, "edge end"], verified: Sequence[Verified], full_gap: float
+    ) -> Evidence:
+        """What is said of the edges that were not verified, best first: by a sample, by a bound.
+
+        It may cost what ``_FOR_MISSED`` of the edges verified did: a quarter of a run at most.
+        """
+        evidence = Evidence()
+        if not len(rest) or not self.method.bound or self.method.until_bound is not None:
+            return evidence
+        plan = self._plan(len(verified), len(rest))
+        if plan.n_sample:
+            options = SampleOptions(
+                n_edges=plan.n_sample, thresholds=thresholds_of(full_gap), unit=self.question.unit
+            )
+            measure = self._verifier(SAMPLE_FILE, self.resources.within("verify a sample")).measure
+            sample = sample_missed(
+                self.model.graph, rest, lambda names: list(measure(names)), options
+            )
+            evidence = replace(evidence, sample=sample)
+        if plan.no_bound is not None:
+            return replace(evidence, not_done={"bound": plan.no_bound})
+        largest = max((abs(each.effect) for each in verified), default=math.inf)
+        bound = bound_next(
+            self.model,
+            self.question,
+            rest,
+            self.resources.quiet(),
+            n_subsets=plan.n_subsets,
+            largest=largest,
+        )
+        if isinstance(bound, str):
+            return replace(evidence, not_done={"bound": bound})
+        return replace(evidence, bound=bound)
+
+    def _plan(self, n_verified: int, n_rest: int) -> MissedPlan:
+        """How many edges are sampled, and how many subsets patched."""
+        if self.deadline.seconds is None:
+            return plan_missed(1.0, _FOR_MISSED * n_verified, n_rest)
+        sample = None if self.run is None else self.run.path / SAMPLE_FILE
+        if sample is not None and sample.exists():
+            # Of an earlier run that had other time left: what it drew, if it came to an end.
+            if self._came_beyond("missed"):
+                return MissedPlan(len(read_effects(sample)), 0)
+            sample.unlink()
+        seconds = max(self.deadline.left(), 0.0)
+        return plan_missed(self.deadline.seconds_per_edge or 1.0, seconds, n_rest)
+
+    def _verify_in_time(self, verifier: Verifier, names: Sequence[str]) -> list[Verified]:
+        """As many edges as there is time for; of a run that came beyond this, those it had."""
+        if self._came_beyond("verify") and self.run is not None:
+            return list(verifier.measure(names[: len(read_effects(self.run.path / EFFECTS_FILE))]))
+        verified: list[Verified] = []
+        start = time.monotonic()
+        for each in verifier.measure(names):
+            verified.append(each)
+            if len(verified) % CHUNK_IN_TIME == 0 and self.deadline.left(_FOR_EFFECTS) <= 0:
+                break
+        self.deadline.seconds_per_edge = (time.monotonic() - start) / len(verified)
+        return verified
+
+    def _with_losses(self, kept: Sequence[CircuitEdge]) -> list[CircuitEdge]:
+        """The circuit's edges with what it loses without each, as many as the budget allows."""
+        if not kept:
+            return []
+        largest_first = sorted(kept, key=lambda edge: -abs(edge.worth or 0.0))
+        budget = self.method.budget if isinstance(self.method.budget, int) else len(kept)
+        names = [edge.name for edge in largest_first[:budget]]
+        path = None if self.run is None else self.run.path / LOSSES_FILE
+        if self._came_beyond("weigh") and path is not None:
+            names = names[: len(read_effects(path))]
+        with self._stage("weigh"):
+            losses = losses_of(
+                self.model,
+                self.question,
+                [edge.name for edge in kept],
+                names,
+                self.resources,
+                path,
+                enough=lambda n_known: n_known > 0 and self.deadline.left(_FOR_LOSSES) <= 0,
+            )
+        by_name = {each.name: each.effect for each in losses}
+        return [replace(edge, loss=by_name.get(edge.name)) for edge in kept]
+
+    def _evidence(self, edges: EdgeScores, names: Sequence[str]) -> Evidence:
+        """What the circuit is worth as a whole, on the pairs it was found on and on others."""
+        model, question = self.model, self.question
+        sections = gather(model, question, names, edges, self.resources)
+        if self.method.tests:
+            sections |= gather_tests(model, question, names, self.resources)
+        evidence = Evidence.from_document(sections)
+        if self.held_out is None:
+            return evidence
+        others = question.about(pairs=self.held_out)
+        quiet = self.resources.quiet()
+        judged = held_out_evidence(model, others, names, quiet, self.method.faithful_to)
+        return replace(evidence, held_out=judged)
 
     def _prune(self, scores: EdgeScores, verified: Sequence[Verified]) -> Pruned:
         """The edges to keep. Those that no rule can keep are counted, and never made."""
@@ -299,7 +484,7 @@ class _Discovery:
         # Either may come to an edge of any rank.
         if rules.acdc is not None or rules.prune == "greedy":
             n_candidates = graph.n_edges
-        candidates = candidates_of(scores, n_candidates, verified)
+        candidates = candidates_of(scores, scores.ranking()[0][:n_candidates], verified)
         pruned = self._choose(candidates)
         return replace(pruned, beyond={rule: graph.n_edges - len(candidates)})
 
@@ -307,33 +492,50 @@ class _Discovery:
         graph, rules = self.model.graph, self.method.rules
         if rules.size is not None:
             return prune_to_size(graph, candidates, rules.size, rules.prune or PRUNE[0])
-        if rules.threshold is not None or rules.alpha is not None:
+        if rules.acdc is None:
             return prune_by_effect(graph, candidates, rules.threshold or 0.0, rules.alpha)
-        # Rules that try one set of edges after another: the corrupted run is made once for all.
+        # It tries one set of edges after another: the corrupted run is made once for all.
         with ReducedRuns(self.model, self.question, self.resources.quiet()) as runs:
-            if rules.acdc is not None:
-                return prune_by_acdc(runs, candidates, rules.acdc, self.resources.report)
-            target = TARGET if rules.target is None else rules.target
-            return prune_to_target(graph, candidates, target, _faithfulness_in(runs))
+            return prune_by_acdc(runs, candidates, rules.acdc, self.resources.report)
 
 
-def _faithfulness_in(runs: ReducedRuns) -> Callable[[Sequence[Edge]], float]:
-    """The faithfulness of a set of edges."""
-    full, empty = runs.full.mean().item(), runs.empty.mean().item()
+_FOR_MISSED = 0.8
+"""Of what the edges verified cost, for what was missed among the others."""
 
-    def faithfulness(edges: Sequence[Edge]) -> float:
-        if full == empty:
-            return math.nan  # never enough; evaluating the circuit says why
-        value = runs.values(places_mask(runs.model.graph, edges)).mean().item()
-        return Faithfulness(full, empty, value, len(runs.full)).faithfulness
+SAMPLE_FILE = "sample.jsonl"
 
-    return faithfulness
+_FOR_EFFECTS = 0.6
+_FOR_LOSSES = 0.75
+"""Until which share of the time for measuring edges effects are measured, and what the circuit loses
+without each; the rest is for what was missed."""
+
+
+def _circuit_first(searched: SearchResult, scores: EdgeScores) -> Int64[Tensor, "edge end"]:
+    """All edges: the circuit's, those with the largest shares first, and then others by score."""
+    mask = searched.chosen.mask
+    own = mask.nonzero()
+    shares = searched.shares[mask].abs()  # in the order of nonzero
+    others = scores.ranking()[0]
+    others = others[~mask[others[:, 0], others[:, 1]]]
+    return torch.cat([own[shares.argsort(descending=True, stable=True)], others])
+
+
+def _found(
+    searched: SearchResult,
+    scores: EdgeScores,
+    ordered: Int64[Tensor, "edge end"],
+    verified: Sequence[Verified],
+) -> Pruned:
+    """The edges that a search came to, which are the first of those ordered."""
+    n_kept = searched.chosen.n_edges
+    kept = candidates_of(scores, ordered[:n_kept], verified)
+    return Pruned(tuple(kept), {}, {NOT_NEEDED: len(ordered) - n_kept})
 
 
 def _budget_of(
-    model: Model, budget: int | None, until_bound: float | None, bound: bool
-) -> int | None:
-    """How many edges to verify; None until a bound holds."""
+    model: Model, budget: int | timedelta | None, until_bound: float | None, bound: bool
+) -> int | str | None:
+    """How many edges to verify, or the time of the run; None until a bound holds."""
     if until_bound is not None:
         if budget is not None:
             raise InputError("expected a budget or a bound to verify until, got both")
@@ -344,6 +546,10 @@ def _budget_of(
                 "(--no-bound) out, or give a budget"
             )
         return None
+    if isinstance(budget, timedelta):
+        if budget <= timedelta(0):
+            raise InputError(f"expected a budget of some time, got {budget}")
+        return f"{budget.total_seconds():g}s"
     if budget is None:
         budget = BUDGET.get(model.device.type, BUDGET["cpu"])
     if budget < 1:
@@ -386,13 +592,13 @@ def _with_intervals(edges: Sequence[CircuitEdge], stability: Stability) -> list[
 
 
 def candidates_of(
-    scores: EdgeScores, n: int | None = None, verified: Sequence[Verified] = ()
+    scores: EdgeScores, places: Int64[Tensor, "edge end"], verified: Sequence[Verified] = ()
 ) -> list[CircuitEdge]:
-    """The ``n`` edges of the best scores (all by default), with what is known of each."""
+    """The edges at these places, with what is known of each."""
     graph, measured = scores.graph, {edge.name: edge for edge in verified}
-    places, values = scores.ranking()
+    values = scores.aggregated(EDGE_AGGREGATE)[places[:, 0], places[:, 1]]
     candidates: list[CircuitEdge] = []
-    for ends, score in zip(places[:n].tolist(), values[:n].tolist(), strict=True):
+    for ends, score in zip(places.tolist(), values.tolist(), strict=True):
         writer, reader = graph.ends(Edge(*ends))
         edge = CircuitEdge(writer.name, reader.node, reader.slot, score)
         if (effect := measured.get(edge.name)) is not None:

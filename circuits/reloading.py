@@ -9,9 +9,10 @@ import torch
 
 from ..edges.errors import InputError
 from ..edges.model.transformer import Model
-from ..edges.names.vocabulary import DEVICE, GROUPED
+from ..edges.names.vocabulary import DEVICE, GROUPED, PART
 from ..edges.question.prompts import PromptPairs
 from .describe import describe_model, describe_task
+from .evidence.held_out import set_aside
 from .tasks.builtin import load_task
 
 
@@ -46,8 +47,16 @@ def _model(described: Mapping[str, Any], device: str, tf32: bool) -> Model:
 
 
 def _pairs(described: Mapping[str, Any], model: Model) -> PromptPairs:
+    pairs = _all_pairs(described, model)
+    if "set_aside" in described:  # the others were held out
+        return set_aside(pairs, described["set_aside"])[0]
+    return pairs
+
+
+def _all_pairs(described: Mapping[str, Any], model: Model) -> PromptPairs:
+    chat = bool(described.get("chat"))
     if "pairs" in described:
-        return PromptPairs.read(described["pairs"], model)
+        return PromptPairs.read(described["pairs"], model, chat=chat)
     if "task" not in described:
         raise InputError(
             "the result does not say which prompts it belongs to; give them (--task, --pairs, "
@@ -56,7 +65,15 @@ def _pairs(described: Mapping[str, Any], model: Model) -> PromptPairs:
     name, n_pairs, seed, corruption = (
         described[key] for key in ("task", "n_pairs", "seed", "corruption")
     )
-    return load_task(name, model, n_pairs, seed=seed, corruption=corruption)
+    return load_task(
+        name,
+        model,
+        described.get("set_aside_of", n_pairs),
+        seed=seed,
+        corruption=corruption,
+        chat=chat,
+        part=described.get("part", PART),
+    )
 
 
 def _check_same(what: str, now: Mapping[str, Any], then: Mapping[str, Any]) -> None:

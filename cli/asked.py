@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..edges.errors import InputError
-from ..edges.names.vocabulary import DEVICE, DIRECTION, READER, SCHEDULE, STEPS
+from ..edges.names.vocabulary import DEVICE, DIRECTION, INTEGRATED, READER, SCHEDULE, STEPS
 
 
 def gathered(**groups: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -48,6 +48,7 @@ class Asked:
     Attributes:
         model, device, dtype, bos, kv, tf32: see ``Model.load``.
         task, corruption, n_pairs, seed: see ``load_task``; or ``pairs``, a file of them.
+        chat: see ``load_task`` and ``PromptPairs.read``.
         metric, direction, batch_size: see ``discover``; so ``allow_weak``.
     """
 
@@ -57,6 +58,7 @@ class Asked:
     corruption: str | None = None
     n_pairs: int | None = None
     seed: int | None = None
+    chat: bool | None = None
     bos: bool | None = None
     kv: str | None = None
     metric: str | None = None
@@ -85,7 +87,7 @@ class Scoring:
     def settled(self, gradient: str | None) -> dict[str, Any]:
         """Steps and schedule. Raises InputError if given with another rule than ``integrated``."""
         # Another rule would ignore them, and the user would not know.
-        if self.options and gradient != "integrated":
+        if self.options and gradient != INTEGRATED:
             raise InputError(
                 f"{', '.join(self.options)}: goes with --gradient integrated only; leave it out"
             )

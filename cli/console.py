@@ -34,6 +34,8 @@ _UNITS = {
     "scrub": "pair",
     "verify edges": "edge",
     "verify nodes": "node",
+    "verify a sample": "edge",
+    "weigh edges": "edge",
     "ACDC": "edge",
 }
 _TICK = 0.25  # seconds between two drawings

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..edges.errors import InputError
-from ..edges.names.vocabulary import BOUNDED, BUDGET, PRUNE, TARGET
+from ..edges.names.vocabulary import BOUNDED, BUDGET, HELD_OUT_SHARE, INTEGRATED, PRUNE, TARGET
 from . import options
 from .asked import Asked, Scoring, Shown, gathered
 from .console import if_stopped, progress, show_json, show_note, show_table, show_text
-from .loading import load_model, load_pairs, subject
-from .summary import summary
+from .loading import load_model, load_split, subject
+from .summary import missed, summary
 
 if TYPE_CHECKING:
     from ..circuits.result.circuit import Circuit
@@ -30,8 +31,9 @@ class _Finding:
 
     bound: bool
     tests: bool
-    budget: int | None
+    budget: int | timedelta | None
     until_bound: float | None
+    faithful_to: str | None
     target: float | None
     threshold: float | None
     alpha: float | None
@@ -40,11 +42,30 @@ class _Finding:
     acdc: float | None
 
 
+class _Budget(click.ParamType[int | timedelta]):
+    """A number of edges, or a time."""
+
+    name = "edges|time"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int | timedelta:
+        from ..circuits.choice.budget import parse_budget
+
+        try:
+            return parse_budget(str(value))
+        except InputError as error:
+            self.fail(str(error), param, ctx)
+
+
 _kept = options.together(
     options.number(
         "--target",
-        help=f"Keep few verified edges that reach this faithfulness, none to spare ({TARGET} by "
-        "default).",
+        help="Search for few edges whose faithfulness together lies between this and 2 less this "
+        f"({TARGET} by default).",
+    ),
+    click.option(
+        "--faithful-to",
+        metavar="METRIC",
+        help="What the target is about: the metric by default; kl for all that the model says.",
     ),
     options.number("--threshold", help="Keep the verified edges of at least this effect."),
     options.number(
@@ -65,9 +86,10 @@ _kept = options.together(
 
 @dataclass(frozen=True, kw_only=True)
 class _Run:
-    """Where the run goes, and how much of it there is to do."""
+    """Where the run goes, how much of it there is to do, and what it is judged on."""
 
     all_of_them: bool
+    held_out: str | None
     out: Path | None
     resume: bool
 
@@ -76,9 +98,14 @@ class _Run:
 @options.question
 @options.gradient
 @options.reader
-@options.budget(
-    f"How many edges to verify, best score first ({BUDGET['cpu']} by default, on CUDA up to "
-    f"{BUDGET['cuda']:,})."
+@click.option(
+    "--budget",
+    "--top-k",
+    "budget",
+    type=_Budget(),
+    help="How many edges to verify, the circuit's own first, then the best others "
+    f"({BUDGET['cpu']} by default, on CUDA up to {BUDGET['cuda']:,}); or the time of the whole run, "
+    "such as 5m.",
 )
 @options.flag("--all", "all_of_them", help="Verify all edges.")
 @options.until_bound("Verify until what is left is bounded below this (metric units).")
@@ -89,6 +116,12 @@ class _Run:
     help="Also bound what was not verified (the default), or do without.",
 )
 @options.flag("--tests", help="Also test what the circuit claims (see: evaluate).")
+@click.option(
+    "--held-out",
+    metavar="SHARE|FILE",
+    help="What the circuit is judged on and not found on: a share of --pairs, a file of others, or "
+    f"0 for nothing. By default {HELD_OUT_SHARE:g} of --pairs, and of a built-in task as many pairs more.",
+)
 @options.tf32
 @options.out("Run directory (runs/MODEL-TASK).")
 @options.flag("--resume", help="Finish the run that the directory holds.")
@@ -97,9 +130,10 @@ class _Run:
 def discover(asked: Asked, scoring: Scoring, finding: _Finding, run: _Run, shown: Shown) -> None:
     """Find, prove and draw the circuit of a behaviour.
 
-    Scores all edges, verifies the best by path patching, prunes, evaluates, and writes a run
-    directory with the circuit as JSON, HTML (the viewer), DOT, SVG and GraphML. Without options it
-    does so for the bundled model.
+    Scores all edges, searches for a small set of them that does what the model does, verifies its
+    edges by path patching, judges it on prompts the search has not seen, and writes a run directory
+    with the circuit as JSON, HTML (the viewer), DOT, SVG and GraphML. Without options it does so
+    for the bundled model.
     """
     from ..circuits.discovery import discover as find
     from ..circuits.result.document import to_document
@@ -107,7 +141,7 @@ def discover(asked: Asked, scoring: Scoring, finding: _Finding, run: _Run, shown
     model = load_model(asked)
     # Options that contradict each other end the command before any pair is run.
     wanted = _wanted(model, finding, run)
-    pairs = load_pairs(model, asked)
+    pairs, held_out = load_split(model, asked, run.held_out)
     out = run.out or Path("runs") / subject(model, pairs)
     with if_stopped(out), progress(shown.no_progress) as report:
         circuit = find(
@@ -117,8 +151,9 @@ def discover(asked: Asked, scoring: Scoring, finding: _Finding, run: _Run, shown
             metric=asked.metric,
             direction=asked.direction,
             gradient=scoring.gradient,
-            **scoring.settled(scoring.gradient),
+            **scoring.settled(scoring.gradient or INTEGRATED),
             reader=scoring.reader,
+            held_out=held_out,
             **wanted,
             allow_weak=asked.allow_weak,
             batch_size=asked.batch_size,
@@ -177,11 +212,13 @@ def _evidence(evidence: Evidence) -> Iterator[str]:
             f"over {stability.resamples} resamples of the pairs, circuits of {stability.rule} agree "
             f"to a mean Jaccard of {stability.jaccard:.2f}"
         )
+    if evidence.sample is not None:
+        yield from missed(evidence.sample)
     if (bound := evidence.bound) is not None:
         yield (
-            f"missed: no average marginal effect of the {bound.n_edges} unverified edges above "
-            f"{bound.largest:.3g}, with {100 * (bound.confidence or 0):g} % confidence (first "
-            f"{bound.n_pairs} pairs; circuit.json says what that is)"
+            f"missed: no average marginal effect of {bound.n_edges} unverified edges next in rank "
+            f"above {bound.largest:.3g}, with {100 * (bound.confidence or 0):g} % confidence "
+            f"({bound.n_pairs} pairs; circuit.json says what that is)"
         )
     for name, why in (evidence.not_done or {}).items():
         yield f"no {name}: {why}"
@@ -193,23 +230,27 @@ _SHOWN = 15  # rows of a table
 
 
 def _show(circuit: Circuit, out: Path) -> None:
-    from ..circuits.choice.pruning import reaches
+    from ..circuits.result.headline import headline, remarks
     from ..exporters.run_directory import files_written
 
+    show_text(headline(circuit))
+    for remark in remarks(circuit):
+        show_text(f"  {remark}")
+    show_text("")
     edges = sorted(circuit.edges, key=lambda edge: -abs(edge.worth or 0.0))
     rows = [
         [
             edge.name,
             "" if edge.effect is None else f"{edge.effect:+.3f}",
             "" if edge.interval is None else "{:+.3f} to {:+.3f}".format(*edge.interval),
-            "" if edge.inclusion is None else f"{edge.inclusion:.2f}",
+            "" if edge.loss is None else f"{edge.loss:+.3f}",
             "" if edge.score is None else f"{edge.score:+.3f}",
         ]
         for edge in edges[:_SHOWN]
     ]
-    columns = ["edge", "effect", "95 % interval", "in resamples", "score"]
+    columns = ["edge", "effect", "95 % interval", "loss without", "score"]
     show_table(f"the {len(rows)} largest of {len(edges)} edges", columns, rows)
-    why = ", ".join(f"{n} {rule}" for rule, n in (circuit.evidence.removed or {}).items())
+    why = ", ".join(f"{n:,} {rule}" for rule, n in (circuit.evidence.removed or {}).items())
     show_text(f"removed: {why or 'none'}")
     if circuit.faithfulness is not None:
         show_text("\n" + summary(circuit.method["metric"], circuit.faithfulness))
@@ -220,12 +261,6 @@ def _show(circuit: Circuit, out: Path) -> None:
         if not circuit.method.get("bound", True) and verified < in_model:
             show_text(
                 f"missed: nothing bounds the {in_model - verified} unverified edges (--no-bound)"
-            )
-        target = circuit.method["target"]
-        if target is not None and not reaches(circuit.faithfulness.faithfulness, target):
-            show_note(
-                f"the {verified} verified edges (of {in_model}) do not reach a faithfulness of "
-                f"{target:g}; verify more (--budget)"
             )
     show_text(
         f"\nwritten to {out}: circuit.json {' '.join(files_written(out))} (and the data behind them)"

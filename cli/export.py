@@ -101,10 +101,10 @@ def export(circuit: Path, format: str, shown: _Shown, output: _Output) -> None:
     write_circuit(found, out, format, shown.view())
     if not output.quiet:
         click.echo(f"written to {out}")
-        _tell_losses(format, target, shown.top, len(found.edges))
+        _tell_losses(format, target, shown, len(found.edges))
 
 
-def _tell_losses(format: str, target: Format, top: int | None, n_edges: int) -> None:
+def _tell_losses(format: str, target: Format, shown: _Shown, n_edges: int) -> None:
     """Notes on what the file lacks, and on a diagram that is hard to read."""
     from ..exporters.pictures.dot import READABLE
 
@@ -113,7 +113,9 @@ def _tell_losses(format: str, target: Format, top: int | None, n_edges: int) -> 
     # Only diagrams leave edges out for want of room.
     if "top" not in target.shows:
         return
-    drawn = min(top or EDGES_DRAWN, n_edges)
+    drawn = min(shown.top or EDGES_DRAWN, n_edges)
+    if shown.collapse in ("layers", "groups"):
+        return  # its caption says how many edges the connections drawn are
     if drawn < n_edges:
         show_note(f"the diagram has the {drawn} largest of {n_edges} edges (--top)")
     if drawn > READABLE:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..edges.errors import InputError
-from ..edges.names.vocabulary import DTYPE, GROUPED, MODEL, N_PAIRS, SEED
+from ..edges.names.vocabulary import DTYPE, GROUPED, MODEL, N_PAIRS, PART, SEED
 from .asked import Asked, given
+from .console import show_note
 
 if TYPE_CHECKING:
     from ..circuits.result.circuit import Circuit
@@ -33,8 +34,12 @@ def load_model(asked: Asked) -> Model:
     )
 
 
-def load_pairs(model: Model, asked: Asked) -> PromptPairs:
-    """The pairs that the options ask for. Raises InputError if they contradict each other."""
+def load_pairs(model: Model, asked: Asked, part: str = PART) -> PromptPairs:
+    """The pairs that the options ask for. Raises InputError if they contradict each other.
+
+    Args:
+        part: of a built-in task; see ``load_task``.
+    """
     from ..circuits.tasks.builtin import load_task
     from ..circuits.zoo import bundled_tasks
     from ..edges.question.prompts import PromptPairs
@@ -53,7 +58,7 @@ def load_pairs(model: Model, asked: Asked) -> PromptPairs:
                 f"--pairs {asked.pairs} says which prompts to use; {', '.join(superfluous)} belong "
                 "to built-in tasks: give one or the other"
             )
-        return PromptPairs.read(asked.pairs, model)
+        return PromptPairs.read(asked.pairs, model, chat=bool(asked.chat))
     # A bundled model was trained for tasks: the first is what it is asked about by default.
     usual = [asked.task] if asked.task is not None else bundled_tasks(model.name)
     if not usual:
@@ -62,14 +67,44 @@ def load_pairs(model: Model, asked: Asked) -> PromptPairs:
             "wiremap tasks) or a file of prompt pairs (--pairs)"
         )
     n_pairs, seed = asked.n_pairs or N_PAIRS, asked.seed or SEED
-    return load_task(usual[0], model, n_pairs, seed=seed, corruption=asked.corruption)
+    corruption, chat = asked.corruption, bool(asked.chat)
+    return load_task(
+        usual[0], model, n_pairs, seed=seed, corruption=corruption, part=part, chat=chat
+    )
+
+
+def load_split(
+    model: Model, asked: Asked, held_out: str | None
+) -> tuple[PromptPairs, PromptPairs | float | None]:
+    """The pairs to find a circuit on, and what it is to be judged on, as ``discover`` takes it.
+
+    Args:
+        held_out: a share of the pairs, or a file of others.
+    """
+    from ..edges.question.prompts import PromptPairs
+
+    if held_out is None:
+        # Of a built-in task other names and templates are left to judge on.
+        return load_pairs(model, asked, part="search"), None
+    pairs = load_pairs(model, asked)
+    try:
+        share = float(held_out)
+    except ValueError:
+        return pairs, PromptPairs.read(held_out, model, chat=bool(asked.chat))
+    if share == 0:
+        show_note(
+            "no pairs are held out: what the circuit is said to be worth is of the pairs it was "
+            "found on, where it is worth more than elsewhere"
+        )
+    return pairs, share
 
 
 def load_for_circuit(circuit: Circuit | None, asked: Asked) -> tuple[Model, PromptPairs]:
     """The model and pairs that a circuit was found with, or those that the options ask for.
 
     What the options leave open is as the circuit was found: of the same model BOS and precision, of
-    the same task corruption and number of pairs. The seed is that of a task named.
+    the same task corruption and number of pairs, of any prompts the chat template. The seed is that
+    of a task named.
     """
     from ..circuits.reloading import reload
 
@@ -78,7 +113,11 @@ def load_for_circuit(circuit: Circuit | None, asked: Asked) -> tuple[Model, Prom
     # Without a task --seed is of draws alone, and must not change the circuit's pairs.
     asked = replace(asked, seed=asked.seed if asked.task else None)
     no_prompts = asked.task is None and asked.pairs is None
-    of_task_only = {"--corruption": asked.corruption, "--n-pairs": asked.n_pairs}
+    of_task_only = {
+        "--corruption": asked.corruption,
+        "--n-pairs": asked.n_pairs,
+        "--chat": asked.chat,
+    }
     if no_prompts and given(of_task_only):
         raise InputError(f"{' and '.join(of_task_only)} go with --task; name the task too")
     if no_prompts and asked.model is None:
@@ -90,7 +129,9 @@ def load_for_circuit(circuit: Circuit | None, asked: Asked) -> tuple[Model, Prom
         # By their hashes these are what they were; with other options that cannot be checked.
         return reload(described, of_task, asked.device)
     model = load_model(_model_of(described, asked))
-    return model, load_pairs(model, _task_of(of_task, asked))
+    same_task = asked.pairs is None and asked.task in (None, of_task.get("task"))
+    part = str(of_task.get("part", PART)) if same_task else PART
+    return model, load_pairs(model, _task_of(of_task, asked), part)
 
 
 def _model_of(described: Mapping[str, Any], asked: Asked) -> Asked:
@@ -112,6 +153,9 @@ def _model_of(described: Mapping[str, Any], asked: Asked) -> Asked:
 
 def _task_of(described: Mapping[str, Any], asked: Asked) -> Asked:
     """The options with what they leave open of the pairs."""
+    # How prompts are put goes with the circuit, whichever they are.
+    chat = bool(described.get("chat")) if asked.chat is None else asked.chat
+    asked = replace(asked, chat=chat)
     task = asked.task or (None if asked.pairs else described.get("task"))
     # Corruptions and numbers of pairs belong to a task: another one has its own.
     if task is None or task != described.get("task"):

@@ -20,7 +20,7 @@ from .console import show_json
 def validate(file: Path, shown: Shown) -> None:
     """Check a FILE that wiremap wrote: its schema, and what a schema cannot say.
 
-    Knows run.json, scrub.json, effects.jsonl, scores.safetensors, circuits in every format that can
+    Knows run.json, scrub.json, effects.jsonl, losses.jsonl, search.jsonl, scores.safetensors, circuits in every format that can
     be read back, and whole run directories.
     """
     files = sorted(_data_files(file)) if file.is_dir() else [file]
@@ -39,7 +39,15 @@ def validate(file: Path, shown: Shown) -> None:
 def _data_files(directory: Path) -> list[Path]:
     """The files of a run directory that hold data; a run without any of its files is refused."""
     # What else is there, pages and pictures, is never read back.
-    names = ("run.json", "scores.safetensors", "effects.jsonl", "circuit.json", "circuit.graphml")
+    names = (
+        "run.json",
+        "scores.safetensors",
+        "search.jsonl",
+        "effects.jsonl",
+        "losses.jsonl",
+        "circuit.json",
+        "circuit.graphml",
+    )
     present = [directory / name for name in names if (directory / name).exists()]
     if directory / "run.json" not in present:
         raise InputError(f"{directory}: expected a run directory, but it has no run.json")
@@ -48,8 +56,10 @@ def _data_files(directory: Path) -> list[Path]:
 
 def _check(path: Path) -> dict[str, Any]:
     """What a file is and how much is in it. Raises InputError if it is not right."""
+    from ..circuits.evidence.losses import LOSSES_FILE
     from ..circuits.record.effects_file import read_effects
     from ..circuits.record.scores_file import read_scores
+    from ..circuits.record.search_file import SEARCH_FILE, count_rounds
     from ..exporters.registry import read_format
 
     if path.suffix == ".safetensors":
@@ -59,6 +69,10 @@ def _check(path: Path) -> dict[str, Any]:
             "nodes": len(nodes.scores) if nodes else 0,
             "edges": edges.graph.n_edges if edges else 0,
         }
+    if path.name == SEARCH_FILE:
+        return {"format": "search", "circuits": count_rounds(path)}
+    if path.name == LOSSES_FILE:
+        return {"format": "losses", "losses": len(read_effects(path))}
     if path.suffix == ".jsonl":
         return {"format": "verified effects", "effects": len(read_effects(path))}
     if path.suffix == ".json":

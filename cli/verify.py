@@ -208,7 +208,7 @@ def verify(
         batch_size=asked.batch_size,
     )
     # Edges are patched with the other run of their own pair, always.
-    source = None if ranking.items == "edges" else _source(model, patching)
+    source = None if ranking.items == "edges" else _source(pairs, model, patching)
     with if_stopped(out), progress(shown.no_progress) as report:
         verified, bound = _measured(work, plan, bounding, source, report)
     error = None if ranking.items == "nodes" else _error(work, verified, plan)
@@ -309,13 +309,17 @@ def _check_subsets(ranking: Ranking, bounding: _Bounding, rest: Sequence[str]) -
     subsets_for_bound(rest, options)
 
 
-def _source(model: Model, patching: _Patching) -> Source | None:
+def _source(pairs: PromptPairs, model: Model, patching: _Patching) -> Source | None:
     from ..edges.question.prompts import PromptPairs
     from ..edges.question.source import Source
 
     if patching.patch_with is None:
         return None
-    mean_over = PromptPairs.read(patching.mean_over, model) if patching.mean_over else None
+    mean_over = None
+    if patching.mean_over:
+        # Put as the pairs are that they are patched into.
+        chat = bool(pairs.source.get("chat"))
+        mean_over = PromptPairs.read(patching.mean_over, model, chat=chat)
     noise = given({"noise_scale": patching.noise_scale, "noise_seeds": patching.noise_seeds})
     return Source(patching.patch_with, mean_over, **noise)
 

@@ -16,10 +16,11 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Float64, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from ...edges.effects.reduced import values_of_edges, values_of_sets
+from ...edges.effects.reduced_runs import ReducedRuns
 from ...edges.errors import InputError, WiremapWarning
 from ...edges.model.transformer import Model
 from ...edges.names.graph import Edge, ModelGraph
@@ -317,15 +318,19 @@ def curves_of(
     # Cuts of all rankings go into one sweep, [ranking * size], and are parted again at the end.
     cuts = [cut for ranking in places for cut in _cuts(graph, ranking, sizes)]
     masks = [live_mask(graph, mask) for _, mask in cuts]
-    (values,) = values_of_sets(model, [question], masks, resources)
-    full, empty = mean(values.full), mean(values.empty)
-    check_gap(full, empty)
-    means: Float64[Tensor, "set"] = values.circuit.cpu().double().mean(1)
+    # One after the other, each computing what it can change: faster on large models than as a batch.
+    with ReducedRuns(model, question, resources.quiet()) as runs:
+        full, empty = runs.full.mean().item(), runs.empty.mean().item()
+        check_gap(full, empty)
+        means: list[float] = []
+        for mask in masks:
+            means.append(runs.values(mask).mean().item())
+            resources.report("run circuits", n_pairs, n_pairs * len(masks))
     points = [
         CurvePoint(fraction, asked, int(mask.sum()), (value - empty) / (full - empty))
         # Lists: the sizes over and over, once for each ranking.
         for fraction, (asked, _), mask, value in zip(
-            sizes * len(rankings), cuts, masks, means.tolist(), strict=True
+            sizes * len(rankings), cuts, masks, means, strict=True
         )
     ]
     starts = range(0, len(points), len(sizes))

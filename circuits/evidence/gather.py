@@ -7,12 +7,11 @@ from typing import Any
 
 import torch
 
-from ...edges.effects.bounds import Bound, BoundOptions, bound_names, enough_samples
+from ...edges.effects.bounds import Bound
 from ...edges.errors import InputError
 from ...edges.model.transformer import Model
 from ...edges.names.vocabulary import SEED
 from ...edges.question.question import Question
-from ...edges.runs.masks import EdgeList
 from ...edges.runs.sweep import Resources
 from ...edges.scores.edge_scores import EdgeScores
 from ..record.effects_file import Verified
@@ -21,33 +20,6 @@ from .claims import ClaimOptions, tests_of
 from .faithfulness import BESIDE, MIB_SIZES, localization_of, readings_of
 from .knockouts import EVEN, SPARSE, completeness_of, minimality_of
 from .stability import Stability, bootstrap, keep_above, keep_largest
-
-BOUND_PAIRS = 16
-"""Over how many pairs, the first, what was not verified is bounded by default."""
-
-
-BOUND_PROBABILITY = 0.1
-"""Larger than usual (0.03), so that few subsets are enough for every edge to be in some of them."""
-
-
-def bound_rest(
-    model: Model, question: Question, rest: EdgeList, resources: Resources
-) -> BoundEvidence | None:
-    """A bound on the edges that were not verified, from as few subsets as allow one.
-
-    Over the first ``BOUND_PAIRS`` pairs; None where all edges were verified. See ``bound_unverified``.
-    """
-    if not len(rest):
-        return None
-    pairs = question.pairs
-    first = pairs.take(range(min(BOUND_PAIRS, len(pairs))))
-    options = BoundOptions(
-        samples=enough_samples(len(rest), BOUND_PROBABILITY),
-        probability=BOUND_PROBABILITY,
-        items="edges",
-    )
-    bound = bound_names(model, question.about(pairs=first), rest, options, resources)
-    return bound_evidence(bound, len(first), len(pairs))
 
 
 def bound_evidence(bound: Bound, n_pairs: int, of_pairs: int) -> BoundEvidence:

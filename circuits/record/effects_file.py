@@ -135,7 +135,9 @@ def append_lines(path: Path, text: str) -> None:
         ) from error
 
 
-def resume_effects(path: Path, names: Sequence[str], n_pairs: int, question: str) -> list[Verified]:
+def resume_effects(
+    path: Path, names: Sequence[str], n_pairs: int, question: str, chunk: int = CHUNK
+) -> list[Verified]:
     """What the file already holds of ``names``, in whole chunks; a chunk cut short is taken off."""
     if not path.exists():
         return []
@@ -143,7 +145,7 @@ def resume_effects(path: Path, names: Sequence[str], n_pairs: int, question: str
     end = lines[-1][1] if lines else 0
     torn = path.stat().st_size > end
     # The last chunk of all may be a short one; any other that is not whole is dropped.
-    whole = len(names) if len(lines) >= len(names) else len(lines) // CHUNK * CHUNK
+    whole = len(names) if len(lines) >= len(names) else len(lines) // chunk * chunk
     cut = len(lines) < len(names)
     kept = lines[:whole]
     for (item, _), name in zip(kept, names, strict=False):

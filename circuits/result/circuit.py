@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 
 NodeKind = Literal["input", "head", "kv", "mlp", "logits"]
+EdgeEvidence = Literal["verified", "weighed", "scored"]
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ class CircuitEdge:
         interval: 95 % bootstrap interval of the verified effect over pairs; None if not computed.
         inclusion: share of bootstrap resamples of the pairs whose circuit has the edge, from 0 to
             1; None if not computed.
+        loss: what the circuit alone loses without it, metric(circuit) - metric(circuit without it);
+            None if it was not measured.
     """
 
     source: str
@@ -66,6 +69,7 @@ class CircuitEdge:
     n_pairs: int | None = None
     interval: tuple[float, float] | None = None
     inclusion: float | None = None
+    loss: float | None = None
 
     @property
     def name(self) -> str:
@@ -76,6 +80,13 @@ class CircuitEdge:
     def verified(self) -> bool:
         """Whether the effect was measured by patching."""
         return self.effect is not None
+
+    @property
+    def known_by(self) -> EdgeEvidence:
+        """``verified`` in the model; else ``weighed`` in the circuit (its loss); else ``scored``."""
+        if self.verified:
+            return "verified"
+        return "scored" if self.loss is None else "weighed"
 
     @property
     def figures(self) -> dict[str, float | int | bool | None]:
@@ -90,6 +101,7 @@ class CircuitEdge:
             "n_pairs": self.n_pairs,
             "verified": self.verified,
             "inclusion": self.inclusion,
+            "loss": self.loss,
         }
 
     @property

@@ -23,7 +23,7 @@ from .values import count, field, number, object_of, optional
 FORMAT = "wiremap-circuit"
 
 
-SCHEMA_VERSION = "1.1"
+SCHEMA_VERSION = "1.2"
 
 
 def description(circuit: Circuit) -> dict[str, Any]:
@@ -71,6 +71,7 @@ def to_document(circuit: Circuit) -> dict[str, Any]:
                 if edge.verified
                 else None,
                 "inclusion": edge.inclusion,
+                "loss": edge.loss,
             }
             for edge in circuit.edges
         ],
@@ -263,6 +264,7 @@ def edge_from(found: Mapping[str, Any], where: str) -> CircuitEdge:
         slot=slot,
         score=number(found, "score", where),
         inclusion=_inclusion(found, where),
+        loss=number(found, "loss", where),
         **measured,
     )
     if field(found, "id", str, where) != edge.name:

@@ -203,6 +203,53 @@ class BoundEvidence(Part):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ShareEvidence(Part):
+    """How many of the edges that were not verified are above a threshold.
+
+    Attributes:
+        above: the threshold of |effect|, in units of the metric.
+        found: so many of those drawn are.
+        share: at most this share of all that were not verified is.
+    """
+
+    above: float
+    found: int | None = None
+    share: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class StratumEvidence(Part):
+    """A part of the ranking: edges in it that were not verified, and how many of them were drawn."""
+
+    n_edges: int
+    drawn: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleEvidence(Part):
+    """What a random sample says of the edges that were not verified.
+
+    Attributes:
+        n_edges: that were not verified, but for those ``drawn``.
+        confidence: that all the shares hold, over the draw.
+        largest, largest_edge: the effect of the largest magnitude in the sample, and whose it is.
+        strata: best scores first.
+        statement: all of this in words.
+    """
+
+    n_edges: int | None = None
+    drawn: int | None = None
+    n_pairs: int | None = None
+    confidence: float | None = None
+    seed: int | None = None
+    largest: float | None = None
+    largest_edge: str | None = None
+    shares: tuple[ShareEvidence, ...] | None = None
+    strata: tuple[StratumEvidence, ...] | None = None
+    statement: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class ResampledEdge(Part):
     """An edge over resamples; see ``circuits.evidence.stability.EdgeStability``."""
 
@@ -238,15 +285,78 @@ class RandomEvidence(Part):
 
 
 @dataclass(frozen=True, kw_only=True)
+class HeldOutEvidence(Part):
+    """What a circuit is worth on pairs that the search never saw; see ``held_out_evidence``.
+
+    Attributes:
+        metric: what the target was about; ``full``, ``empty`` and ``circuit`` are its means.
+        interval: of the faithfulness over pairs, with ``confidence``; ``kl_interval`` of the next.
+        kl_share: 1 - KL(model || circuit) / KL(model || no edge).
+        accuracy: share of pairs whose most likely token is an answer; ``model_accuracy`` beside.
+    """
+
+    n_pairs: int
+    metric: str
+    full: float
+    empty: float
+    circuit: float
+    faithfulness: float
+    interval: tuple[float, ...] | None = None
+    confidence: float | None = None
+    kl_share: float | None = None
+    kl_interval: tuple[float, ...] | None = None
+    accuracy: float | None = None
+    model_accuracy: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchPoint(Part):
+    """A circuit on the way of a search.
+
+    Attributes:
+        how: ``pruned`` or ``spared``.
+        faithfulness: as the search judges it.
+    """
+
+    how: str | None = None
+    edges: int
+    faithfulness: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchEvidence(Part):
+    """How a search went; see ``circuits.choice.search``.
+
+    Attributes:
+        least, greatest: the target: between which faithfulnesses.
+        reached: whether the circuit's is, on the pairs that the search judges by.
+        minimal: whether each edge left was tried alone, in vain.
+        rounds, trials: circuits pruned, and groups of edges that it tried to do without.
+    """
+
+    metric: str | None = None
+    least: float | None = None
+    greatest: float | None = None
+    reached: bool
+    minimal: bool | None = None
+    rounds: int | None = None
+    trials: int | None = None
+    path: tuple[SearchPoint, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evidence(Part):
     """All that was measured of a circuit beside its faithfulness; None for what was not.
 
     Attributes:
+        held_out: what it is worth on pairs that the search never saw.
         metrics: other metrics, by name.
         not_done: why a part is missing that was asked for, by its name.
         removed: how many edges were left out, by rule.
     """
 
+    held_out: HeldOutEvidence | None = None
+    search: SearchEvidence | None = None
     curve: CurveEvidence | None = None
     metrics: Mapping[str, MetricMeans] | None = None
     completeness: CompletenessEvidence | None = None
@@ -254,6 +364,7 @@ class Evidence(Part):
     tests: tuple[ClaimTest, ...] | None = None
     not_done: Mapping[str, str] | None = None
     bound: BoundEvidence | None = None
+    sample: SampleEvidence | None = None
     stability: StabilityEvidence | None = None
     removed: Mapping[str, int] | None = None
     random: RandomEvidence | None = None
@@ -353,7 +464,7 @@ def _value(kind: Any, value: Any, where: str) -> Any:
     if kind is float:
         return finite(value, where)
     # To Python a bool is an int.
-    if not isinstance(value, kind) or isinstance(value, bool):
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise InputError(f"{where}: expected {kind.__name__}, got {value!r:.60}")
     if kind is int and abs(value) > _LARGEST_INTEGER:
         raise InputError(f"{where}: expected a number below 2**63, got {value!r:.60}")

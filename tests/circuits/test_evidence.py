@@ -35,6 +35,19 @@ TEST: dict[str, Any] = {
     "small_p": "above or below it", "details": {"above": 1, "margin": 0.1},
 }  # fmt: skip
 WHOLE: dict[str, Any] = {
+    "held_out": {
+        "n_pairs": 8, "metric": "logit_diff", "full": 4.0, "empty": -1.0, "circuit": 3.5,
+        "faithfulness": 0.9, "interval": [0.75, 1.0], "confidence": 0.9, "kl_share": 0.5,
+        "kl_interval": [0.25, 0.625], "accuracy": 0.75, "model_accuracy": 1.0,
+    },
+    "search": {
+        "metric": "logit_diff", "least": 0.9, "greatest": 1.1, "reached": True, "minimal": False,
+        "rounds": 1, "trials": 1,
+        "path": [
+            {"how": "pruned", "edges": 6, "faithfulness": 1.25},
+            {"how": "spared", "edges": 4, "faithfulness": 1.0},
+        ],
+    },
     "curve": {
         "ranked_by": "scores of all edges", "cpr": 0.675, "cmd": 0.225, "signed": CURVE,
         "absolute": CURVE,
@@ -54,6 +67,11 @@ WHOLE: dict[str, Any] = {
     "bound": {
         "largest": 0.25, "confidence": 0.99, "samples": 109, "probability": 0.1, "n_edges": 40,
         "n_pairs": 8, "statement": "No unverified edge is above 0.25.",
+    },
+    "sample": {
+        "n_edges": 40, "drawn": 20, "n_pairs": 8, "confidence": 0.99, "seed": 0, "largest": -0.125,
+        "largest_edge": "input->m0", "shares": [{"above": 0.25, "found": 0, "share": 0.25}],
+        "strata": [{"n_edges": 40, "drawn": 20}], "statement": "At most a quarter is above 0.25.",
     },
     "stability": {"rule": "the 6 largest effects", "resamples": 1000, "jaccard": 0.875},
     "removed": {"not verified": 40},
@@ -134,6 +152,9 @@ BROKEN = {
     "evidence.bound.samples: expected int, got True": {"bound": {"samples": True}},
     r"evidence.bound.n_edges: expected a number below 2\*\*63": {"bound": {"n_edges": 10**30}},
     "evidence.bound.statement: expected str, got 3": {"bound": {"statement": 3}},
+    r"evidence.sample.shares\[0\].share: expected, but missing": {
+        "sample": {"shares": [{"above": 1}]}
+    },
     "evidence.stability.jaccard: expected a number": {"stability": {"mean_pairwise_jaccard": "1"}},
     "evidence.removed.by hand: expected int, got 0.5": {"removed": {"by hand": 0.5}},
     "evidence.metrics.kl.circuit: expected, but missing": {
@@ -182,7 +203,7 @@ def parts(kind: Any) -> list[type[Part]]:
 
 def test_the_schema_knows_every_field() -> None:
     """The schema is written by hand: here it is held against the classes."""
-    assert len(set(parts(Evidence))) == 14
+    assert len(set(parts(Evidence))) == 20
 
     def check(kind: Any, schema: dict[str, Any]) -> None:
         schema = SCHEMA["$defs"][schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema

@@ -77,7 +77,7 @@ def test_the_curve_is_that_of_the_scores(run: Path, everything: tuple[Result, Pa
     _, scores, _ = read_scores(run / "scores.safetensors")
     assert scores is not None
     model = Model.load("ioi-mini")
-    expected = localize(model, load_task("ioi", model, 6), scores.top())
+    expected = localize(model, load_task("ioi", model, 6, part="search"), scores.top())
     assert told["cpr"] == pytest.approx(expected.cpr, rel=1e-5)
     assert told["cmd"] == pytest.approx(expected.cmd, rel=1e-5)
     assert told["ranked_by"] == "scores of all edges"
@@ -136,7 +136,9 @@ def test_another_metric_and_held_out_pairs(run: Path) -> None:
     assert [one["metric"] for one in document["beside"]] == ["accuracy"]
     model = Model.load("ioi-mini")
     names = [edge.name for edge in read_circuit(run / "circuit.json").edges]
-    expected = evaluate(model, load_task("ioi", model, 8, seed=3), names, metric="kl")
+    expected = evaluate(
+        model, load_task("ioi", model, 8, seed=3, part="search"), names, metric="kl"
+    )
     assert document["faithfulness"] == pytest.approx(expected.faithfulness, rel=1e-4)
 
 

@@ -163,8 +163,9 @@ def test_a_line_cut_in_the_middle_is_told_of_and_measured_again(
 # ---- the disk is full
 
 WRITTEN = [
-    "run.json", "scores.safetensors", "effects.jsonl", "circuit.json", "faithfulness.json",
-    "faithfulness.svg", "report.html", "circuit.html", "circuit.dot", "circuit.graphml", "circuit.svg",
+    "run.json", "scores.safetensors", "effects.jsonl", "losses.jsonl", "circuit.json",
+    "faithfulness.json", "faithfulness.svg", "report.html", "circuit.html", "circuit.dot",
+    "circuit.graphml", "circuit.svg",
 ]  # fmt: skip
 
 
@@ -173,9 +174,10 @@ def _complete(out: Path, short_run: Path) -> None:
     wanted = files(short_run)
     for path in out.iterdir():
         assert path.name in wanted, path
-        if path.name == "effects.jsonl":
+        if path.name in ("effects.jsonl", "losses.jsonl"):
             n_effects = path.read_bytes().count(b"\n")
-            assert n_effects % CHUNK == 0 or n_effects == 100
+            wanted_lines = (short_run / path.name).read_bytes().count(b"\n")
+            assert n_effects % CHUNK == 0 or n_effects == wanted_lines
             assert (short_run / path.name).read_bytes().startswith(path.read_bytes())
         elif path.name != "run.json":
             assert path.read_bytes() == wanted[path.name]
@@ -208,7 +210,9 @@ def test_a_full_disk_leaves_nothing_half_written_and_the_run_can_go_on(
     assert "make room" in result.stderr
     _complete(out, short_run)
     assert len(list(out.iterdir())) == (
-        0 if name == "run.json" else WRITTEN.index(name) + (name == "effects.jsonl")
+        0
+        if name == "run.json"
+        else WRITTEN.index(name) + (name in ("effects.jsonl", "losses.jsonl"))
     )
     resume = [] if name == "run.json" else ["--resume"]
     assert wiremap(*SHORT, "-o", out, *resume).exit_code == 0

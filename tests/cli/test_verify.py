@@ -204,10 +204,13 @@ def test_discover_tells_its_evidence(tmp_path: Path) -> None:
     assert json.loads((out / "circuit.json").read_text()) == found
     evidence = found["evidence"]
     assert set(evidence) == {
-        "curve", "metrics", "completeness", "minimality", "tests", "bound", "stability", "removed",
+        "held_out", "search", "curve", "metrics", "completeness", "minimality", "tests", "sample",
+        "not_done", "stability", "removed",
     }  # fmt: skip
-    assert evidence["bound"]["n_edges"] == N_EDGES - 60
-    assert evidence["bound"]["largest"] > 0
+    drawn = evidence["sample"]["drawn"]
+    assert evidence["sample"]["n_edges"] == N_EDGES - 60
+    assert 0 < drawn < 60
+    assert "subset" in evidence["not_done"]["bound"]
     assert [point["fraction"] for point in evidence["curve"]["signed"]["points"]][-1] == 1
     names = [one["name"] for one in evidence["tests"]]
     assert names == ["equivalence", "independence", "minimality", "against random circuits"]
@@ -228,7 +231,8 @@ def test_discover_with_all_edges_leaves_no_bound(tmp_path: Path) -> None:
     assert "missed:" not in result.stdout
     found = json.loads((tmp_path / "run" / "circuit.json").read_text())
     assert "bound" not in found["evidence"]
-    assert {"curve", "metrics", "stability", "removed"} == set(found["evidence"])
+    parts = {"held_out", "search", "curve", "metrics", "stability", "removed"}
+    assert set(found["evidence"]) == parts
     assert found["method"]["edges_verified"] == found["method"]["edges_in_model"] == N_EDGES
     for options in (["--budget", "9"], ["--until-bound", "1"]):
         error = refused("discover", *ASKED, "--all", *options, "-o", tmp_path / "other")

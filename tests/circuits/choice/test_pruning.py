@@ -370,7 +370,14 @@ def target_by_hand(question: Setting, target: float) -> set[tuple[str, str]]:
     return kept
 
 
-@pytest.mark.parametrize("target", [0.6, 0.9, 1.0])
+@pytest.mark.parametrize(
+    ("question", "target"),
+    [
+        ("gpt2", 0.6), ("gpt2", 1.0), ("llama-gqa", 0.9),
+        ("neox-sequential", 0.6), ("neox-sequential", 1.0),
+    ],
+    indirect=["question"],
+)  # fmt: skip
 def test_the_target_search_is_that_written_again(question: Setting, target: float) -> None:
     graph = question.model.graph
     with ReducedRuns(question.model, Question(pairs=question.pairs), Resources()) as runs:

@@ -105,7 +105,7 @@ def with_edge(index: int = 0, **changes: Any) -> dict[str, Any]:
 WRONG: dict[str, tuple[Any, str]] = {
     "a list": ([], "the document: expected an object, got list"),
     "another format": (edited(format="gexf"), "expected a document with format 'wiremap-circuit'"),
-    "a newer schema": (edited(schema_version="2.0"), "reads version 1.1, the document has 2.0"),
+    "a newer schema": (edited(schema_version="2.0"), "reads version 1.2, the document has 2.0"),
     "a strange version": (edited(schema_version="one"), "expected 'major.minor', got 'one'"),
     "no edges": ({k: v for k, v in edited().items() if k != "edges"}, "edges: expected, but miss"),
     "a shape of text": (edited(shape={"n_layers": "2"}), "shape.n_layers: expected int, got '2'"),
@@ -203,11 +203,11 @@ def test_documents_of_version_1_0_are_read() -> None:
     document: dict[str, Any] = {**to_document(by_hand.circuit()), "schema_version": "1.0"}
     del document["evidence"]
     for edge in document["edges"]:
-        del edge["inclusion"]
+        del edge["inclusion"], edge["loss"]
         if edge["verified"]:
             del edge["verified"]["interval"]
     jsonschema.validate(document, SCHEMA)
-    edges = [replace(edge, interval=None, inclusion=None) for edge in by_hand.EDGES]
+    edges = [replace(edge, interval=None, inclusion=None, loss=None) for edge in by_hand.EDGES]
     back = from_document(document)
     assert back == replace(by_hand.circuit(), edges=Circuit.build(by_hand.SHAPE, edges).edges)
     assert back.evidence == Evidence()
