@@ -19,6 +19,7 @@ EDGES = (
         n_pairs=8,
         interval=(1.0, 1.5),
         inclusion=1.0,
+        loss=0.875,
     ),
     CircuitEdge(
         "a0.h0",
@@ -30,6 +31,7 @@ EDGES = (
         n_pairs=8,
         interval=(-1.25, 0.125),
         inclusion=0.625,
+        loss=-0.125,
     ),
     CircuitEdge("a0.h0", "a1.h1", "k", score=0.25, inclusion=0.0),
     CircuitEdge("input", "m0", None, score=1e-40, effect=0.0, standard_error=0.0, n_pairs=8),
@@ -86,7 +88,9 @@ def extreme() -> Circuit:
             n_pairs=1,
             interval=(-1.7e308, 1.7e308),
         ),
-        CircuitEdge("input", "a0.h0", "k", score=1.7e308, effect=-5e-324, n_pairs=2**31 - 1),
+        CircuitEdge(
+            "input", "a0.h0", "k", score=1.7e308, effect=-5e-324, n_pairs=2**31 - 1, loss=1e-320
+        ),
         CircuitEdge("input", "a0.h0", "v"),
         CircuitEdge(
             "a0.h0", "logits", score=-0.0, effect=0.1 + 0.2, standard_error=1e-300, n_pairs=3

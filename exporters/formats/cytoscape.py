@@ -4,7 +4,7 @@
 are layered, y downwards as on a screen, and negative edges have the class ``negative``. q, k and v
 edges stay apart unless asked for otherwise.
 
-Keeps everything, and is read back equal: nodes, edges, slots, scores, effects, and the run's
+Keeps everything, and is read back equal: nodes, edges, slots, scores, effects, losses, and the run's
 description as the graph's ``data``.
 """
 

@@ -222,7 +222,7 @@ FORMATS = (
         encode=lambda circuit, view: to_eap_ig(circuit).encode(),
         decode=lambda content: from_eap_ig(content.data),
         signs=lambda content: "cfg" in content.keys,
-        loses="errors, intervals, inclusion, numbers of pairs, task, method, faithfulness, evidence "
+        loses="errors, intervals, inclusion, losses, numbers of pairs, task, method, faithfulness, evidence "
         "and the model but for its sizes; a verified effect comes back as the score, an unknown score "
         "as 0",
     ),

@@ -1,12 +1,12 @@
 """Edges as CSV (RFC 4180), a row each, for spreadsheets, data frames and scripts of your own.
 
 Columns: source, target, slot; score, effect, standard_error, n_pairs, effect_low and effect_high
-(its interval), inclusion, empty where not known; hook_source and hook_target, the names by which TransformerLens calls what the edge comes from and
-goes to (``blocks.9.attn.hook_result[6]``: entry 6 along the heads; ``blocks.10.hook_q_input[0]``;
+(its interval), inclusion, loss, empty where not known; hook_source and hook_target, the names by
+which TransformerLens calls what the edge comes from and goes to (``blocks.9.attn.hook_result[6]``: entry 6 along the heads; ``blocks.10.hook_q_input[0]``;
 for the logits the last ``hook_resid_post``); and n_layers, n_heads, n_kv_heads, parallel of the
 model, the same in every row, by which the file is read back.
 
-Keeps: edges, slots, scores, effects. Loses: scores of nodes, model (but for its sizes), task,
+Keeps: edges, slots, scores, effects, losses. Loses: scores of nodes, model (but for its sizes), task,
 method, faithfulness, evidence; and a circuit without edges, which leaves no row to say of what model it is.
 """
 
@@ -31,7 +31,7 @@ _EDGE = ("source", "target", "slot")
 _KNOWN = ("score", "effect", "standard_error", "n_pairs")
 
 
-_RESAMPLED = ("effect_low", "effect_high", "inclusion")  # which older files do not have
+_LATER = ("effect_low", "effect_high", "inclusion", "loss")  # which older files do not have
 
 
 _HOOKS = ("hook_source", "hook_target")
@@ -40,7 +40,7 @@ _HOOKS = ("hook_source", "hook_target")
 _SHAPE = ("n_layers", "n_heads", "n_kv_heads", "parallel")
 
 
-COLUMNS = (*_EDGE, *_KNOWN, *_RESAMPLED, *_HOOKS, *_SHAPE)
+COLUMNS = (*_EDGE, *_KNOWN, *_LATER, *_HOOKS, *_SHAPE)
 
 
 def to_edges_csv(circuit: Circuit) -> str:
@@ -127,7 +127,7 @@ def _shape(row: Mapping[str, str]) -> ModelGraph:
 
 
 def _edge(row: Mapping[str, Any], where: str) -> CircuitEdge:
-    known = [name for name in (*_KNOWN, *_RESAMPLED) if name in row]
+    known = [name for name in (*_KNOWN, *_LATER) if name in row]
     values = {name: _number(row[name], f"{where}, {name}") for name in known}
     ends = row["source"], row["target"], row["slot"] or None
     return edge_from(edge_document(values, *ends), where)

@@ -4,7 +4,7 @@ Beyond GraphML it keeps q, k and v edges apart in Gephi, if asked for (``paralle
 kind of its own, and Gephi merges only edges of one kind. Positions, sizes and colours are those
 that Gephi draws (colours by r, g, b, which every reader knows).
 
-Keeps everything, and is read back equal: nodes, edges, slots, scores, effects as attributes, and
+Keeps everything, and is read back equal: nodes, edges, slots, scores, effects, losses as attributes, and
 the run's description as JSON in the description (Gephi shows it, and may write another in its
 place: such a file is no circuit any more). Refused on reading: document types, other elements.
 """

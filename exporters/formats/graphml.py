@@ -3,12 +3,13 @@
 networkx's own writer numbers parallel edges 0, 1, 2, which Gephi takes for repeats and drops, and
 writes several columns of one name when types differ; hence this one. Its rules: every edge id and
 key is unique; q, k and v edges between two nodes are merged into one, with ``score_q`` and so on
-(unless asked for otherwise); ``weight`` is the magnitude and never 0, because Gephi deletes edges
+(unless asked for otherwise); ``score`` and ``effect`` are then sums, what does not add up (errors, intervals, losses) stands by
+slot alone; ``weight`` is the magnitude and never 0, because Gephi deletes edges
 of weight 0 and draws negative ones thinnest; sign and signed values stand in columns of their own;
 values that are missing are left out.
 
 Keeps everything, and is read back equal, also after networkx wrote it again: nodes, edges, slots,
-scores, effects, and the run's description as graph data (Gephi warns that it ignores that, and does
+scores, effects, losses, and the run's description as graph data (Gephi warns that it ignores that, and does
 not write it again: what Gephi saved is no longer a circuit). Adds layered positions (y upwards) and
 colours. Refused on reading: document types, nested graphs, hyperedges, ports.
 """

@@ -164,6 +164,7 @@ def edge_document(
             "n_pairs": n_pairs,
         },
         "inclusion": values.get(f"inclusion{suffix}"),
+        "loss": values.get(f"loss{suffix}"),
     }
 
 
@@ -171,8 +172,8 @@ def _edge_row(edge: ShownEdge, merged: bool) -> Row:
     """The q, k and v edges between two nodes as one: sums, and each slot's own figures."""
     several = len(edge.members) > 1
     first = _figures(edge.members[0])
-    # Effects of slots add up; errors, intervals and inclusion do not, so an edge of several slots
-    # has them by slot alone.
+    # Effects of slots add up; errors, intervals, inclusion and losses do not (what a circuit loses
+    # without two slots is no sum), so an edge of several slots has them by slot alone.
     own = {} if several else first
     by_slot = {
         f"{name}_{member.slot}": value
@@ -196,6 +197,7 @@ def _edge_row(edge: ShownEdge, merged: bool) -> Row:
         effect_high=own.get("effect_high"),
         n_pairs=first["n_pairs"],
         inclusion=own.get("inclusion"),
+        loss=own.get("loss"),
         slots=",".join(edge.slots) or None,
         verified=edge.verified,
         in_circuit=True,

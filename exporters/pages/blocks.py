@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from ...circuits.result.circuit import Circuit
+from ...circuits.result.headline import headline, remarks
 from ..pictures.labels import escaped, printable
 
 # Hyphens are shorter than plus signs, and lines break after them.
@@ -57,6 +59,13 @@ class Table:
         kind = sign if self.columns[column] == "effect" else ""
         kind = "words" if column in self.words else kind
         return f' class="{kind}"' if kind else ""
+
+
+def headline_of(circuit: Circuit) -> str:
+    """What is said first of a circuit, and under it what its figures do not agree in."""
+    lines = [f'<p class="headline">{escaped(headline(circuit))}</p>']
+    lines += [f'<p class="remark">{escaped(remark)}</p>' for remark in remarks(circuit)]
+    return "".join(lines)
 
 
 def section(name: str, content: str) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ...circuits.result.circuit import Circuit
+from ...edges.names.vocabulary import FEWEST_TO_HOLD_OUT, HELD_OUT_SHARE
 
 _DEFAULTS: Mapping[str, Any] = {
     "n_pairs": 64,
@@ -59,7 +60,25 @@ def _of_task(model: Mapping[str, Any], task: Mapping[str, Any]) -> Iterator[tupl
     else:
         yield "task", task["task"]
         yield "corruption", task.get("corruption")
-        yield from _changed(task, "n_pairs", "seed")
+        drawn = {**task, "n_pairs": task.get("set_aside_of", task.get("n_pairs"))}
+        yield from _changed(drawn, "n_pairs", "seed")
+    yield from _held_out(task)
+    if task.get("chat"):
+        yield "chat", True
+
+
+def _held_out(task: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """What the circuit was judged on, where that is not what is usual."""
+    others: Mapping[str, Any] | None = task.get("held_out")
+    if others is None:
+        # Of few pairs none is set aside by default.
+        if "pairs" not in task or task.get("n_pairs", 0) >= FEWEST_TO_HOLD_OUT:
+            yield "held_out", 0
+    elif "set_aside" in task:
+        if "pairs" not in task or task["set_aside"] != HELD_OUT_SHARE:
+            yield "held_out", task["set_aside"]
+    elif "pairs" in others:
+        yield "held_out", others["pairs"]
 
 
 def _of_model(model: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -75,6 +94,8 @@ def _of_method(method: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     steps = ("steps", "schedule") if method.get("gradient") == "integrated" else ()
     scored = ("metric", "direction", "gradient", *steps, "reader", "budget", "until_bound")
     yield from _changed(method, *scored, *_RULES, "prune", "tests", "batch_size")
+    if method.get("faithful_to", method.get("metric")) != method.get("metric"):
+        yield "faithful_to", method["faithful_to"]
 
 
 def _changed(part: Mapping[str, Any], *names: str) -> Iterator[tuple[str, Any]]:

@@ -13,7 +13,7 @@ the table and beyond ``drawing.DRAWN`` in the drawing, both of which say so; det
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from string import Template
 from typing import Any
@@ -23,7 +23,7 @@ from ..format import Format
 from ..pictures.drawing import drawing, style
 from ..pictures.labels import escaped, interval_text, title, unit
 from ..pictures.shown import View, check_groups
-from .blocks import Table, count, listed, rounded, section, signed, with_minus
+from .blocks import Table, count, headline_of, listed, rounded, section, signed, with_minus
 from .curve_figure import faithfulness_curve
 from .rebuilt_command import rebuilt_command
 from .viewer import policy, template
@@ -46,7 +46,7 @@ _UNBROKEN = r'<span class="edge">\g<0></span>'  # lines would be broken after th
 
 
 _RULES = {
-    "target": "few that reach a faithfulness of {}",
+    "target": "a search for few edges that are together as faithful as the target asks ({})",
     "threshold": "effect of at least {} {unit}",
     "alpha": "significant at a false discovery rate of {}",
     "size": "{} edges",
@@ -67,7 +67,8 @@ _READING = """An edge goes from the output of its source to an input of its targ
 <i>k</i> and <i>v</i> are the query, key and value of a head. Its <b>score</b> is an estimate, its
 <b>effect</b> was measured by path patching: the metric with the edge&#x27;s clean value less the
 metric with its corrupted value. Positive carries the behaviour, negative opposes it. <b>s.e.</b> is
-the standard error over pairs. <b>Faithfulness</b> is (m(circuit) &minus; m(empty)) / (m(full)
+the standard error over pairs. Its <b>loss</b> was measured, too: the metric of the circuit alone
+less that of the circuit without the edge. <b>Faithfulness</b> is (m(circuit) &minus; m(empty)) / (m(full)
 &minus; m(empty)), m being the metric with everything outside the circuit patched; on other pairs
 than the circuit was found on it is often lower."""
 
@@ -103,6 +104,7 @@ def to_report(circuit: Circuit, view: View = _NO_VIEW, command: str | None = Non
         policy=policy(styles),
         title=escaped(title(circuit)) or "circuit",
         style=css,
+        headline=headline_of(circuit),
         question=_asked(circuit),
         sections="\n".join(filter(None, sections)),
         footer=f"<p>{_READING}</p>",
@@ -121,9 +123,10 @@ def _asked(circuit: Circuit) -> str:
 
 def _question(circuit: Circuit) -> Iterator[tuple[str, str]]:
     model, task, method = circuit.model, circuit.task, circuit.method
-    yield "model", _stated(model, "name", "architecture", "dtype", "device")
+    yield "model", _stated(model, "name", "architecture", "quantization", "dtype", "device")
     yield "task", _stated(task, "task", "pairs")
     yield "corruption", _stated(task, "corruption")
+    yield "prompts", "in the chat template" if task.get("chat") else ""
     seed = f", seed {task['seed']}" if task.get("seed") is not None else ""
     yield "pairs", f"{task['n_pairs']}{seed}" if "n_pairs" in task else ""
     yield "metric", _stated(method, "metric")
@@ -178,8 +181,14 @@ def _figures(circuit: Circuit) -> Iterator[tuple[str, str]]:
         circuit.evidence.curve,
         circuit.evidence.stability,
     )
+    held_out = circuit.evidence.held_out
+    if held_out is not None:
+        pairs = count(held_out.n_pairs, "held-out pair")
+        yield rounded(held_out.faithfulness), f"faithfulness over {pairs}"
     if measured is not None:
-        yield rounded(measured.faithfulness), f"faithfulness over {measured.n_pairs:,} pairs"
+        seen = "" if held_out is None else " it was found on"
+        pairs = count(measured.n_pairs, "pair")
+        yield rounded(measured.faithfulness), f"faithfulness over {pairs}{seen}"
     if curve is not None and curve.cpr is not None:
         yield rounded(curve.cpr), "CPR: area under the faithfulness curve"
     if curve is not None and curve.cmd is not None:
@@ -191,6 +200,15 @@ def _figures(circuit: Circuit) -> Iterator[tuple[str, str]]:
 
 
 def _missed(circuit: Circuit) -> str:
+    sample = circuit.evidence.sample
+    if sample is not None and sample.statement is not None:
+        # Of the largest effect a sample says nothing: that is what a bound, if there is one, adds.
+        also = "" if circuit.evidence.bound is None else " " + _bounded(circuit)
+        return escaped(sample.statement) + also
+    return _bounded(circuit)
+
+
+def _bounded(circuit: Circuit) -> str:
     # What says most comes first: the bound in its own words, its figure, what was left out.
     bound = circuit.evidence.bound
     if bound is not None and bound.statement is not None:
@@ -214,15 +232,24 @@ def warnings(circuit: Circuit) -> Iterator[str]:
         yield "The circuit has no edges: no path from input to logits was kept."
     if measured is None:
         yield "The circuit was not evaluated: its faithfulness is not known."
-    # ``not >=`` warns of a faithfulness that is nan, too.
-    elif target is not None and not measured.faithfulness >= target:
+    # Of a search the headline says it. ``not >=`` warns of a faithfulness that is nan, too.
+    elif (
+        circuit.evidence.search is None
+        and target is not None
+        and not measured.faithfulness >= target
+    ):
         yield f"Faithfulness {measured.faithfulness:.3f} is below the target of {target:g}."
     yield from _warnings_of_edges(circuit)
 
 
 def _warnings_of_edges(circuit: Circuit) -> Iterator[str]:
-    if scored := [edge for edge in circuit.edges if not edge.verified]:
+    if scored := [edge for edge in circuit.edges if edge.known_by == "scored"]:
         yield f"Scored, not verified: {_edge_names(scored)}. Scores are estimates."
+    if weighed := [edge for edge in circuit.edges if edge.known_by == "weighed"]:
+        yield (
+            f"Verified in the circuit (its loss), not in the model: {_edge_names(weighed)}. Their "
+            "effects are estimates."
+        )
     numbers = [edge.n_pairs for edge in circuit.edges]
     if circuit.faithfulness is not None:
         numbers.append(circuit.faithfulness.n_pairs)
@@ -279,15 +306,17 @@ def _edges(circuit: Circuit) -> str:
         for rank, (edge, *values) in enumerate(zip(ranked, *shown.values(), strict=True), start=1)
     ]
     signs = ["opposes" if (edge.worth or 0.0) < 0 else "carries" for edge in ranked]
-    caption = " ".join(_caption(circuit, len(ranked), "included" in shown))
+    caption = " ".join(_caption(circuit, len(ranked), shown))
     return Table(columns=["#", "edge", *shown], rows=rows, caption=caption, signs=signs).html()
 
 
-def _caption(circuit: Circuit, n_shown: int, with_inclusion: bool) -> Iterator[str]:
+def _caption(circuit: Circuit, n_shown: int, columns: Collection[str]) -> Iterator[str]:
     yield f"Largest first, in {unit(circuit)}."
     if rule := _rule_of_scores(circuit):
         yield f"Scores: {rule}."
-    if with_inclusion:
+    if "loss" in columns:
+        yield "Loss: the metric of the circuit alone less that of the circuit without the edge."
+    if "included" in columns:
         yield "Included: share of the circuits of resampled pairs that have the edge."
     if n_shown < len(circuit.edges):
         yield (
@@ -300,6 +329,7 @@ _CELLS: Mapping[str, Callable[[CircuitEdge], str]] = {
     "effect": lambda edge: "" if edge.effect is None else signed(edge.effect),
     "s.e.": lambda edge: "" if edge.standard_error is None else f"\u00b1 {edge.standard_error:.2g}",
     "95 % interval": lambda edge: with_minus(interval_text(edge)),
+    "loss": lambda edge: "" if edge.loss is None else signed(edge.loss),
     "included": lambda edge: "" if edge.inclusion is None else f"{edge.inclusion:.0%}",
     "score": lambda edge: "" if edge.score is None else signed(edge.score),
     "pairs": lambda edge: "" if edge.n_pairs is None else f"{edge.n_pairs:,}",

@@ -24,10 +24,12 @@ from string import Template
 
 from ...circuits.result.circuit import Circuit
 from ...circuits.result.document import dumps, to_document
+from ...circuits.result.headline import headline, remarks
 from ..format import Format
 from ..pictures.drawing import DRAWN, drawing, style, to_svg
 from ..pictures.labels import escaped, printable, title, unit
 from ..pictures.shown import View, check_groups
+from .blocks import headline_of
 from .curve_figure import faithfulness_curve
 
 _COLUMNS = {
@@ -36,6 +38,7 @@ _COLUMNS = {
     "effect": "effect",
     "error": "s.e.",
     "interval": "95 % interval",
+    "loss": "loss",
     "score": "score",
     "pairs": "pairs",
 }
@@ -67,13 +70,17 @@ def to_html(circuit: Circuit, view: View = _NO_VIEW) -> str:
         unit=escaped(unit(circuit)),
         file=_file_name(title(circuit)),
         style=css,
+        headline=headline_of(circuit),
         facts="".join(_facts(circuit)),
         signs="".join(_boxes({"positive": "carries", "negative": "opposes"}, _signs(circuit))),
         slots="".join(
             _boxes({"q": "q", "k": "k", "v": "v", "none": "MLP, logits"}, _slots(circuit))
         ),
         evidence="".join(
-            _boxes({"verified": "verified", "scored": "scored only"}, _evidence(circuit))
+            _boxes(
+                {"verified": "verified", "weighed": "in the circuit", "scored": "scored only"},
+                _evidence(circuit),
+            )
         ),
         groupings="".join(_groupings(bool(view.groups))),
         notice=_notice(circuit),
@@ -110,12 +117,10 @@ class Viewer:
 
 
 def display(circuit: Circuit) -> dict[str, str]:
-    """What a notebook shows for a circuit: its drawing, or a line where there are no pictures."""
-    parts = [f"{len(circuit.edges)} of {circuit.shape.n_edges:,} edges"]
-    if circuit.faithfulness is not None:
-        parts.append(f"faithfulness {circuit.faithfulness.faithfulness:.3f}")
-    line = f"Circuit of {printable(title(circuit))}: {', '.join(parts)}"
-    return {"image/svg+xml": to_svg(circuit), "text/plain": line}
+    """What a notebook shows for a circuit: its drawing, or its headline where there are no pictures."""
+    lines = [f"Circuit of {title(circuit)}: {headline(circuit)}", *remarks(circuit)]
+    text = "\n".join(printable(line) for line in lines)
+    return {"image/svg+xml": to_svg(circuit), "text/plain": text}
 
 
 def template(name: str) -> str:
@@ -153,8 +158,9 @@ def _facts(circuit: Circuit) -> Iterator[str]:
     measured = circuit.faithfulness
     if measured is not None:
         name = escaped(unit(circuit))
+        seen = "" if circuit.evidence.held_out is None else ", on the pairs it was found on"
         yield _fact(
-            "faithfulness",
+            f"faithfulness{seen}",
             f"<b>{measured.faithfulness:.3f}</b> = {_less(measured.circuit, measured.empty)} / "
             f"{_less(measured.full, measured.empty)} {name}, over {measured.n_pairs:,} pairs",
         )
@@ -194,7 +200,7 @@ def _slots(circuit: Circuit) -> Counter[str]:
 
 
 def _evidence(circuit: Circuit) -> Counter[str]:
-    return Counter("verified" if edge.verified else "scored" for edge in circuit.edges)
+    return Counter(edge.known_by for edge in circuit.edges)
 
 
 def _boxes(names: dict[str, str], counts: Counter[str]) -> Iterator[str]:
@@ -225,8 +231,9 @@ def _notice(circuit: Circuit) -> str:
 
 def _columns(circuit: Circuit) -> Iterator[str]:
     with_intervals = any(edge.interval for edge in circuit.edges)
+    with_losses = any(edge.loss is not None for edge in circuit.edges)
     for column, label in _COLUMNS.items():
-        if column == "interval" and not with_intervals:
+        if (column, False) in (("interval", with_intervals), ("loss", with_losses)):
             continue
         words = ' class="words"' if column == "name" else ""
         yield (

@@ -15,10 +15,12 @@ from dataclasses import replace
 
 import graphviz
 
-from ...circuits.result.circuit import Circuit
+from ...circuits.result.circuit import Circuit, EdgeEvidence
 from ...edges.names.vocabulary import EDGES_DRAWN
 from ..format import Format
 from .labels import (
+    SCORED,
+    WEIGHED,
     WIDEST,
     edge_text,
     escaped,
@@ -28,6 +30,7 @@ from .labels import (
     row_label,
     title,
     unit,
+    worth_text,
 )
 from .layout import places, shown_rows
 from .palette import FAINT, FILL, FILL_OF_SLOT, NEGATIVE, POSITIVE
@@ -43,8 +46,21 @@ _MOST_FOR_DOT = 500
 _MOST_IN_TOOLTIP = 20
 
 
+_MANY_ROWS = 24  # stand closer, or the picture would be a tower
+
+
+_MOST_HEADS = 8  # named in the box of a layer's attention
+
+
 # Points from the middle of a node to that of the next.
 _PER_COLUMN, _PER_ROW = 90.0, 110.0
+
+
+_ARROWHEADS: Mapping[EdgeEvidence, str] = {
+    "verified": "normal",
+    "weighed": "diamond",
+    "scored": "onormal",
+}
 
 
 _NO_VIEW = View()
@@ -54,7 +70,8 @@ def to_dot(circuit: Circuit, view: View = _NO_VIEW, placed: bool | None = None) 
     """The circuit as DOT: layered, input below, logits on top.
 
     Blue solid edges carry the behaviour, red dashed ones oppose it; width grows with magnitude;
-    filled arrows are verified, hollow ones merely scored.
+    filled arrows are verified, filled diamonds verified in the circuit alone (a loss without an
+    effect), hollow arrows merely scored.
 
     Args:
         view: what to show; the EDGES_DRAWN largest edges, parallel, by default.
@@ -70,7 +87,7 @@ def to_dot(circuit: Circuit, view: View = _NO_VIEW, placed: bool | None = None) 
             "rankdir": "BT",
             # Ranks go across the boxes of roles, not within each alone.
             "newrank": "true",
-            "ranksep": "0.45",
+            "ranksep": "0.45" if len(shown_rows(shown)) <= _MANY_ROWS else "0.25",
             "nodesep": "0.28",
             "fontname": "Helvetica",
             "fontsize": "15",
@@ -118,20 +135,17 @@ def show_diagram(circuit: Circuit, view: View) -> Shown:
 def details(circuit: Circuit, shown: Shown) -> str:
     """How much of the circuit is shown, and how faithful it is."""
     n_edges = f"{circuit.shape.n_edges:,} edges"
-    if shown.n_edges + shown.n_inside == len(circuit.edges):
+    n_shown, n_kept = shown.n_edges + shown.n_inside, f"{len(circuit.edges):,} edges kept"
+    if n_shown == len(circuit.edges):
         parts = [f"{len(circuit.edges)} of {n_edges}"]
+    elif shown.collapsed:
+        n_lines = sum(edge.kind == "edge" for edge in shown.edges)
+        parts = [f"the {n_lines} largest connections, {n_shown} of {n_kept} of {n_edges}"]
     else:
-        parts = [
-            f"the {shown.n_edges + shown.n_inside} largest of {len(circuit.edges):,} edges kept of {n_edges}"
-        ]
+        parts = [f"the {n_shown} largest of {n_kept} of {n_edges}"]
     if shown.n_inside:
         parts.append(f"{shown.n_inside} inside a group not drawn")
-    if circuit.faithfulness is not None:
-        parts.append(f"faithfulness {circuit.faithfulness.faithfulness:.2f}")
-        parts.append(
-            f"{circuit.method.get('metric', 'metric')} over {circuit.faithfulness.n_pairs} pairs"
-        )
-    return ", ".join(parts)
+    return ", ".join([*parts, *worth_text(circuit)])
 
 
 def _ids(shown: Shown) -> dict[str, str]:
@@ -229,9 +243,20 @@ def _node_attributes(
     node: ShownNode, circuit: Circuit, shown: Shown, note: str | None = None
 ) -> dict[str, str]:
     return {
-        "label": _node_label(node, shown.ports.get(node.name, ()), note),
+        "label": _node_label(node, shown.ports.get(node.name, ()), note or _heads(node)),
         "tooltip": attribute(_node_tooltip(node, circuit)),
     }
+
+
+def _heads(node: ShownNode) -> str | None:
+    """Which heads of its layer are in the box of an attention."""
+    if node.kind != "attention":
+        return None
+    names = [name.partition(".")[2] for name in node.members]
+    # Query heads first; names are in the order of computation, keys and values before them.
+    names.sort(key=lambda name: name.startswith("kv"))
+    more = len(names) - _MOST_HEADS
+    return " ".join(names[:_MOST_HEADS]) + (f" +{more}" if more > 0 else "")
 
 
 def _node_label(node: ShownNode, slots: Sequence[str], note: str | None) -> str:
@@ -274,12 +299,12 @@ def edge_tooltip(edge: ShownEdge, circuit: Circuit) -> str:
     )
 
 
-def _style(worth: float, verified: bool, largest: float) -> dict[str, str]:
+def _style(worth: float, known_by: EdgeEvidence, largest: float) -> dict[str, str]:
     return {
         "color": NEGATIVE if worth < 0 else POSITIVE,
         "style": "dashed" if worth < 0 else "solid",
         "penwidth": f"{line_width(worth, largest):.2f}",
-        "arrowhead": "normal" if verified else "onormal",
+        "arrowhead": _ARROWHEADS[known_by],
     }
 
 
@@ -289,10 +314,10 @@ def _edge_attributes(
     # Edges leave upwards and arrive from below; at the cell of their slot, if the node has such.
     to_port = edge.slots and edge.target in shown.ports
     return {
-        **_style(edge.worth, edge.verified, largest),
+        **_style(edge.worth, edge.known_by, largest),
         "tooltip": attribute(edge_tooltip(edge, circuit)),
         "id": attribute(edge.name),
-        "class": "verified" if edge.verified else "scored",
+        "class": edge.known_by,
         "tailport": "n",
         "headport": f"{edge.slots[0]}:s" if to_port else "s",
     }
@@ -313,8 +338,11 @@ def _legend(circuit: Circuit, shown: Shown, largest: float) -> str:
                 f"{what} {largest:.2g} {unit(circuit)}",
             )
         )
-    if not all(edge.verified for edge in edges):
-        lines.append(("\u25b7", "hollow arrow: scored, not verified"))
+    known = {edge.known_by for edge in edges}
+    if "weighed" in known:
+        lines.append(("\u25c6", WEIGHED))
+    if "scored" in known:
+        lines.append(("\u25b7", SCORED))
     rows = "".join(
         f'<TR><TD>{sample}</TD><TD ALIGN="LEFT"><FONT POINT-SIZE="10" COLOR="#444444">'
         f"{escaped(text)}</FONT></TD></TR>"

@@ -26,6 +26,7 @@ from .labels import (
     node_text,
     row_label,
     title,
+    worth_text,
 )
 from .layout import rows
 from .legend import Roles, legend_of_edges, legend_of_roles, mark, role_class, wrapped
@@ -44,6 +45,9 @@ _CAPTION, _LEGEND = 44.0, 32.0
 _ARROWS = {"thin": 7.0, "wide": 11.0}
 
 
+_HEADS = {"verified": "M0 0L8 4L0 8Z", "weighed": "M0 4L4 0L8 4L4 8Z", "scored": "M0 0L8 4L0 8Z"}
+
+
 _WIDE = 2.5
 
 
@@ -51,6 +55,9 @@ _MANY = 200
 
 
 _LINE, _LONGEST_LINE = 22.0, 640.0  # of the legend of roles
+
+
+_LONGEST_LEGEND = 760.0  # a line of the legend of edges, where nodes need less room
 
 
 def to_svg(circuit: Circuit) -> str:
@@ -81,17 +88,18 @@ def style() -> str:
 
 def _svg(circuit: Circuit, roles: Roles, captioned: bool) -> str:
     levels = rows(circuit)
-    first = list(legend_of_edges(circuit, DRAWN))
     columns = max((len(level) for level in levels), default=1)
     # Nothing here can measure text: 9 and 6.5 pixels a letter, at the two sizes.
     text_width = max(len(title(circuit)) * 9.0, len(_details(circuit)) * 6.5) if captioned else 0
+    for_nodes = columns * COLUMN + 2 * GUTTER
+    first = list(wrapped(legend_of_edges(circuit, DRAWN), max(for_nodes, _LONGEST_LEGEND)))
     width = _LEFT + max(
-        columns * COLUMN + 2 * GUTTER,
-        sum(size for _, size in first),
+        for_nodes,
+        *(sum(size for _, size in line) for line in first),
         text_width - _LEFT + _MARGIN,
     )
     room = min(width - 2 * _MARGIN, _LONGEST_LINE)
-    lines_of_legend = [first, *wrapped(legend_of_roles(circuit, roles), room)]
+    lines_of_legend = [*first, *wrapped(legend_of_roles(circuit, roles), room)]
     legend_top = _TOP + 8 + (_CAPTION if captioned else 0.0)
     top = legend_top - 8 + _LEGEND + _LINE * (len(lines_of_legend) - 1)
     boxes = _boxes(circuit, levels, _LEFT + (width - _LEFT) / 2, top)
@@ -130,17 +138,17 @@ def _svg(circuit: Circuit, roles: Roles, captioned: bool) -> str:
 
 
 def _markers() -> Iterator[str]:
-    """The heads of arrows: filled or hollow, thin or wide."""
+    """The heads of arrows: filled, a diamond or hollow; thin or wide."""
     # A marker for each sign, as markers do not take the colour of their line.
     for sign in ("positive", "negative"):
-        for how in ("verified", "scored"):
+        for how, shape in _HEADS.items():
             for size, length in _ARROWS.items():
                 yield (
                     # refX is where the line ends, the base: the way of an edge leaves room for its
                     # arrow.
                     f'<marker id="{sign}-{how}-{size}" viewBox="-1 -1 10 10" refX="0.5" refY="4" '
                     f'orient="auto" markerUnits="userSpaceOnUse" markerWidth="{length}" '
-                    f'markerHeight="{length}"><path class="{sign} {how}" d="M0 0L8 4L0 8Z"/></marker>'
+                    f'markerHeight="{length}"><path class="{sign} {how}" d="{shape}"/></marker>'
                 )
 
 
@@ -154,11 +162,8 @@ def _placed(lines: Sequence[Sequence[tuple[str, float]]]) -> Iterator[str]:
 
 
 def _details(circuit: Circuit) -> str:
-    details = [f"{len(circuit.edges):,} of {circuit.shape.n_edges:,} edges"]
-    if circuit.faithfulness is not None:
-        measured = circuit.faithfulness
-        details.append(f"faithfulness {measured.faithfulness:.2f} over {measured.n_pairs} pairs")
-    return ", ".join(details)
+    n_edges = f"{len(circuit.edges):,} of {circuit.shape.n_edges:,} edges"
+    return ", ".join([n_edges, *worth_text(circuit)])
 
 
 def _boxes(
@@ -268,7 +273,7 @@ def _edge(
     # Among many edges the small ones fade further, or the large ones could not be followed.
     faintest = 0.4 if len(circuit.edges) <= _MANY else 0.15
     sign = "negative" if worth < 0 else "positive"
-    how = "verified" if edge.verified else "scored"
+    how = edge.known_by
     width = line_width(worth, largest)
     arrow = "wide" if width > _WIDE else "thin"
     path = router.path(boxes[edge.source], boxes[edge.target], edge.slot, _ARROWS[arrow] * 0.75)

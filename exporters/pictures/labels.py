@@ -10,6 +10,11 @@ from .shown import ShownNode
 THINNEST, WIDEST = 0.6, 5.0
 
 
+SCORED = "hollow arrow: scored, not verified"
+WEIGHED = "diamond: verified in the circuit, not in the model"
+"""What the heads of arrows mean that are not verified."""
+
+
 _PART = {"kv": "keys, values", "head": "attention", "attention": "attention", "mlp": "MLP"}
 
 
@@ -42,6 +47,21 @@ def escaped(text: str) -> str:
     return html.escape(printable(text))
 
 
+def worth_text(circuit: Circuit) -> list[str]:
+    """How faithful a circuit is, on held-out pairs if there are any, and over how many pairs."""
+    metric = circuit.method.get("metric", "metric")
+    held_out, measured = circuit.evidence.held_out, circuit.faithfulness
+    if held_out is not None:
+        faithful = f"held-out faithfulness {held_out.faithfulness:.2f}"
+        return [faithful, f"{held_out.metric} over {held_out.n_pairs} pairs"]
+    if measured is not None:
+        return [
+            f"faithfulness {measured.faithfulness:.2f}",
+            f"{metric} over {measured.n_pairs} pairs",
+        ]
+    return []
+
+
 def row_label(node: CircuitNode | ShownNode) -> str:
     """What the nodes of the row are that this one stands in."""
     if node.layer is None:
@@ -66,6 +86,8 @@ def edge_text(edge: CircuitEdge, circuit: Circuit) -> str:
         parts.append(f"effect {edge.effect:+.3g}{error} {unit(circuit)}{between} {pairs}")
     if edge.score is not None:
         parts.append(f"score {edge.score:+.3g}")
+    if edge.loss is not None:
+        parts.append(f"the circuit loses {edge.loss:+.3g} without it")
     if edge.inclusion is not None:
         parts.append(f"in {edge.inclusion:.0%} of resampled circuits")
     return f"{edge.name}: {', '.join(parts)}" if parts else edge.name

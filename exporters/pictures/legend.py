@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from ...circuits.result.circuit import Circuit
-from .labels import WIDEST, escaped, printable, unit
+from .labels import SCORED, WEIGHED, WIDEST, escaped, printable, unit
 
 _COLOURS = 8  # of roles, in drawing.css
 
@@ -33,9 +33,11 @@ def legend_of_edges(circuit: Circuit, n_drawn: int) -> Iterator[tuple[str, float
         what = "effect" if any(edge.verified for edge in edges) else "score"
         sample = f'<path class="positive" stroke-width="{WIDEST}" d="M0 0h30"/>'
         items.append((sample, f"{what} {largest:.2g} {unit(circuit)}"))
-    if not all(edge.verified for edge in edges):
-        arrow = '<path class="positive scored" d="M12 -4L20 0L12 4Z"/>'
-        items.append((arrow, "hollow arrow: scored, not verified"))
+    known = {edge.known_by for edge in edges}
+    if "weighed" in known:
+        items.append(('<path class="positive weighed" d="M12 0L16 -4L20 0L16 4Z"/>', WEIGHED))
+    if "scored" in known:
+        items.append(('<path class="positive scored" d="M12 -4L20 0L12 4Z"/>', SCORED))
     if len(edges) > n_drawn:
         items.append(("", f"drawn: the {n_drawn:,} largest of {len(edges):,} edges"))
     for sample, text in items:

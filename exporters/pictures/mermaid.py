@@ -1,15 +1,16 @@
 """Mermaid flowcharts (https://mermaid.js.org/syntax/flowchart.html), for Markdown pages.
 
 Keeps: nodes, edges, slots as labels of edges; sign as colour and dash, magnitude as width, verified
-or not as arrow or circle. Loses: edges beyond the 100 largest (or as many as asked for; Mermaid
+or not as arrow, cross (verified in the circuit alone) or circle. Loses: edges beyond the 100 largest (or as many as asked for; Mermaid
 itself stops at 500), figures, tooltips. Not read back.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
-from ...circuits.result.circuit import Circuit
+from ...circuits.result.circuit import Circuit, EdgeEvidence
 from ..format import Format
 from .dot import boxes, details, show_diagram
 from .labels import line_width, title
@@ -18,6 +19,9 @@ from .shown import CHOICES, View
 
 MOST_EDGES = 500
 """More than this Mermaid does not draw, unless it is configured to."""
+
+
+_ENDS: Mapping[EdgeEvidence, str] = {"verified": ">", "weighed": "x", "scored": "o"}
 
 
 _NO_VIEW = View()
@@ -44,7 +48,7 @@ def to_mermaid(circuit: Circuit, view: View = _NO_VIEW) -> str:
         if edge.kind != "edge":
             lines += [f"{ids[edge.source]} -.- {ids[edge.target]}"]
             continue
-        arrow = ("-.-" if edge.worth < 0 else "--") + (">" if edge.verified else "o")
+        arrow = ("-.-" if edge.worth < 0 else "--") + _ENDS[edge.known_by]
         label = f"|{','.join(edge.slots)}|" if edge.slots else ""
         color = NEGATIVE if edge.worth < 0 else POSITIVE
         lines += [
@@ -53,7 +57,7 @@ def to_mermaid(circuit: Circuit, view: View = _NO_VIEW) -> str:
         ]
     lines.append(
         "%% blue, solid: carries the behaviour; red, dashed: opposes it; wide: large; "
-        "arrow: verified, circle: only scored"
+        "arrow: verified, cross: in the circuit alone, circle: only scored"
     )
     return "\n".join([*lines, ""])
 

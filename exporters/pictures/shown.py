@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from ...circuits.result.circuit import Circuit, CircuitEdge, CircuitNode, all_nodes
+from ...circuits.result.circuit import Circuit, CircuitEdge, CircuitNode, EdgeEvidence, all_nodes
 from ...edges.errors import InputError
 from ...edges.names.graph import Slot
 from ...edges.names.vocabulary import COLLAPSE, QKV
@@ -31,7 +31,8 @@ class View:
         qkv: ``merge`` draws one edge between two nodes, whatever slots it is read by; ``nodes``
             makes the queries, keys and values of a head nodes of their own; ``parallel`` draws an
             edge for each slot.
-        top: show this many edges, those of the largest magnitude.
+        top: show this many edges, those of the largest magnitude; of collapsed layers or groups
+            this many connections between them, each the sum of its edges.
         collapse: ``qkv`` is the merging above; ``layers`` makes one node of all heads of a layer;
             ``groups`` one of each group. Edges that join the same two nodes then become one.
         groups: names of nodes by the role they play; pictures put a box around each.
@@ -136,6 +137,14 @@ class ShownEdge:
         """Whether all its members are."""
         return all(edge.verified for edge in self.members)
 
+    @property
+    def known_by(self) -> EdgeEvidence:
+        """What is known of all its members at least."""
+        known = {edge.known_by for edge in self.members}
+        if "scored" in known:
+            return "scored"
+        return "weighed" if "weighed" in known else "verified"
+
 
 @dataclass(frozen=True)
 class Shown:
@@ -145,6 +154,7 @@ class Shown:
         n_edges: edges of the circuit that are shown, alone or as a part of another.
         n_inside: edges of the circuit between two nodes that became one; they are not shown.
         qkv: ``merge``, ``nodes`` or ``parallel``, as in ``View``.
+        collapsed: whether nodes of the circuit became one.
     """
 
     nodes: tuple[ShownNode, ...]
@@ -152,6 +162,7 @@ class Shown:
     n_edges: int
     n_inside: int
     qkv: str
+    collapsed: bool = False
 
     @cached_property
     def ports(self) -> Mapping[str, tuple[Slot, ...]]:
@@ -173,8 +184,8 @@ def show(circuit: Circuit, view: View, qkv: str) -> Shown:
         InputError: a group names a node that the model does not have.
     """
     check_groups(circuit, view)
-    circuit = _top(circuit, view.top)
     inner = {node.name: _inner(node, view) for node in circuit.nodes}
+    circuit = _top(circuit, view, inner)
     qkv = "merge" if view.collapse else view.qkv or qkv
     edges = [
         (inner[edge.source], _target(edge, inner[edge.target], qkv), edge) for edge in circuit.edges
@@ -202,6 +213,7 @@ def show(circuit: Circuit, view: View, qkv: str) -> Shown:
         len(shown),
         len(edges) - len(shown),
         qkv,
+        _collapses(view),
     )
 
 
@@ -230,12 +242,21 @@ def check_groups(circuit: Circuit, view: View) -> None:
         raise InputError(f"groups: {taken[0]!r} is a node of this model; name the group otherwise")
 
 
-def _top(circuit: Circuit, top: int | None) -> Circuit:
-    """The circuit of the ``top`` edges of largest magnitude."""
-    if top is None or top >= len(circuit.edges):
+def _collapses(view: View) -> bool:
+    return view.collapse in ("layers", "groups")
+
+
+def _top(circuit: Circuit, view: View, inner: Mapping[str, str]) -> Circuit:
+    """The circuit of the ``top`` largest edges, or of those that make the largest connections."""
+    if view.top is None or view.top >= len(circuit.edges):
         return circuit
-    # Equal edges stay in the order of computation, as sorting is stable.
-    largest = sorted(circuit.edges, key=lambda edge: -abs(edge.worth or 0.0))[:top]
+    edges = [(inner[edge.source], inner[edge.target], edge) for edge in circuit.edges]
+    between = [edge for edge in edges if edge[0] != edge[1]]
+    # What lies inside of one node takes no room.
+    inside = [edge for source, target, edge in edges if source == target]
+    # Equal ones stay in the order of computation, as sorting is stable.
+    lines = sorted(_edges(between, merged=_collapses(view)), key=lambda line: -abs(line.worth))
+    largest = [*inside, *(edge for line in lines[: view.top] for edge in line.members)]
     scores = {node.name: node.score for node in circuit.nodes if node.score is not None}
     return Circuit.build(circuit.shape, largest, scores)
 

@@ -12,6 +12,11 @@ const PAGE_OF_ROWS = 200;
 
 // ---- the circuit
 
+function knownBy(edge) {
+  if (edge.verified) return "verified";
+  return (edge.loss ?? null) === null ? "scored" : "weighed";
+}
+
 const edges = JSON.parse(byId("circuit").textContent).edges.map((edge, place) => {
   const measured = edge.verified;
   const worth = (measured ? measured.effect : edge.score) ?? 0;
@@ -26,9 +31,10 @@ const edges = JSON.parse(byId("circuit").textContent).edges.map((edge, place) =>
     error: measured ? measured.standard_error : null,
     interval: measured?.interval ?? null,
     inclusion: edge.inclusion ?? null,
+    loss: edge.loss ?? null,
     pairs: measured ? measured.n_pairs : null,
     score: edge.score,
-    kinds: [worth < 0 ? "negative" : "positive", edge.slot ?? "none", measured ? "verified" : "scored"],
+    kinds: [worth < 0 ? "negative" : "positive", edge.slot ?? "none", knownBy(edge)],
   };
 });
 const ranked = [...edges].sort((a, b) => b.size - a.size);
@@ -38,6 +44,7 @@ const nodes = new Map(all("[data-node]").map((element) => [element.dataset.node,
 const paths = new Map(all("[data-edge]").map((element) => [Number(element.dataset.edge), element]));
 const keys = all(".key"); // of the roles, in the legend
 const serves = all("[data-from]");
+const hasLosses = edges.some((edge) => edge.loss !== null);
 const hasIntervals = edges.some((edge) => edge.interval !== null);
 
 // Native tooltips would come late and beside ours, so their text moves into a map.
@@ -86,6 +93,7 @@ const COLUMNS = {
   effect: (edge) => edge.effect,
   error: (edge) => edge.error,
   interval: (edge) => edge.interval?.[0] ?? null,
+  loss: (edge) => edge.loss,
   score: (edge) => edge.score,
   pairs: (edge) => edge.pairs,
 };
@@ -398,6 +406,7 @@ function showTable() {
     cell("td", number(edge.effect), color);
     cell("td", edge.error === null ? "" : `\u00b1 ${Number(edge.error.toPrecision(2))}`);
     if (hasIntervals) cell("td", edge.interval ? `[${edge.interval.map(number).join(", ")}]` : "");
+    if (hasLosses) cell("td", number(edge.loss));
     cell("td", number(edge.score), edge.effect === null ? color : "");
     cell("td", edge.pairs ?? "\u2013");
     return row;
@@ -586,9 +595,10 @@ byId("save-csv").addEventListener("click", () => {
   const lines = tabled().map((edge) => [
     edge.name, edge.source, edge.target, edge.kinds[1] === "none" ? "" : edge.kinds[1],
     edge.score, edge.effect, edge.error, edge.pairs, ...(edge.interval ?? ["", ""]), edge.inclusion,
+    edge.loss,
   ]);
   const header = ["edge", "source", "target", "slot", "score", "effect", "standard_error", "n_pairs",
-    "effect_low", "effect_high", "inclusion"];
+    "effect_low", "effect_high", "inclusion", "loss"];
   save([header, ...lines].map((line) => `${line.map(cell).join(",")}\r\n`).join(""), "text/csv", "csv");
 });
 

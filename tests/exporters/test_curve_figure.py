@@ -10,7 +10,7 @@ import circuits_for_tests as by_hand
 import pytest
 
 from wiremap.edges import InputError
-from wiremap.exporters.pages.curve_figure import curves, faithfulness_curve
+from wiremap.exporters.pages.curve_figure import curve_picture, curves, faithfulness_curve
 
 POINTS = [(0.05, 0.25), (0.2, 0.75), (1.0, 1.0)]
 
@@ -66,3 +66,31 @@ def test_the_curve_s_style_sheet_is_kept_to_the_figure_and_dark_to_screens() -> 
     assert all(one.startswith(".curve ") for rule in rules for one in rule.split(","))
     assert found.style.count("@media") == found.style.count("@media screen and (") == 1
     assert "CPR 0.812, CMD 0.138" in found.figure
+
+
+def test_the_way_of_a_search_its_target_and_the_held_out_pairs_are_drawn() -> None:
+    path = [(40, 1.2), (6, 0.5), (10, 0.9), (6, 0.7)]
+    searched = {
+        "search": {
+            "least": 0.9,
+            "greatest": 1.1,
+            "reached": True,
+            "path": [{"edges": size, "faithfulness": value} for size, value in path],
+        },
+        "held_out": {
+            "n_pairs": 8, "metric": "logit_diff", "full": 1.0, "empty": 0.0, "circuit": 0.8,
+            "faithfulness": 0.8, "interval": [0.7, 0.85], "confidence": 0.9,
+        },
+    }  # fmt: skip
+    circuit = by_hand.circuit(evidence=searched)
+    assert curves(circuit) == {"the search": [(6 / 46, 0.7), (10 / 46, 0.9), (40 / 46, 1.2)]}
+    svg = curve_picture(circuit, "tiny on ioi")
+    assert svg is not None
+    for text in (
+        "band: target of 0.9 to 1.1", "edges kept, of the model&#x27;s 46", ">10</text>",
+        "on held-out pairs: 0.800 (0.700 to 0.850)", "<title>target: 0.9 to 1.1</title>",
+    ):  # fmt: skip
+        assert text in svg
+    both = by_hand.circuit(evidence={**searched, "curve": by_hand.CURVE})
+    assert list(curves(both)) == ["by score", "the search"]
+    assert curve_picture(by_hand.circuit(), "") is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import warnings
 from pathlib import Path
 
@@ -9,11 +10,12 @@ import circuits_for_tests as by_hand
 import pytest
 from click.testing import CliRunner
 
-from wiremap.circuits import discover, load_task
+from wiremap.circuits import Circuit, CircuitEdge, discover, load_task
 from wiremap.cli import main
-from wiremap.edges import InputError, Model
+from wiremap.edges import InputError, Model, ModelGraph
 from wiremap.edges.errors import WiremapWarning
 from wiremap.exporters import write_circuit, write_run_directory
+from wiremap.exporters.run_directory import files_written
 
 NAMES = [
     "faithfulness.svg",
@@ -62,7 +64,13 @@ def test_python_writes_the_files_that_the_command_writes(tmp_path: Path) -> None
     model = Model.load("induction-mini")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", WiremapWarning)  # without Graphviz
-        discover(model, load_task("induction", model, 4), tmp_path / "python", budget=30, size=10)
+        discover(
+            model,
+            load_task("induction", model, 4, part="search"),
+            tmp_path / "python",
+            budget=30,
+            size=10,
+        )
     names = {path.name for path in (tmp_path / "command").iterdir()}
     assert names == {path.name for path in (tmp_path / "python").iterdir()}
     assert names >= {*NAMES[:-1], "circuit.json", "effects.jsonl"}
@@ -81,3 +89,21 @@ def test_the_command_says_what_could_not_be_drawn(tmp_path: Path, no_dot: None) 
     assert "note: no svg picture: the dot program of Graphviz is not installed" in result.stderr
     assert "circuit.graphml (and" in result.stdout
     assert not (tmp_path / "run" / "circuit.svg").exists()
+
+
+@pytest.mark.skipif(shutil.which("dot") is None, reason="needs Graphviz: apt install graphviz")
+def test_large_circuits_have_an_overview_of_layers(tmp_path: Path) -> None:
+    shape = ModelGraph(6, 4, 4)
+    edges = [CircuitEdge("input", f"a{layer}.h{head}", slot, score=1.0)
+             for layer in range(6) for head in range(4) for slot in ("q", "k", "v")]  # fmt: skip
+    assert write_run_directory(Circuit.build(shape, edges), tmp_path)[-1] == "circuit-layers.svg"
+    assert files_written(tmp_path)[-1] == "circuit-layers.svg"
+    picture = (tmp_path / "circuit-layers.svg").read_text()
+    assert "72 of" in picture
+    assert ">a5<" in picture
+    assert "a5.h0" not in picture.partition("</title>")[0]
+    # A smaller one in its place takes it away.
+    assert "circuit-layers.svg" not in write_run_directory(
+        Circuit.build(shape, edges[:60]), tmp_path
+    )
+    assert "circuit-layers.svg" not in files_written(tmp_path)

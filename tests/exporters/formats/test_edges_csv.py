@@ -30,6 +30,7 @@ def test_a_row_for_each_edge() -> None:
     assert (row["score"], row["effect"], row["standard_error"]) == ("-0.5", "-0.75", "0.25")
     assert row["n_pairs"] == "8"
     assert (row["effect_low"], row["effect_high"], row["inclusion"]) == ("-1.25", "0.125", "0.625")
+    assert (row["loss"], found["a0.h0", "a1.h1", "k"]["loss"]) == ("-0.125", "")
     row = found["a0.h0", "a1.h1", "k"]
     assert (row["effect"], row["standard_error"], row["n_pairs"]) == ("", "", "")
     assert float(found["a1.h1", "logits", ""]["effect"]) == -1e-9
@@ -81,12 +82,16 @@ def test_columns_may_be_moved_and_added() -> None:
 
 def test_files_without_intervals_are_read() -> None:
     found = list(csv.DictReader(io.StringIO(to_edges_csv(by_hand.circuit()))))
-    columns = [name for name in COLUMNS if name not in ("effect_low", "effect_high", "inclusion")]
+    columns = [
+        name for name in COLUMNS if name not in ("effect_low", "effect_high", "inclusion", "loss")
+    ]
     older = io.StringIO()
     writer = csv.DictWriter(older, columns, extrasaction="ignore")
     writer.writeheader()
     writer.writerows(found)
-    edges = [replace(edge, interval=None, inclusion=None) for edge in by_hand.circuit().edges]
+    edges = [
+        replace(edge, interval=None, inclusion=None, loss=None) for edge in by_hand.circuit().edges
+    ]
     assert list(from_edges_csv(older.getvalue()).edges) == edges
 
 
@@ -102,7 +107,7 @@ def test_files_without_intervals_are_read() -> None:
         ("input,a0.h0,v", "a0.h0,a1.h1,q", "edge a0.h0->a1.h1<q> is named twice"),
         ("input,a0.h0,v,0.5,", "input,a0.h0,v,nan,", "row 2, score: expected a number, got 'nan'"),
         ("input,a0.h0,v,0.5,", "input,a0.h0,v,1e999,", "expected a finite number"),
-        ("input,a0.h0,v,0.5,", "input,a0.h0,v,0.5,,", "row 2: expected 16 values"),
+        ("input,a0.h0,v,0.5,", "input,a0.h0,v,0.5,,", "row 2: expected 17 values"),
         ("input,a0.h0,v,0.5,", 'input,a0.h0,v,"0.5,', "expected CSV"),
         (
             "input,a0.h0,v,0.5,1.25,",

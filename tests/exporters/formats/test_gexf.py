@@ -97,9 +97,9 @@ def test_what_gephi_draws_stands_after_the_values() -> None:
         ('type="double"', 'type="anyURI"', "expected a value of type 'anyURI'"),
         ("<nodes>", "<nodes><nodes/>", "nodes: expected node inside, got 'nodes'"),
         (
-            '"schema_version": "1.1"',
+            '"schema_version": "1.2"',
             '"schema_version": "9.0"',
-            "reads version 1.1, the document has 9.0",
+            "reads version 1.2, the document has 9.0",
         ),
     ],
 )

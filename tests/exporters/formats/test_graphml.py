@@ -70,6 +70,7 @@ def test_networkx_reads_types_and_values() -> None:
     assert edge["effect"] == edge["weight"] == 1.25
     assert edge["effect_se"] == 0.125
     assert (edge["effect_low"], edge["effect_high"], edge["inclusion"]) == (1.0, 1.5, 1.0)
+    assert edge["loss"] == 0.875
     assert edge["verified"] is True
     assert edge["n_pairs"] == 8
     assert (edge["sign"], edge["color"]) == ("positive", "#2166ac")
@@ -85,7 +86,8 @@ def test_queries_keys_and_values_between_two_nodes_are_one_edge() -> None:
     assert "effect" not in edge, "k was not measured"
     assert (edge["effect_low_q"], edge["effect_high_q"]) == (-1.25, 0.125)
     assert (edge["inclusion_q"], edge["inclusion_k"]) == (0.625, 0.0)
-    assert not {"effect_low", "effect_high", "inclusion", "effect_low_k"} & set(edge)
+    assert edge["loss_q"] == -0.125
+    assert not {"effect_low", "effect_high", "inclusion", "effect_low_k", "loss"} & set(edge)
     assert edge["verified"] is False
     assert edge["weight"] == 0.75 - 0.25
     assert edge["sign"] == "negative"
@@ -198,7 +200,7 @@ def test_queries_keys_and_values_as_parallel_edges() -> None:
         ('<data key="e_weight">1.25<', '<data key="e_weight">nan<', "of type 'double', got 'nan'"),
         ('<data key="e_weight">1.25<', '<data key="e_weight">much<', "of type 'double'"),
         ('<data key="e_score">0.5<', '<data key="e_score">1e999<', "expected a finite number"),
-        ('_schema_version">1.1<', '_schema_version">2.0<', "reads version 1.1, the document has 2"),
+        ('_schema_version">1.2<', '_schema_version">2.0<', "reads version 1.2, the document has 2"),
         ('key="g_shape">{', 'key="g_shape">[', "shape: expected JSON"),
         ('<data key="g_shape">', '<data key="g_shade">', "expected a declared key, got 'g_shade'"),
         ('attr.name="shape"', 'attr.name="shade"', "not what Gephi made of it"),

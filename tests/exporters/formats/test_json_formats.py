@@ -210,7 +210,7 @@ WRONG: dict[str, tuple[Callable[[Any], Circuit], dict[str, Any], str]] = {
     "node-link, newer": (
         from_node_link,
         edited(NODE_LINK, "graph", "schema_version", to="2.0"),
-        "reads version 1.1, the document has 2.0",
+        "reads version 1.2, the document has 2.0",
     ),
     "node-link, dangling": (
         from_node_link,

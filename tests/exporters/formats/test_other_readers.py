@@ -37,7 +37,7 @@ TYPES: Mapping[str, Any] = {
     "boolean": {"true": True, "false": False}.__getitem__,
 }
 KNOWN = (
-    "score", "effect", "effect_se", "effect_low", "effect_high", "n_pairs", "inclusion",
+    "score", "effect", "effect_se", "effect_low", "effect_high", "n_pairs", "inclusion", "loss",
 )  # fmt: skip
 """Columns of what is known of an edge."""
 CASES = [
@@ -128,7 +128,18 @@ def check_circuit(
             assert signs[row["sign"]] == (worth > 0) - (worth < 0)
     assert len(figures) == len(circuit.edges)
     assert set(figures) == {
-        (e.source, e.target, e.slot, e.score, e.effect, e.standard_error, *ends, e.n_pairs, share)
+        (
+            e.source,
+            e.target,
+            e.slot,
+            e.score,
+            e.effect,
+            e.standard_error,
+            *ends,
+            e.n_pairs,
+            share,
+            e.loss,
+        )
         for e in circuit.edges
         for ends, share in [(e.interval or (None, None), e.inclusion)]
     }

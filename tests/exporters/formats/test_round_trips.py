@@ -80,6 +80,7 @@ def circuits(draw: st.DrawFn, shared: bool = True) -> Circuit:
             slot,
             score=draw(st.none() | numbers),
             inclusion=draw(st.none() | st.floats(0, 1)),
+            loss=draw(st.none() | numbers),
         )
         if draw(st.booleans()):
             edge = replace(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import html
 import json
 import os
 import re
@@ -21,8 +22,10 @@ from synthetic import hostile
 
 from wiremap.circuits import Circuit, CircuitEdge
 from wiremap.circuits.result.document import from_document, loads, to_document
+from wiremap.circuits.result.headline import headline, remarks
 from wiremap.edges import InputError, ModelGraph
 from wiremap.exporters import View, write_circuit
+from wiremap.exporters.pages.report import to_report
 from wiremap.exporters.pages.viewer import MARK, Viewer, to_html
 from wiremap.exporters.pictures import dot, palette
 from wiremap.exporters.pictures.drawing import DRAWN, drawing, to_svg
@@ -265,7 +268,7 @@ def test_colour_dash_width_and_arrow_mean_what_they_mean_in_dot() -> None:
     (title,) = found["input->a0.h0<v>"]
     assert title.text == (
         "input->a0.h0<v>: effect +1.25 ± 0.12 logits, 95 % [+1, +1.5] (8 pairs), "
-        "score +0.5, in 100% of resampled circuits"
+        "score +0.5, the circuit loses +0.875 without it, in 100% of resampled circuits"
     )
 
 
@@ -320,7 +323,9 @@ print(*{"torch", "transformers", "numpy"} & set(sys.modules))
 def test_a_notebook_gets_a_picture_and_a_line() -> None:
     shown: dict[str, Any] = by_hand.circuit()._repr_mimebundle_()  # pyright: ignore[reportPrivateUsage]
     ElementTree.fromstring(shown["image/svg+xml"])
-    assert shown["text/plain"] == "Circuit of tiny on ioi: 6 of 46 edges, faithfulness 0.800"
+    assert shown["text/plain"] == (
+        "Circuit of tiny on ioi: 6 edges: faithfulness 0.80 on the pairs it was found on (none held out)"
+    )
 
 
 def test_the_viewer_of_a_notebook_is_the_page_in_a_closed_frame() -> None:
@@ -331,3 +336,23 @@ def test_the_viewer_of_a_notebook_is_the_page_in_a_closed_frame() -> None:
     assert attributes["sandbox"] == "allow-scripts allow-downloads"
     assert attributes["height"] == "300"
     assert MARK in (attributes["srcdoc"] or "")
+
+
+def test_pages_begin_with_the_headline_and_what_its_figures_do_not_agree_in() -> None:
+    held_out = {
+        "n_pairs": 8, "metric": "logit_diff", "full": 1.0, "empty": 0.0, "circuit": 0.8,
+        "faithfulness": 0.8, "interval": [0.7, 0.85], "confidence": 0.9,
+        "kl_share": 0.25, "accuracy": 0.5, "model_accuracy": 1.0,
+    }  # fmt: skip
+    circuit = by_hand.circuit(evidence={"held_out": held_out})
+    sentences = [headline(circuit), *remarks(circuit)]
+    assert len(sentences) == 3
+    for page in (to_html(circuit), to_report(circuit)):
+        places = [page.index(f">{html.escape(sentence)}</p>") for sentence in sentences]
+        assert page.index("</h1>") < places[0]
+        assert places == sorted(places)
+        assert places[-1] < page.index("</header>")
+    shown: dict[str, Any] = circuit._repr_mimebundle_()  # pyright: ignore[reportPrivateUsage]
+    first, *others = sentences
+    assert shown["text/plain"].splitlines() == [f"Circuit of tiny on ioi: {first}", *others]
+    assert "held-out faithfulness 0.80" in shown["image/svg+xml"]

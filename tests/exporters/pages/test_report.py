@@ -41,7 +41,9 @@ EVIDENCE: dict[str, Any] = {
 }  # fmt: skip
 FOUND: dict[str, Any] = {
     "model": {"name": "ioi-mini", "dtype": "float32", "bos": True, "kv": "grouped"},
-    "task": {"task": "ioi", "corruption": "abc", "seed": 0, "n_pairs": 64},
+    "task": {
+        "task": "ioi", "corruption": "abc", "seed": 0, "n_pairs": 64, "held_out": {"n_pairs": 64},
+    },
     "method": {
         "metric": "logit_diff", "direction": "noising", "gradient": "relevance", "steps": 10,
         "schedule": "midpoint", "reader": "linear", "budget": 200, "target": 0.9, "threshold": None,
@@ -130,9 +132,9 @@ def test_evidence_is_told() -> None:
         "0.875 stability: mean Jaccard of circuits over 1,000 resamples",
         "What may have been missed. No unverified edge is above 0.25.",
         "scored by relevance gradient, linear reader", "path patching, the 40 best of 46 edges",
-        "few that reach a faithfulness of 0.9",
+        "a search for few edges that are together as faithful as the target asks (0.9)",
         "m0->logits +3.5 ± 0.5 +2 8",
-        "a0.h0->a1.h1<q> \u22120.75 ± 0.25 [\u22121.25, +0.125] 62% \u22120.5 8",
+        "a0.h0->a1.h1<q> \u22120.75 ± 0.25 [\u22121.25, +0.125] \u22120.125 62% \u22120.5 8",
         "not verified 1,234", "Faithfulness of the best edges alone",
         "equivalence 0.125 0.25 8 as the model above or below the model",
         "random faithfulness 0.25 on average, from 0 to 0.5 (3 of them)",
@@ -152,6 +154,15 @@ def test_without_evidence_nothing_is_claimed() -> None:
     assert "6 edges were not verified, and no bound on their effects was computed" in told
     told = words(by_hand.circuit(evidence={"bound": {"largest": 0.5, "confidence": 0.99}}))
     assert "has an effect above +0.5 (confidence 0.99)" in told
+
+
+def test_a_sample_comes_before_the_bound_on_the_largest() -> None:
+    sample = {"statement": "At most 1 % <b>are</b> above."}
+    told = words(by_hand.circuit(evidence={"sample": sample}))
+    assert "At most 1 % <b>are</b> above." in told
+    assert "No edge that was not verified" not in told
+    told = words(by_hand.circuit(evidence={"sample": sample, "bound": {"largest": 0.5}}))
+    assert "are</b> above. No edge that was not verified has an effect above +0.5." in told
 
 
 @pytest.mark.parametrize("junk", [3, True, "text", [3], [[]], 10**400])
@@ -244,7 +255,18 @@ def test_the_command_is_rebuilt_from_what_the_circuit_says() -> None:
         "--reader exact --budget 10 --size 5 --prune greedy --batch-size 8"
     )
     own = replace(by_hand.circuit(**FOUND), task={"pairs": "my pairs.jsonl", "n_pairs": 8})
-    assert "--pairs 'my pairs.jsonl' --bos" in (rebuilt_command(own) or "")
+    assert "--pairs 'my pairs.jsonl' --held-out 0 --bos" in (rebuilt_command(own) or "")
+    judged: dict[str, dict[str, Any]] = {
+        "--pairs 'my pairs.jsonl' --bos": {"set_aside": 0.25, "held_out": {"n_pairs": 2}},
+        "--pairs 'my pairs.jsonl' --held-out 0.5 --bos": {"set_aside": 0.5, "held_out": {}},
+        "--pairs 'my pairs.jsonl' --held-out others.csv": {"held_out": {"pairs": "others.csv"}},
+    }
+    for expected, of_task in judged.items():
+        assert expected in (rebuilt_command(replace(own, task={**own.task, **of_task})) or "")
+    few = replace(own, task={"pairs": "my pairs.jsonl", "n_pairs": 7})
+    assert "--held-out" not in (rebuilt_command(few) or "")
+    kl = replace(by_hand.circuit(**FOUND), method={**FOUND["method"], "faithful_to": "kl"})
+    assert (rebuilt_command(kl) or "").endswith(" --faithful-to kl")
     weak = replace(by_hand.circuit(**FOUND), faithfulness=Faithfulness(0.0, 1.0, 0.5, 8))
     assert (rebuilt_command(weak) or "").endswith(" --allow-weak")
     assert rebuilt_command(by_hand.circuit()) is None

@@ -15,7 +15,7 @@ import pytest
 import synthetic
 from playwright.sync_api import Browser, FloatRect, Locator, Page, sync_playwright
 
-from wiremap.circuits import Circuit
+from wiremap.circuits import Circuit, CircuitEdge
 from wiremap.exporters import View, read_circuit, write_circuit
 from wiremap.exporters.pages.viewer import Viewer
 
@@ -223,7 +223,7 @@ def test_hovering_near_an_edge_tells_its_figures(show: Open) -> None:
     page.mouse.move(x + 3, y)
     told = (
         "input->a0.h0<v>: effect +1.25 ± 0.12 logits, 95 % [+1, +1.5] (8 pairs), "
-        "score +0.5, in 100% of resampled circuits"
+        "score +0.5, the circuit loses +0.875 without it, in 100% of resampled circuits"
     )
     assert page.inner_text("#tip") == told
     assert names(page, circuit, ".hot") == {"input->a0.h0<v>"}
@@ -288,7 +288,7 @@ def test_the_table_is_sorted_by_keyboard(show: Open) -> None:
     page = show(by_hand.circuit())
     heads = page.locator("thead th")
     sorts = "found => found.map(head => head.getAttribute('aria-sort'))"
-    assert heads.evaluate_all(sorts) == ["ascending"] + ["none"] * 6
+    assert heads.evaluate_all(sorts) == ["ascending"] + ["none"] * 7
     by_size = [
         "m0->logits", "input->a0.h0<v>", "a0.h0->a1.h1<q>", "a0.h0->a1.h1<k>",
         "a1.h1->logits", "input->m0",
@@ -313,16 +313,31 @@ def test_the_table_is_sorted_by_keyboard(show: Open) -> None:
 def test_the_table_tells_every_figure(show: Open) -> None:
     page = show(by_hand.circuit())
     rows = [row.split("\t") for row in page.locator("#rows tr").all_inner_texts()]
-    assert rows[0] == ["1", "m0->logits", "+3.5", "± 0.5", "", "+2", "8"]
+    assert rows[0] == ["1", "m0->logits", "+3.5", "± 0.5", "", "", "+2", "8"]
     assert rows[2] == [
-        "3", "a0.h0->a1.h1<q>", "\u22120.75", "± 0.25", "[\u22121.25, +0.125]", "\u22120.5", "8",
+        "3", "a0.h0->a1.h1<q>", "\u22120.75", "± 0.25", "[\u22121.25, +0.125]",
+        "\u22120.125", "\u22120.5", "8",
     ]  # fmt: skip
-    assert rows[3] == ["4", "a0.h0->a1.h1<k>", "", "", "", "+0.25", "\u2013"]
+    assert rows[3] == ["4", "a0.h0->a1.h1<k>", "", "", "", "", "+0.25", "\u2013"]
 
 
-def test_there_is_a_column_of_intervals_only_where_there_are_some(show: Open) -> None:
+def test_edges_weighed_in_the_circuit_alone_are_a_kind_of_their_own(show: Open) -> None:
+    edges = [
+        CircuitEdge("input", "m0", score=1.0, effect=2.0, n_pairs=8),
+        CircuitEdge("m0", "m1", score=-1.0, loss=-0.5),
+        CircuitEdge("m1", "logits", score=0.5),
+    ]
+    page = show(Circuit.build(by_hand.SHAPE, edges))
+    assert table(page) == ["input->m0", "m0->m1", "m1->logits"]
+    page.uncheck('[value="weighed"]')
+    assert table(page) == ["input->m0", "m1->logits"]
+    page.uncheck('[value="verified"]')
+    assert table(page) == ["m1->logits"]
+
+
+def test_there_are_columns_of_intervals_and_losses_only_where_there_are_some(show: Open) -> None:
     page = show(synthetic.circuit(12))
-    assert page.locator("th[data-column=interval]").count() == 0
+    assert page.locator("th[data-column=interval], th[data-column=loss]").count() == 0
     assert page.locator("#rows tr").first.locator("td, th").count() == 6
 
 
@@ -548,7 +563,7 @@ def test_the_saved_table_is_the_one_that_is_shown(show: Open, tmp_path: Path) ->
     assert rows[0] == {
         "edge": "a0.h0->a1.h1<k>", "source": "a0.h0", "target": "a1.h1", "slot": "k",
         "score": "0.25", "effect": "", "standard_error": "", "n_pairs": "",
-        "effect_low": "", "effect_high": "", "inclusion": "0",
+        "effect_low": "", "effect_high": "", "inclusion": "0", "loss": "",
     }  # fmt: skip
     assert rows[2]["effect"] == "1.25"
     assert (rows[2]["effect_low"], rows[2]["effect_high"], rows[2]["inclusion"]) == (

@@ -20,6 +20,7 @@ from wiremap.edges import InputError, ModelGraph, WiremapError
 from wiremap.exporters import View, read_groups, write_circuit
 from wiremap.exporters.pictures import graphviz as picture
 from wiremap.exporters.pictures.dot import to_dot
+from wiremap.exporters.pictures.drawing import to_svg
 from wiremap.exporters.pictures.graphviz import draw
 from wiremap.exporters.pictures.layout import positions
 from wiremap.exporters.pictures.mermaid import to_mermaid
@@ -348,3 +349,58 @@ def test_positions_of_what_is_shown_are_those_of_the_circuit() -> None:
             if line.strip().startswith(name.replace(".", "_") + " ")
         )
         assert f'pos="{x * 90:.1f},{y * 110:.1f}"' in line
+
+
+def known_apart() -> Circuit:
+    """Of its edges one was verified in the model, one in the circuit alone, and one is only scored."""
+    edges = [
+        CircuitEdge("input", "m0", score=1.0, effect=2.0, n_pairs=8, loss=1.0),
+        CircuitEdge("m0", "m1", score=-1.0, loss=-0.5),
+        CircuitEdge("m1", "logits", score=0.5),
+    ]
+    return Circuit.build(by_hand.SHAPE, edges)
+
+
+def test_what_is_known_of_an_edge_is_told_by_its_arrow() -> None:
+    circuit = known_apart()
+    assert [edge.known_by for edge in circuit.edges] == ["verified", "weighed", "scored"]
+    source = to_dot(circuit)
+    for ends, arrow in (("input -> m0", "normal"), ("m0 -> m1", "diamond"), ("m1 -> l", "onormal")):
+        (line,) = [line for line in source.splitlines() if line.strip().startswith(ends)]
+        assert f"arrowhead={arrow} " in line
+    for text in (source, to_svg(circuit)):
+        assert "diamond: verified in the circuit, not in the model" in text
+        assert "hollow arrow: scored, not verified" in text
+    assert 'marker-end="url(#negative-weighed-wide)"' in to_svg(circuit)
+    assert "the circuit loses -0.5 without it" in source
+    flowchart = to_mermaid(circuit)
+    for link in ("n0 --> n1", "n1 -.-x n2", "n2 --o n3"):
+        assert link in flowchart
+    assert "diamond" not in to_dot(by_hand.circuit())
+
+
+def test_edges_drawn_as_one_are_known_as_the_least_of_them_is() -> None:
+    edges = [
+        CircuitEdge("input", "a0.h0", "q", score=1.0, effect=1.0, n_pairs=1),
+        CircuitEdge("input", "a0.h0", "k", score=1.0, loss=0.5),
+    ]
+    (edge,) = show(Circuit.build(by_hand.SHAPE, edges), View(qkv="merge"), "merge").edges
+    assert edge.known_by == "weighed"
+
+
+def test_the_largest_connections_of_collapsed_layers_are_sums() -> None:
+    """Two edges of 2 make a connection larger than one of 3, and opposites cancel out."""
+    edges = [
+        CircuitEdge("a0.h0", "a1.h0", "q", score=2.0),
+        CircuitEdge("a0.h1", "a1.h1", "v", score=2.0),
+        CircuitEdge("input", "m0", score=3.0),
+        CircuitEdge("a0.h0", "logits", score=9.0),
+        CircuitEdge("a0.h1", "logits", score=-9.0),
+    ]
+    circuit = Circuit.build(by_hand.SHAPE, edges)
+    shown = show(circuit, View(collapse="layers", top=1), "merge")
+    assert set(shown_edges(shown)) == {"a0->a1<q,v>"}
+    assert shown.n_edges == 2
+    source = to_dot(circuit, View(collapse="layers", top=1))
+    assert "the 1 largest connections, 2 of 5 edges kept of 46 edges" in source
+    assert "h0 h1</FONT>" in source, "the heads that the attention of a layer has"
