@@ -1,14 +1,19 @@
-"""Processes to kill, forked from a process that has imported torch and all: that takes seconds."""
+"""Processes forked from one that has imported torch and all, which takes seconds: to kill, or to
+have a terminal of their own."""
 
 from __future__ import annotations
 
+import fcntl
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable
+import sys
+import termios
+from collections.abc import Callable, Mapping
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import tiny
 import torch
@@ -26,12 +31,31 @@ def start(target: Callable[..., Any], *arguments: Any) -> BaseProcess:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     process = context.Process(target=target, args=arguments)
-    process.start()
+    # Python 3.11 gives the server no path, without which it silently preloads nothing.
+    with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)):
+        process.start()
     return process
 
 
 def command(*arguments: str) -> None:
     """The command of these arguments."""
+    main(arguments)
+
+
+def command_in_terminal(
+    terminal: str, environment: Mapping[str, str], arguments: tuple[str, ...]
+) -> None:
+    """The command on a terminal, the one whose Ctrl-C reaches it."""
+    os.environ.clear()
+    os.environ.update(environment)
+    os.setsid()
+    descriptor = os.open(terminal, os.O_RDWR)
+    fcntl.ioctl(descriptor, termios.TIOCSCTTY, 0)
+    for standard in range(3):
+        os.dup2(descriptor, standard)
+    sys.stdin, sys.stdout, sys.stderr = (
+        os.fdopen(standard, mode, closefd=False) for standard, mode in enumerate("rww")
+    )
     main(arguments)
 
 
