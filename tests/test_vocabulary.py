@@ -13,11 +13,13 @@ import pytest
 import tiny
 import torch
 
+from wiremap.circuits import TASKS, load_task
 from wiremap.circuits.choice.rules import Rules
 from wiremap.circuits.evidence import evaluation
 from wiremap.circuits.result.hypothesis import check_settings
+from wiremap.circuits.zoo import build_tokenizer
 from wiremap.cli.main import COMMANDS, main
-from wiremap.edges import EdgeScores, InputError, Model, patch_edges, score_edges
+from wiremap.edges import EdgeScores, InputError, Model, Tokenizer, patch_edges, score_edges
 from wiremap.edges.names import vocabulary as words
 from wiremap.edges.names.nodes import FAMILIES
 from wiremap.edges.question import metrics
@@ -34,6 +36,7 @@ from wiremap.exporters import View
 
 MODEL = tiny.model("gpt2")
 PAIRS = tiny.pairs(2, 4)
+TOKENIZER = Tokenizer(build_tokenizer([TASKS["induction"]]), bos=True)
 SPANNED = replace(PAIRS, features=({"spans": {"a": [0, 2]}},) * 2)
 
 
@@ -65,6 +68,7 @@ LISTS: dict[str, tuple[tuple[str, ...], Callable[[str], Any]]] = {
         words.BASELINES,
         lambda word: rank_nodes(MODEL, PAIRS, "mlps", method=word, n_samples=8, probability=0.5),
     ),
+    "parts": (words.PARTS, lambda word: load_task("induction", TOKENIZER, 2, part=word)),
     "kv": (words.KV, lambda word: Model(tiny.bridge(tiny.hf_model("llama-gqa")), kv=word)),
     "frozen": (words.FROZEN, lambda word: patch_edges(MODEL, PAIRS, ["m0->logits"], frozen=word)),
     "sources": (words.PATCH_KINDS, Source),
@@ -113,7 +117,8 @@ def test_what_stands_without_a_word_is_one_of_them() -> None:
         (words.SUMMED, words.NODE_POSITIONS), (words.EDGE_AGGREGATE, words.EDGE_AGGREGATES),
         (words.NODE_AGGREGATE, words.NODE_AGGREGATES), (words.BASELINE, words.BASELINES),
         (words.NOTHING, words.FROZEN), (words.OTHER_RUN, words.PATCH_KINDS),
-        (words.SCHEME, words.SCHEMES), (words.OTHER, words.OTHERS),
+        (words.SCHEME, words.SCHEMES), (words.OTHER, words.OTHERS), (words.PART, words.PARTS),
+        (words.HELD_OUT, words.PARTS),
     ):  # fmt: skip
         assert usual in listed
 
