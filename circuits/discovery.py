@@ -331,20 +331,23 @@ class _Discovery:
     def _search(self) -> SearchResult:
         """A small circuit that is as faithful as the target asks, or the nearest to it."""
         question = self.question.about(metric=self.method.faithful_to)
-        options = SearchOptions(target=self.method.rules.target or TARGET)
         journal = None
         if self.run is not None:
             journal = open_journal(self.run.path / SEARCH_FILE, self.model.graph)
         with self._stage("search"):
-            return search(self.model, question, options, self.resources, journal)
+            return search(self.model, question, self._sought, self.resources, journal)
+
+    @property
+    def _sought(self) -> SearchOptions:
+        return SearchOptions(target=self.method.rules.target or TARGET)
 
     def _of_search(self, searched: SearchResult) -> SearchEvidence:
         """How the search went."""
-        options = SearchOptions(target=self.method.rules.target or TARGET)
+        target = self._sought.target
         return SearchEvidence(
             metric=self.method.faithful_to,
-            least=options.target,
-            greatest=2 - options.target,
+            least=target,
+            greatest=2 - target,
             reached=searched.reached,
             minimal=searched.minimal,
             rounds=searched.n_rounds,

@@ -174,14 +174,18 @@ def resume_effects(
             stacklevel=3,
         )
     if cut:
-        try:
-            os.truncate(path, kept[-1][1] if kept else 0)
-        except OSError as error:
-            raise InputError(
-                f"cannot write {path}: {error.strerror}; make it writable, or choose another "
-                "place (-o)"
-            ) from error
+        cut_to(path, kept[-1][1] if kept else 0)
     return [item for item, _ in kept]
+
+
+def cut_to(path: Path, size: int) -> None:
+    """Takes off what a file has beyond so many bytes. Raises InputError if it cannot be written."""
+    try:
+        os.truncate(path, size)
+    except OSError as error:
+        raise InputError(
+            f"cannot write {path}: {error.strerror}; make it writable, or choose another place (-o)"
+        ) from error
 
 
 def _complete_lines(path: Path) -> list[tuple[Verified, int]]:

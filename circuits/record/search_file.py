@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from ...edges.errors import InputError
 from ...edges.names.graph import ModelGraph
 from ...edges.runs.masks import full_mask
 from ..result.document import loads
-from .effects_file import append_lines
+from .effects_file import append_lines, cut_to
 
 SEARCH_FILE = "search.jsonl"
 
@@ -85,13 +84,7 @@ def open_journal(path: Path, graph: ModelGraph) -> Journal:
     known = [_round(record, graph) for record in _records(path, lines)]
     end = sum(map(len, lines))
     if end < len(content):
-        try:
-            os.truncate(path, end)
-        except OSError as error:
-            raise InputError(
-                f"cannot write {path}: {error.strerror}; make it writable, or choose another "
-                "place (-o)"
-            ) from error
+        cut_to(path, end)
     return Journal(known, lambda each: append_lines(path, _line(each)))
 
 
