@@ -8,26 +8,26 @@ these shares, and what lies on no path from ``input`` to ``logits`` goes. (Integ
 Sundararajan et al., 2017, arXiv 1703.01365; of masks of edges, at the whole model alone, in Hanna et
 al., 2024, arXiv 2403.17806, who integrate over inputs instead. Iterating is ours.)
 
-Selection. Edges with positive shares carry the behaviour, those with negative ones oppose it. Of the
-edges to keep, an opposing share counts 0, 1/2 or 1 of one that carries as much: the least of these
-that keeps the circuit's faithfulness at the target. With 0 what opposes goes first, so the circuit
-overshoots; what overshoots can be pruned further, and what falls short cannot.
+Selection. Edges with positive shares carry the behaviour, those with negative ones oppose it. Kept by
+sign alone, a circuit overshoots: it is worth several times the model, on other prompts something
+else, and its other predictions are far from the model's. So of the edges to keep, an opposing share
+counts a part, from 0 to 1, of one that carries as much: the part that brings the circuit's
+faithfulness nearest to 1. The smallest circuits, which cannot overshoot, oppose nothing.
 
-Elimination. Of the smallest circuit within the target, groups of edges are taken out, the least
-shares first, halves of a group that cannot be spared next, down to single edges.
+Elimination. Of the smallest circuit that is enough, groups of edges are taken out, the least shares
+first, halves of a group that cannot be spared next, down to single edges.
 
-Gradients are of every other pair; how much opposing edges count, where to stop and what can be spared
-is judged by these and by the rest, on whichever it is worth less: edges chosen on few pairs do
-more on these than elsewhere, and the rest alone are few as well. What the circuit is worth is for
-pairs to say that the search never saw.
+Gradients are of all pairs, and so is the faithfulness that circuits are judged by. Chance makes some
+of many circuits look well; so a circuit must be near 1 on every other pair and on the rest as well,
+which in built-in tasks have other words and templates. What it is worth elsewhere is for pairs to say
+that the search never saw.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -38,7 +38,6 @@ from ...edges.effects.mask_gradients import MaskedRuns
 from ...edges.errors import InputError
 from ...edges.model.transformer import Model
 from ...edges.names.vocabulary import MASK_STEPS, TARGET
-from ...edges.question.prompts import PromptPairs
 from ...edges.question.question import Question
 from ...edges.runs.masks import full_mask, live_mask
 from ...edges.runs.sweep import Resources
@@ -49,10 +48,14 @@ from .rules import Rules
 Mask = Bool[Tensor, "writer reader"]
 
 OPPOSING = (0.0, 0.5, 1.0)
-"""What an opposing share may count, of one that carries as much."""
+"""What an opposing share may count, of one that carries as much, before it is tried more finely."""
 
-_FEWEST_SPLIT = 8
-"""With fewer pairs, all serve for gradients and judging alike."""
+_HALVINGS = 2
+_NEAR = 0.0125
+"""Finer parts are tried so often, until a circuit's faithfulness is so near to 1."""
+
+_FEWEST_HALVED = 8
+"""Fewer pairs are not judged by halves."""
 
 _FIRST = 0.05
 _FIRST_AT_LEAST = 1000
@@ -69,9 +72,6 @@ _FEWEST = 5
 _OFTEN = 30
 _ROUNDS = 6
 """For the time left: pruning often goes down to so few edges, and takes so many finer rounds."""
-
-_FAR_BELOW = 0.5
-"""The first pruning ends below this share of the target."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,24 +97,24 @@ class SearchOptions:
             if getattr(self, name) < least:
                 raise InputError(f"expected {name} of at least {least}, got {getattr(self, name)}")
 
-    @property
-    def aim(self) -> tuple[float, float]:
-        """The least and the greatest faithfulness that the search takes for enough.
+    def off(self, each: Round) -> float:
+        """How far a circuit is from what the search takes for enough; 0 if it is enough.
 
-        The least lies three quarters of the way from the target to 1: of many circuits those are
-        taken that chance makes look well; one cut down to the target itself would fall below it
-        elsewhere.
+        On all pairs it shall be three quarters of the way from the target to 1, on each half of them
+        a quarter: of many circuits those are taken that chance makes look well, and one cut down to
+        the target itself would fall below it elsewhere.
         """
-        return (3 + self.target) / 4 - TOLERANCE, 2 - self.target + TOLERANCE
-
-    def enough(self, faithfulness: float) -> bool:
-        """Whether it is what the search aims at."""
-        least, greatest = self.aim
-        return least <= faithfulness <= greatest
+        of_halves = [self._off(half, 1 / 4) for half in each.halves]
+        return max([self._off(each.judged, 3 / 4), *of_halves])
 
     def reached(self, faithfulness: float) -> bool:
         """Whether it is within the target."""
-        return self.target - TOLERANCE <= faithfulness <= self.aim[1]
+        return self._off(faithfulness, 0) == 0
+
+    def _off(self, faithfulness: float, way: float) -> float:
+        """How far it is outside of the target, moved so far of the way to 1."""
+        width = (1 - way) * (1 - self.target) + TOLERANCE
+        return max(0.0, abs(faithfulness - 1) - width)
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +124,7 @@ class SearchResult:
     Attributes:
         rounds: in the order they were come by; the first is that of all edges.
         chosen: the smallest that the search takes for enough, or the one nearest to it.
-        shares: of the chosen circuit's edges, on the pairs of the gradients, in units of the metric.
+        shares: of the chosen circuit's edges, in units of the metric.
         reached: whether the chosen one is within the target.
         minimal: whether elimination tried each edge of the chosen circuit alone, in vain.
     """
@@ -156,16 +156,6 @@ class SearchResult:
                 }
 
 
-def split(pairs: PromptPairs) -> tuple[PromptPairs, PromptPairs]:
-    """The pairs that gradients are taken on, every other one, and the rest.
-
-    Of fewer than 8 pairs, all are both.
-    """
-    if len(pairs) < _FEWEST_SPLIT:
-        return pairs, pairs
-    return pairs.take(range(0, len(pairs), 2)), pairs.take(range(1, len(pairs), 2))
-
-
 def search(
     model: Model,
     question: Question,
@@ -185,54 +175,39 @@ def search(
             corrupted prompts.
         WiremapError: a metric or gradient that is not finite.
     """
-    searching, judging = split(question.pairs)
-    with ExitStack() as entered:
-
-        def runs_of(pairs: PromptPairs) -> MaskedRuns:
-            about = question.about(pairs=pairs)
-            return entered.enter_context(MaskedRuns(model, about, resources.quiet()))
-
-        runs = runs_of(searching)
-        others = runs if searching is judging else runs_of(judging)
-        return _Search(runs, others, options, resources, journal or Journal()).result()
+    with MaskedRuns(model, question, resources.quiet()) as runs:
+        return _Search(runs, options, resources, journal or Journal()).result()
 
 
 class _Search:
     """One search, from what is known on."""
 
     def __init__(
-        self,
-        runs: MaskedRuns,
-        others: MaskedRuns,
-        options: SearchOptions,
-        resources: Resources,
-        journal: Journal,
+        self, runs: MaskedRuns, options: SearchOptions, resources: Resources, journal: Journal
     ) -> None:
-        self.runs, self.others, self.options = runs, others, options
+        self.runs, self.options = runs, options
         self.resources, self.journal = resources, journal
         self.graph = runs.model.graph
-        self.gap = _gap(runs)
+        self.gap = (runs.full.mean() - runs.empty.mean()).item()
         # A gradient is taken for about three runs. How far down pruning goes is not known before.
-        self._passes = 3 * options.steps + 2
+        self._passes = 3 * options.steps + len(OPPOSING)
         falling = math.log(_first(self.graph.n_edges) / _OFTEN) / -math.log(_SHRINK)
         self._total = (_ROUNDS + max(0, round(falling))) * self._passes + options.trials
         self._told = 0
-        for measured in (runs, others):
-            if _gap(measured) == 0:
-                raise InputError(
-                    "the metric is the same on the clean and on the corrupted prompts, so there is "
-                    "nothing to be faithful to; use prompts that differ in the behaviour"
-                )
+        if self.gap == 0:
+            raise InputError(
+                "the metric is the same on the clean and on the corrupted prompts, so there is "
+                "nothing to be faithful to; use prompts that differ in the behaviour"
+            )
 
     def result(self) -> SearchResult:
         """Prunes, prunes in finer steps, eliminates."""
         every = full_mask(self.graph)
-        self._note(every)
-        n_edges = self.graph.n_edges
-        self._prune(every, _first(n_edges), _SHRINK, _FAR_BELOW * self.options.target)
-        # From what is more than enough as well: a coarse round may have gone past the aim.
-        least = self._smallest((self.options.aim[0], math.inf))
-        self._prune(least.mask, int(_FINER * least.n_edges), _FINER, self.options.target)
+        self._add(every, lambda: self._judged(every))
+        self._prune(every, _first(self.graph.n_edges), _SHRINK)
+        # A coarse round may have gone past the smallest that is enough.
+        least = self._smallest()
+        self._prune(least.mask, int(_FINER * least.n_edges), _FINER)
         chosen, minimal = self._eliminate(self._smallest())
         self.resources.report("search", self._total - self._told, self._total)
         return SearchResult(
@@ -243,70 +218,64 @@ class _Search:
             minimal=minimal,
         )
 
+    def _add(self, mask: Mask, measure: Callable[[], Round]) -> Round:
+        """One more circuit that was pruned."""
+        self._report(self._passes)
+        return self.journal.add(mask, measure)
+
     def _report(self, passes: int) -> None:
         """So many passes over the pairs were made, or are about to be."""
         passes = min(passes, self._total - self._told)
         self._told += passes
         self.resources.report("search", passes, self._total)
 
-    def _smallest(self, window: tuple[float, float] | None = None) -> Round:
+    def _smallest(self) -> Round:
         """The smallest pruned circuit so far that is enough, or the nearest to it."""
         rounds = [each for each in self.journal.rounds if each.how == "pruned"]
         # All edges are within any target, and no circuit.
-        return smallest_within(rounds[1:] or rounds, window or self.options.aim)
+        return smallest_enough(rounds[1:] or rounds, self.options)
 
-    def _note(self, mask: Mask) -> Round:
-        """Measures a pruned circuit."""
-
-        def measured() -> Round:
-            return Round(mask, "pruned", self._judged(mask))
-
-        self._report(self._passes)
-        return self.journal.add(mask, measured)
-
-    def _prune(self, mask: Mask, n_edges: int, keep: float, lowest: float) -> None:
-        """Rounds from a circuit down, until it is small or its faithfulness low."""
+    def _prune(self, mask: Mask, n_edges: int, keep: float) -> None:
+        """Rounds from a circuit down, until it is small or falls short of the target."""
         while n_edges >= min(_FEWEST, self.graph.n_edges):
-            known = self.journal.next_known()
-            smaller = self._chosen(mask, n_edges) if known is None else known.mask
-            if not bool(smaller.any()) or torch.equal(smaller, mask):
+            smaller = self.journal.next_known() or self._chosen(mask, n_edges)
+            if not bool(smaller.mask.any()) or torch.equal(smaller.mask, mask):
                 return
-            mask = smaller
-            if self._note(mask).judged < lowest:
+            mask = smaller.mask
+            if self._add(mask, lambda each=smaller: each).judged < self.options.target - TOLERANCE:
                 return
             n_edges = int(keep * min(n_edges, int(mask.sum())))
 
-    def _judged(self, mask: Mask, least: float = -math.inf) -> float:
-        """The lower of its faithfulness on the pairs of the gradients and on the others.
-
-        Where it is below ``least`` on the others, that is all that is measured.
-        """
-        of_others = faithfulness(self.others, mask)
-        if self.others is self.runs or of_others < least:
-            return of_others
-        return min(of_others, faithfulness(self.runs, mask))
+    def _judged(self, mask: Mask, how: str = "pruned") -> Round:
+        """A circuit, judged."""
+        values = self.runs.values(mask)
+        of_all, *of_halves = (
+            faithfulness(values[rows], self.runs.full[rows], self.runs.empty[rows])
+            for rows in judged_on(len(values))
+        )
+        return Round(mask, how, of_all, tuple(of_halves))
 
     def _shares(self, mask: Mask) -> Float64[Tensor, "writer reader"]:
         """What the metric owes to each edge of a circuit."""
         steps = self.options.steps
         return self.runs.gradients_along(mask, steps, wanted=mask).gradients.where(mask, 0.0)
 
-    def _chosen(self, mask: Mask, n_edges: int) -> Mask:
+    def _chosen(self, mask: Mask, n_edges: int) -> Round:
         """The next circuit."""
         shares = self._shares(mask)
 
-        def keeping(opposing: float) -> Mask:
+        def counting(opposing: float) -> Round:
             kept = select_edges(shares, mask, n_edges, opposing=opposing, gap=self.gap)
-            return live_mask(self.graph, kept)
+            return self._judged(live_mask(self.graph, kept))
 
-        return least_opposing(keeping, self._judged, self.options.aim[0])
+        return balanced(counting)
 
     def _eliminate(self, start: Round) -> tuple[Round, bool]:
         """The circuit less what it can do without; and whether each edge left is needed.
 
         One that is not enough is left as it is.
         """
-        if not self.options.trials or not self.options.enough(start.judged):
+        if not self.options.trials or self.options.off(start):
             return start, False
         shares = self._shares(start.mask).abs()
         order = shares.where(start.mask, torch.inf).flatten().argsort(stable=True)
@@ -320,8 +289,8 @@ class _Search:
                 return None
 
             def tried() -> Round:
-                judged = self._judged(mask, self.options.aim[0])
-                return Round(mask, "spared" if self.options.enough(judged) else "needed", judged)
+                each = self._judged(mask)
+                return replace(each, how="needed" if self.options.off(each) else "spared")
 
             self._report(1)
             latest = self.journal.add(mask, tried)
@@ -336,6 +305,12 @@ class _Search:
 def _first(n_edges: int) -> int:
     """How many edges the first round keeps."""
     return max(int(_FIRST * n_edges), min(int(_SHRINK * n_edges), _FIRST_AT_LEAST))
+
+
+def judged_on(n_pairs: int) -> list[slice]:
+    """The pairs that circuits are judged on: all; every other one, and the rest, if not too few."""
+    halves = [slice(0, None, 2), slice(1, None, 2)]
+    return [slice(None), *(halves if n_pairs >= _FEWEST_HALVED else [])]
 
 
 def eliminate(
@@ -379,20 +354,29 @@ def eliminate(
             return mask, True
 
 
-def least_opposing(
-    keeping: Callable[[float], Mask], measure: Callable[[Mask], float], least: float
-) -> Mask:
-    """The circuit that counts opposing edges least and is worth ``least``, or is worth the most."""
-    tried: list[tuple[float, Mask]] = []
-    for part in OPPOSING:
-        kept = keeping(part)
-        if any(torch.equal(kept, other) for _, other in tried):
-            continue
-        worth = measure(kept)
-        if worth >= least:
-            return kept
-        tried.append((worth, kept))
-    return max(tried, key=lambda one: one[0])[1]
+def balanced(counting: Callable[[float], Round]) -> Round:
+    """Of the circuits that count opposing edges more or less, the one nearest to a faithfulness of 1.
+
+    ``OPPOSING`` is tried, then what lies halfway from the nearest to its neighbours, and so on; no
+    more once one is near. Of equally near ones the first.
+    """
+    tried: dict[float, Round] = {}
+
+    def distance(part: float) -> float:
+        return abs(tried[part].judged - 1)
+
+    def nearest(parts: Iterable[float]) -> float:
+        for part in parts:
+            near = any(distance(other) <= _NEAR for other in tried)
+            if 0 <= part <= 1 and not near:
+                tried[part] = counting(part)
+        return min(tried, key=distance)
+
+    part, step = nearest(OPPOSING), OPPOSING[1]
+    for _ in range(_HALVINGS):
+        step /= 2
+        part = nearest((part - step, part + step))
+    return tried[part]
 
 
 def select_edges(
@@ -417,39 +401,36 @@ def select_edges(
     return chosen & mask
 
 
-def _gap(runs: MaskedRuns) -> float:
-    """Mean metric of the clean runs less that of the corrupted ones."""
-    return (runs.full.mean() - runs.empty.mean()).item()
-
-
-def faithfulness(runs: MaskedRuns, mask: Mask) -> float:
+def faithfulness(
+    values: Float64[Tensor, "pair"], full: Float64[Tensor, "pair"], empty: Float64[Tensor, "pair"]
+) -> float:
     """(metric(circuit) - metric(no edge)) / (metric(all) - metric(no edge)), means over pairs."""
-    return ((runs.values(mask).mean() - runs.empty.mean()) / _gap(runs)).item()
+    return ((values.mean() - empty.mean()) / (full.mean() - empty.mean())).item()
 
 
-def smallest_within(rounds: Sequence[Round], window: tuple[float, float]) -> Round:
-    """The smallest circuit whose faithfulness lies within the window, or that nearest to it.
+def smallest_enough(rounds: Sequence[Round], options: SearchOptions) -> Round:
+    """The smallest circuit that is enough, or that nearest to it.
 
-    The next larger circuit must not lie below the window, if there is a choice: on few pairs, some
-    small circuit of a path that has left the window comes back into it by chance. Of circuits
-    equally small, or near, the last.
+    Where none is enough on both halves of the pairs, what it is on all of them decides. The next
+    larger circuit must not fall short of the target, if there is a choice: on few pairs, some small
+    circuit of a path that fell short comes back into it by chance. Of circuits equally small, or
+    near, the last.
 
     Raises:
         InputError: no rounds.
     """
     if not rounds:
         raise InputError("expected at least one circuit to choose from, got none; run the search")
-    least, greatest = window
     falling = sorted(rounds, key=lambda one: -one.n_edges)
     supported = [
         one
         for larger, one in zip([falling[0], *falling], falling, strict=False)
-        if least <= one.judged <= greatest and larger.judged >= least
+        if larger.judged >= options.target - TOLERANCE
     ]
-    if supported:
-        return supported[-1]
-
-    def distance(one: Round) -> float:
-        return max(least - one.judged, one.judged - greatest, 0.0)
-
-    return min(reversed(falling), key=distance)
+    for ignored in (False, True):
+        enough = [
+            one for one in supported if not options.off(replace(one, halves=()) if ignored else one)
+        ]
+        if enough:
+            return enough[-1]
+    return min(reversed(falling), key=lambda one: options.off(replace(one, halves=())))

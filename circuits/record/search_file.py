@@ -30,12 +30,14 @@ class Round:
     Attributes:
         how: ``pruned``, ``spared`` (a circuit less a group of edges) or ``needed`` (the same, where
             the group cannot be spared).
-        judged: its faithfulness, as the search judges it.
+        judged: its faithfulness on all pairs of the search.
+        halves: its faithfulness on every other pair, and on the rest; none where pairs are few.
     """
 
     mask: Bool[Tensor, "writer reader"]
     how: str
     judged: float
+    halves: tuple[float, ...] = ()
 
     @property
     def n_edges(self) -> int:
@@ -103,7 +105,7 @@ def _records(path: Path, lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
     for number, raw in enumerate(lines, start=1):
         try:
             record = loads(raw.decode())
-            _ = (str(record["how"]), float(record["faithfulness"]))
+            _ = (str(record["how"]), float(record["faithfulness"]), _halves(record))
             base64.b64decode(record.get("edges", ""), validate=True)
         except (InputError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
             raise InputError(
@@ -118,6 +120,7 @@ def _line(each: Round) -> str:
         "how": each.how,
         "n_edges": each.n_edges,
         "faithfulness": each.judged,
+        "of_halves": each.halves,
     }
     # What was tried in elimination follows from the circuit it began with.
     if each.how == "pruned":
@@ -133,4 +136,8 @@ def _round(record: dict[str, Any], graph: ModelGraph) -> Round:
         packed = numpy.frombuffer(base64.b64decode(record["edges"]), dtype=numpy.uint8)
         bits = numpy.unpackbits(packed, count=shape.numel())
         mask = torch.from_numpy(bits.copy()).bool().view(shape)
-    return Round(mask, str(record["how"]), float(record["faithfulness"]))
+    return Round(mask, str(record["how"]), float(record["faithfulness"]), _halves(record))
+
+
+def _halves(record: dict[str, Any]) -> tuple[float, ...]:
+    return tuple(float(half) for half in record["of_halves"])

@@ -15,7 +15,7 @@ from typing import Any
 
 from ...edges.errors import InputError
 from ...edges.model.tokens import Tokenizer
-from ...edges.names.vocabulary import PART
+from ...edges.names.vocabulary import PART, SEARCH
 from .parts import in_part, part_of, split
 
 Words = Mapping[str, Sequence[str]]
@@ -90,7 +90,9 @@ def sample_records(
 ) -> list[Record]:
     """Distinct records of the task's templates and words, all of which are used.
 
-    Fewer than asked for when a thousand draws in a row gave nothing new.
+    Fewer than asked for when a thousand draws in a row gave nothing new. Of the part ``search``
+    every other record has templates and words of its own, as ``halves`` has it; where nothing new
+    comes of these, of the whole part.
 
     Args:
         part: ``load_task`` says what parts are.
@@ -100,10 +102,12 @@ def sample_records(
     rng = random.Random(draws if part == PART else f"{draws} {part}")
     by_prompt = "templates" not in held_apart(task)
     task = _of_part(task, part)
+    turns = halves(task) if part == SEARCH else (task, task)
     records: dict[tuple[str, str], Record] = {}
     fruitless = 0
     while len(records) < n_records and fruitless < 1000:
-        record = task.sample(rng.choice(task.templates), task.words, rng, corruption)
+        drawn = turns[len(records) % 2] if fruitless < 500 else task
+        record = task.sample(rng.choice(drawn.templates), drawn.words, rng, corruption)
         n_before = len(records)
         if not by_prompt or in_part(record["clean"], part):
             # A pair that was drawn before changes nothing; the first record of it stays.
@@ -129,6 +133,25 @@ def _of_part(task: Task, part: str) -> Task:
         for kind, words in task.words.items()
     }
     return replace(task, words=words, templates=part_of(task.templates, part, 1))
+
+
+def halves(task: Task) -> tuple[Task, Task]:
+    """A spelled task with every other template and word of each kind, and with the rest.
+
+    What is too few for that, or in ``Task.shared``, both have.
+    """
+
+    def half(offset: int) -> Task:
+        words = {
+            kind: words
+            if kind in task.shared or len(words) // 2 < task.needs.get(kind, 1)
+            else words[offset::2]
+            for kind, words in task.words.items()
+        }
+        templates = task.templates[offset::2] if len(task.templates) > 1 else task.templates
+        return replace(task, words=words, templates=templates)
+
+    return half(0), half(1)
 
 
 def usable_words(task: Task, tokenizer: Tokenizer) -> dict[str, list[str]]:

@@ -19,8 +19,9 @@ MODEL = "ioi-mini"
 N_PAIRS = 64
 SEED = 0
 
+SEARCH = "search"
 HELD_OUT = "held-out"
-PARTS = ("all", "search", HELD_OUT)
+PARTS = ("all", SEARCH, HELD_OUT)
 """Of a task's pairs: all, those a search may see, and those that judge what it finds."""
 PART = "all"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,15 @@ import torch
 from torch import Tensor
 
 from wiremap.circuits.choice.search import (
-    OPPOSING,
     SearchOptions,
     SearchResult,
+    balanced,
     eliminate,
     faithfulness,
-    least_opposing,
+    judged_on,
     search,
     select_edges,
-    smallest_within,
-    split,
+    smallest_enough,
 )
 from wiremap.circuits.record.search_file import Journal, Round, open_journal
 from wiremap.edges import InputError, Model, PromptPairs
@@ -105,8 +105,9 @@ def test_no_edge_of_the_circuit_left_can_be_spared(seed: int) -> None:
             without = mask.clone()
             without.view(-1)[place] = False
             left = live_mask(model.graph, without)
-            enough = SearchOptions(target=0.5).enough
-            assert not (left.any() and enough(faithfulness(runs, left)))
+            worth = faithfulness(runs.values(left), runs.full, runs.empty)
+            off = SearchOptions(target=0.5).off(Round(left, "needed", worth))
+            assert off or not left.any()
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -159,30 +160,32 @@ def test_opposing_edges_count_as_much_as_is_said() -> None:
 
 def test_edges_without_a_share_may_be_kept() -> None:
     shares, every = torch.zeros(1, 5).double(), torch.ones(1, 5, dtype=torch.bool)
-    for opposing in OPPOSING:
+    for opposing in (0.0, 0.5, 1.0):
         assert int(select_edges(shares, every, 3, opposing=opposing).sum()) == 3
 
 
 @pytest.mark.parametrize(
     ("worth", "expected", "runs"),
     [
-        ({0.0: 3.0, 0.5: 1.0, 1.0: 0.95}, 0.0, 1),
-        ({0.0: 0.8, 0.5: 1.2, 1.0: 1.0}, 0.5, 2),
-        ({0.0: 0.5, 0.5: 0.7, 1.0: 0.6}, 0.5, 3),
+        (lambda _: 1.01, 0.0, 1),
+        (lambda part: 0.8 - part, 0.0, 5),
+        (lambda part: 3 - 2 * part, 1.0, 3),
+        (lambda part: 2.5 - 2.4 * part, 0.625, 6),
+        (lambda part: part - 1.7, 1.0, 5),
+        (lambda part: 1.5 - 2 * part, 0.25, 4),
     ],
 )
-def test_opposing_edges_count_no_more_than_the_target_needs(
-    worth: dict[float, float], expected: float, runs: int
+def test_opposing_edges_count_what_brings_a_circuit_nearest_to_the_model(
+    worth: Callable[[float], float], expected: float, runs: int
 ) -> None:
-    masks = {part: torch.arange(4)[:, None] < 1 + 2 * part for part in worth}
     tried: list[float] = []
 
-    def measure(mask: Tensor) -> float:
-        tried.append(next(part for part in worth if torch.equal(mask, masks[part])))
-        return worth[tried[-1]]
+    def counting(part: float) -> Round:
+        tried.append(part)
+        return of_size(4, worth(part))
 
-    assert torch.equal(least_opposing(masks.__getitem__, measure, 0.9), masks[expected])
-    assert len(tried) == runs
+    assert balanced(counting).judged == worth(expected)
+    assert len(tried) == len(set(tried)) == runs
 
 
 # ---- the whole search
@@ -202,34 +205,25 @@ def test_circuits_are_smaller_round_by_round_and_on_paths(one_result: SearchResu
         assert torch.equal(live_mask(graph, each.mask), each.mask)
 
 
-def test_a_circuit_is_judged_by_the_half_on_which_it_is_worth_less(
-    one_result: SearchResult,
-) -> None:
+def test_a_circuit_is_judged_on_all_pairs_and_on_both_halves(one_result: SearchResult) -> None:
     pairs = tiny.pairs(8)
-    first, second = split(pairs)
-    assert {*first.clean[:, 0].tolist()} <= {*pairs.clean[:, 0].tolist()}
-    assert len(first) == len(second) == 4
-    with (
-        MaskedRuns(small(), Question(pairs=first), Resources()) as runs,
-        MaskedRuns(small(), Question(pairs=second), Resources()) as others,
-    ):
-        for each in one_result.rounds:
-            both = faithfulness(runs, each.mask), faithfulness(others, each.mask)
-            if each.how != "needed":
-                assert each.judged == pytest.approx(min(both), abs=1e-4)
-            else:
-                assert not WIDE.enough(each.judged)
-                assert any(each.judged == pytest.approx(one, abs=1e-4) for one in both)
+    of_halves = [pairs.take(range(start, 8, 2)) for start in (0, 1)]
+    for each in one_result.rounds:
+        for part, expected in zip((pairs, *of_halves), (each.judged, *each.halves), strict=True):
+            with MaskedRuns(small(), Question(pairs=part), Resources()) as runs:
+                worth = faithfulness(runs.values(each.mask), runs.full, runs.empty)
+            assert worth == pytest.approx(expected, abs=1e-4)
+        assert each.how == "pruned" or (WIDE.off(each) == 0) == (each.how == "spared")
 
 
-def test_few_pairs_are_not_split() -> None:
-    pairs = tiny.pairs(7)
-    assert split(pairs) == (pairs, pairs)
+def test_few_pairs_are_not_judged_by_halves() -> None:
+    assert judged_on(7) == [slice(None)]
+    assert len(judged_on(8)) == 3
 
 
 def test_shares_add_up_to_what_the_circuit_carries(one_result: SearchResult) -> None:
     """Gradients along a line add up to the difference of its ends, with steps enough."""
-    pairs = split(tiny.pairs(8))[0]
+    pairs = tiny.pairs(8)
     mask = one_result.chosen.mask
     with MaskedRuns(small(), Question(pairs=pairs), Resources()) as runs:
         shares = runs.gradients_along(mask, 64, wanted=mask).gradients
@@ -242,7 +236,11 @@ def assert_same(one: SearchResult, other: SearchResult) -> None:
     assert len(one.rounds) == len(other.rounds)
     for each, expected in zip(other.rounds, one.rounds, strict=True):
         assert torch.equal(each.mask, expected.mask)
-        assert (each.how, each.judged) == (expected.how, expected.judged)
+        assert (each.how, each.judged, each.halves) == (
+            expected.how,
+            expected.judged,
+            expected.halves,
+        )
     assert torch.equal(one.chosen.mask, other.chosen.mask)
     assert torch.equal(one.shares, other.shares)
     assert (one.reached, one.minimal) == (other.reached, other.minimal)
@@ -281,19 +279,31 @@ def test_an_unreachable_target_gives_the_nearest_circuit() -> None:
     assert abs(result.chosen.judged - 1) == pytest.approx(nearest)
 
 
-def test_the_smallest_within_the_target_is_chosen() -> None:
-    def of_size(n_edges: int, judged: float) -> Round:
-        return Round(torch.arange(9)[None] < n_edges, "pruned", judged)
+def of_size(n_edges: int, judged: float, halves: tuple[float, ...] = ()) -> Round:
+    return Round(torch.arange(9)[None] < n_edges, "pruned", judged, halves)
 
-    rounds = [of_size(9, 1.0), of_size(5, 0.95), of_size(4, 1.3), of_size(3, 0.7)]
-    assert smallest_within(rounds, (0.9, 1.1)) is rounds[1]
-    assert smallest_within(rounds, (1.2, 1.25)) is rounds[2]
-    assert smallest_within(rounds, (0.6, 1.4)) is rounds[3]
+
+def test_what_is_enough_is_near_to_the_model_on_both_halves() -> None:
+    off = SearchOptions(target=0.9).off
+    assert off(of_size(3, 0.98)) == off(of_size(3, 1.02, (1.07, 0.93))) == 0
+    assert off(of_size(3, 0.95)) == pytest.approx(0.025, abs=1e-4)
+    assert off(of_size(3, 1.05)) == pytest.approx(0.025, abs=1e-4)
+    assert off(of_size(3, 1.0, (1.1, 0.9))) == pytest.approx(0.025, abs=1e-4)
+
+
+def test_the_smallest_circuit_that_is_enough_is_chosen() -> None:
+    options = SearchOptions(target=0.9)
+    rounds = [of_size(9, 1.0), of_size(5, 0.98), of_size(4, 1.3), of_size(3, 0.7)]
+    assert smallest_enough(rounds, options) is rounds[1]
     by_chance = [*rounds, of_size(2, 1.0)]
-    assert smallest_within(by_chance, (0.9, 1.1)) is rounds[1]
-    assert smallest_within(by_chance[2:], (0.9, 1.1)) is by_chance[4]
+    assert smallest_enough(by_chance, options) is rounds[1]
+    assert smallest_enough(by_chance[2:], options) is by_chance[4]
+    apart = [of_size(9, 1.0, (1.01, 0.99)), of_size(5, 1.0, (1.2, 0.8))]
+    assert smallest_enough(apart, options) is apart[0]
+    assert smallest_enough(apart[1:], options) is apart[1]
+    assert smallest_enough([of_size(9, 1.4), of_size(5, 0.8)], options).n_edges == 5
     with pytest.raises(InputError, match="at least one circuit"):
-        smallest_within([], (0.9, 1.1))
+        smallest_enough([], options)
 
 
 @pytest.mark.parametrize(
