@@ -12,7 +12,9 @@ Selection. Edges with positive shares carry the behaviour, those with negative o
 sign alone, a circuit overshoots: it is worth several times the model, on other prompts something
 else, and its other predictions are far from the model's. So of the edges to keep, an opposing share
 counts a part, from 0 to 1, of one that carries as much: the part that brings the circuit's
-faithfulness nearest to 1. The smallest circuits, which cannot overshoot, oppose nothing.
+faithfulness nearest to 1. The smallest circuits, which cannot overshoot, oppose nothing. (A ratio of
+edges taken by sign and by magnitude is in Nikankin et al., 2025, arXiv 2510.25786; it is chosen by task
+there.)
 
 Elimination. Of the smallest circuit that is enough, groups of edges are taken out, the least shares
 first, halves of a group that cannot be spared next, down to single edges.
