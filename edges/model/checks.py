@@ -35,6 +35,8 @@ def check_parts(model: Model, tokens: Int64[Tensor, "pair pos"]) -> None:
         hooks, length = model.checked
         if hooks == hooks_on(model.bridge) and tokens.shape[1] <= length:
             return
+    # It may have been altered since it was made a Model of.
+    refuse_altered(model.bridge.original_model, model.architecture, model.name, model.bridge)
     tolerance = 1e-4 if at_least_float32(model.dtype) == model.dtype else 3e-2
     for what, error, finite in _errors(model, tokens):
         if not finite:
@@ -111,8 +113,6 @@ def _reads(model: Model, kept: Activations) -> Iterator[tuple[str, Tensor, Tenso
 
 
 def _parts_differ(model: Model, what: str, error: float, tolerance: float) -> WiremapError:
-    # Since it was made a Model of.
-    refuse_altered(model.bridge.original_model, model.architecture, model.name, model.bridge)
     if hooked := hooked_modules(model.bridge):
         return InputError(
             f"hooks on the bridge change its {what} (by {error:.1e} of the largest value): "

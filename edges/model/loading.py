@@ -21,7 +21,14 @@ import torch
 from ..errors import InputError, WiremapWarning
 from .architectures import refuse_unsupported
 from .gguf_file import read_header
-from .stored import DEQUANTIZED, quantization_of, refuse_adapter, refuse_packed, refuse_quantized
+from .stored import (
+    DEQUANTIZED,
+    quantization_of,
+    refuse_adapter,
+    refuse_adapter_tensors,
+    refuse_packed,
+    refuse_quantized,
+)
 
 # Data files of the floor above; nothing of it is imported.
 _ZOO = Path(__file__).parents[2] / "circuits" / "zoo"
@@ -270,6 +277,7 @@ class _Parts:
         if self.gguf_file is None:
             files = sorted(_snapshot(self.source, "config.json").glob("*.safetensors"))
             refuse_packed(files, str(self.source), self.quantization)
+        refuse_adapter_tensors(report["unexpected_keys"], str(self.source))
         missing = sorted(report["missing_keys"])
         if missing:
             raise InputError(

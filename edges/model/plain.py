@@ -211,16 +211,13 @@ def _remedy(own: nn.Module, module: nn.Module) -> str:
 
 
 def remedy_for(module: nn.Module) -> str | None:
-    """How an adapter, a quantized or a wrapped module is made plain; None for any other."""
+    """How an adapter, a quantized or a parametrized module is made plain; None for any other."""
     if _is_adapter(module):
         return _MERGE
     if nn.utils.parametrize.is_parametrized(module):
         return 'torch.nn.utils.parametrize.remove_parametrizations(module, "weight") makes it plain'
     if _is_quantized(module):
         return _DEQUANTIZE
-    for inside in ("_orig_mod", "module"):  # of torch.compile, of data parallelism
-        if isinstance(getattr(module, inside, None), nn.Module):
-            return f"give what is inside it: .{inside}"
     return None
 
 

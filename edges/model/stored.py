@@ -6,10 +6,14 @@ Adapters are merged, and weights dequantized, by the packages that made them; he
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+
+_ADAPTER = "adapter_config.json"
+_ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin", "adapters.safetensors")
 
 # What tensors of a whole model are stored as; masks are bool or bytes, and called bias.
 _WHOLE = ("F64", "F32", "BF16", "F16", "BOOL", "I64")
@@ -33,35 +37,57 @@ def refuse_adapter(directory: Path, name: str) -> None:
 
     It is none for a whole model that has adapters in directories below it.
     """
-    below = () if (directory / "config.json").is_file() else directory.glob("*/adapter_config.json")
-    for file in (directory / "adapter_config.json", *sorted(below)):
-        if file.is_file():
-            raise InputError(_of_adapter(file, name))
+    if (directory / "config.json").is_file():
+        files = [directory / _ADAPTER]
+    else:
+        files = [directory / file for file in (_ADAPTER, *_ADAPTER_WEIGHTS)]
+        files += sorted(directory.glob(f"*/{_ADAPTER}"))
+    file = next((file for file in files if file.is_file()), None)
+    if file is not None:
+        raise InputError(f"model {name}: expected a whole model, but {_of_adapter(file)}")
 
 
-def _of_adapter(file: Path, name: str) -> str:
+def _of_adapter(file: Path) -> str:
     """What an adapter's config says of it, and how it is merged."""
     try:
         config = dict(json.loads(file.read_text()))
     except (OSError, ValueError, TypeError):
         config = {}
-    kind = str(config.get("peft_type") or config.get("config_type") or "").upper().replace("_", " ")
-    base = config.get("base_model_name_or_path") or config.get("model_name")
-    what = f"{kind + ' ' if kind else ''}adapter of {base or 'another model'}"
-    expected = f"model {name}: expected a whole model, but {file.name} in {file.parent} says"
+    kind = str(config.get("peft_type") or "").upper().replace("_", " ")
+    bases = (config.get(key) for key in ("base_model_name_or_path", "model_name", "model"))
+    base = next((base for base in bases if base), "another model")
+    what = (
+        f"{file.name} in {file.parent} is of {'an' if kind[:1] in 'AEIO' else 'a'} {kind} adapter"
+    )
+    what = f"{what.replace('  ', ' ')} of {base}"
     if "PROMPT" in kind or "PREFIX" in kind or kind in ("P TUNING", "CPT"):
         return (
-            f"{expected} that it is a {what}, which cannot be merged into weights: it adds prompts "
-            "or keys of its own; name the model that it belongs to"
+            f"{what}, which cannot be merged into weights: it adds prompts or keys of its own; name "
+            "the model that it belongs to"
         )
-    beside = (file.parent / "config.json").is_file()
-    merged = " (if the weights here are merged already, remove that file)" if beside else ""
-    return (
-        f"{expected} that it is a {what}{merged}. Merge it into the weights, and name the merged "
-        'directory; type: python -c "from peft import AutoPeftModelForCausalLM as M; '
-        f"M.from_pretrained('{file.parent}').merge_and_unload().save_pretrained('MERGED')\" "
-        "(and save the tokenizer there)"
+    if (file.parent / "config.json").is_file():
+        what += " (if the weights here are merged already, remove that file)"
+    type_this = (
+        'python -c "from peft import AutoPeftModelForCausalLM as M; '
+        f"M.from_pretrained('{file.parent}').merge_and_unload().save_pretrained('MERGED')\" (and "
+        "save the tokenizer there)"
     )
+    how = f"; type: {type_this}" if kind else ", with the package that made it"
+    return f"{what}. Merge it into the weights, and name the merged directory{how}"
+
+
+def refuse_adapter_tensors(tensors: Iterable[str], name: str) -> None:
+    """Raises InputError for weights, among those that no module of the model takes, of an adapter."""
+    words = ("lora", "ia3", "adapter", "base_layer", "modules_to_save")
+    adapted = sorted(
+        tensor for tensor in tensors if any(part.startswith(words) for part in tensor.split("."))
+    )
+    if adapted:
+        raise InputError(
+            f"model {name}: expected the weights of a plain model, but {len(adapted)} tensors are an "
+            f"adapter's, such as {adapted[0]}, and would be left out; merge the adapter into the "
+            "weights (merge_and_unload(), where it was made with peft) and save the model again"
+        )
 
 
 def quantization_of(config: Any) -> str | None:
@@ -90,7 +116,10 @@ def refuse_quantized(source: str | Path, method: str) -> None:
     elif method in _BY_CONFIG:
         imported += f", {_BY_CONFIG[method]} as C"
         load += ", quantization_config=C(dequantize=True))"
-    remedy = "name the model that it was quantized from"
+    remedy = (
+        "name the model that it was quantized from (or, if the weights are whole in fact, take "
+        "quantization_config out of config.json)"
+    )
     if method in (*_BY_THE_MODEL, *_BY_CONFIG):
         remedy += (
             f', or save it dequantized and name that directory; type: python -c "from transformers '

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -11,6 +12,9 @@ from ..errors import InputError
 from .architectures import SUPPORTED, refuse_unsupported
 from .borrowing import HOOK_KINDS
 from .plain import inner_modules, refuse_altered, remedy_for
+
+# Where a pipeline, a trainer, trl, nnsight, torch.compile and data parallelism keep the model.
+_INSIDE = ("model", "pretrained_model", "_model", "_orig_mod", "module")
 
 
 def as_bridge(model: Any, name: str | None) -> Any:
@@ -51,13 +55,9 @@ def _architecture(model: Any) -> str:
     import transformers
 
     if not isinstance(model, transformers.PreTrainedModel):
-        remedy = remedy_for(model) if isinstance(model, nn.Module) else None
-        if isinstance(model, str):
-            remedy = f"load it by name or path: Model.load({model!r})"
         raise InputError(
             "expected a TransformerBridge or a transformers model with a language model's head, got "
-            f"a {type(model).__module__}.{type(model).__qualname__}; "
-            + (remedy or "load one: transformers.AutoModelForCausalLM.from_pretrained(...)")
+            f"a {type(model).__module__}.{type(model).__qualname__}; {_instead(model)}"
         )
     classes = [kind.__name__ for kind in type(model).__mro__]
     known = next((name for name in classes if name in SUPPORTED), None)
@@ -68,6 +68,22 @@ def _architecture(model: Any) -> str:
         )
     refuse_unsupported(known or classes[0])
     return known or classes[0]
+
+
+def _instead(given: Any) -> str:
+    """What to give instead of something that is no transformers model."""
+    import transformers
+
+    if isinstance(given, str | Path):
+        return f"load it by name or path: Model.load({str(given)!r})"
+    if isinstance(given, nn.Module) and (remedy := remedy_for(given)) is not None:
+        return remedy
+    for name in _INSIDE:
+        if isinstance(getattr(given, name, None), transformers.PreTrainedModel):
+            return f"give what is inside it: .{name}"
+    if type(given).__name__ == "HookedTransformer":
+        return "its weights are processed; load TransformerBridge.boot_transformers(NAME)"
+    return "load one: transformers.AutoModelForCausalLM.from_pretrained(...)"
 
 
 def _model_types() -> set[str]:

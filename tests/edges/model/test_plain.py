@@ -192,6 +192,13 @@ def test_what_has_no_weights_may_be_anything() -> None:
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "llama-gqa", "qwen2-moe"])
+def test_a_bridge_with_processed_weights_is_plain(kind: str) -> None:
+    bridge = tiny.bridge(tiny.hf_model(kind))
+    bridge.enable_compatibility_mode(disable_warnings=True)
+    check_parts(Model(bridge), tiny.pairs().clean)
+
+
 def test_a_layer_too_few_is_refused() -> None:
     hf = tiny.hf_model("llama-gqa")
     del hf.model.layers[2]
@@ -251,12 +258,19 @@ def test_weights_without_values_are_named() -> None:
 # ---- what was changed since
 
 
-@pytest.mark.parametrize("kind", ["llama-gqa", "gptj"])
-def test_adapters_put_on_later_are_refused(kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "part", "name"),
+    [
+        ("llama-gqa", lambda block: block.attn.v, "v_proj"),
+        ("gptj", lambda block: block.attn.q, "q_proj"),
+        ("gpt2", lambda block: block.mlp.submodules["in"], "c_fc"),  # run as it is; neurons are not
+    ],
+)
+def test_adapters_put_on_later_are_refused(kind: str, part: Change, name: str) -> None:
     model, pairs = Model(tiny.hf_model(kind)), tiny.pairs()
-    part = model.bridge.blocks[1].attn.v
-    part._modules["_original_component"] = layers.Lora(part.original_component)
-    with pytest.raises(InputError, match=rf"v_proj is a .*Lora.*{MERGE}"):
+    component = part(model.bridge.blocks[1])
+    component._modules["_original_component"] = layers.Lora(component.original_component)
+    with pytest.raises(InputError, match=rf"{name} is a .*Lora.*{MERGE}"):
         score_edges(model, pairs)
 
 

@@ -41,7 +41,7 @@ def adapter(directory: Path, **config: Any) -> Path:
 def test_a_directory_of_an_adapter_says_so_and_how_it_is_merged(tmp_path: Path, kind: str) -> None:
     path = adapter(tmp_path / "it", peft_type=kind, base_model_name_or_path="someone/base")
     said = (
-        rf"adapter_config.json in {path} says that it is a {kind} adapter of someone/base\. Merge it"
+        rf"adapter_config.json in {path} is of an? {kind} adapter of someone/base\. Merge it"
         rf".*AutoPeftModelForCausalLM.*'{path}'.*merge_and_unload\(\).save_pretrained\('MERGED'\)"
     )
     with pytest.raises(InputError, match=said):
@@ -60,9 +60,7 @@ def test_prompts_that_were_learned_cannot_be_merged(tmp_path: Path, kind: str) -
 
 def test_adapters_below_a_directory_are_named(tmp_path: Path) -> None:
     adapter(tmp_path / "checkpoint-10", peft_type="LORA")
-    with pytest.raises(
-        InputError, match=r"in .*checkpoint-10 says that it is a LORA adapter of anot"
-    ):
+    with pytest.raises(InputError, match=r"in .*checkpoint-10 is of a LORA adapter of another"):
         Model.load(str(tmp_path))
     tiny.hf_model("gpt2").save_pretrained(tmp_path)  # a whole model, trained on beside
     assert Model.load(str(tmp_path), "cpu").d_model == 32
@@ -78,6 +76,45 @@ def test_an_adapter_beside_whole_weights_is_asked_about(tmp_path: Path) -> None:
             Model.load(str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [("adapter_model.bin", "another model"), ("adapters.safetensors", "another model")],
+)
+def test_weights_of_an_adapter_alone_are_known(tmp_path: Path, file: str, said: str) -> None:
+    (tmp_path / file).write_bytes(b"\xff\x00")
+    with pytest.raises(InputError, match=rf"{file} in .* adapter of {said}.* package that made it"):
+        Model.load(str(tmp_path))
+
+
+def test_adapters_of_other_packages_are_named(tmp_path: Path) -> None:
+    for key in ("model", "model_name"):
+        path = adapter(tmp_path / key, fine_tune_type="lora", **{key: "someone/base"})
+        with pytest.raises(
+            InputError, match=r"an? adapter of someone/base\. .*package that made it"
+        ):
+            Model.load(str(path))
+
+
+@pytest.mark.parametrize("kind", ["llama-gqa", "gpt2"])
+@pytest.mark.parametrize("names", [("lora_A", "lora_B"), ("ia3_l.default",), ("adapter.down",)])
+def test_tensors_of_an_adapter_are_not_left_out(
+    tmp_path: Path, kind: str, names: tuple[str, ...]
+) -> None:
+    """As loralib saves them: beside the weight, which alone would be another model."""
+    hf = tiny.hf_model(kind)
+    hf.save_pretrained(tmp_path)
+    weights = {name: weight.clone() for name, weight in hf.state_dict().items()}
+    beside = (
+        "model.layers.0.self_attn.v_proj" if kind == "llama-gqa" else "transformer.h.0.attn.c_attn"
+    )
+    for name in names:
+        weights[f"{beside}.{name}"] = torch.ones(2, 2)
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    said = rf"{len(names)} tensors are an adapter's, such as {beside}.{names[0]}, and would be left"
+    with pytest.raises(InputError, match=said):
+        Model.load(str(tmp_path), "cpu")
+
+
 # ---- quantized by a method that the config names
 
 
@@ -91,15 +128,15 @@ def test_an_adapter_beside_whole_weights_is_asked_about(tmp_path: Path) -> None:
         ({"load_in_8bit": True}, r"by bitsandbytes.*\.dequantize\(\)"),
         (
             {"quant_method": "gptq", "bits": 4},
-            r"by gptq.*name the model that it was quantized from$",
+            r"by gptq.*name the model that it was quantized from .*config.json\)$",
         ),
-        ({"quant_method": "awq", "bits": 4}, r"by awq.*quantized from$"),
+        ({"quant_method": "awq", "bits": 4}, r"by awq.*config.json\)$"),
         (
             {"quant_method": "compressed-tensors", "format": "int-quantized"},
             r"by compressed-tensors.*CompressedTensorsConfig as C;.*C\(dequantize=True\)\)\.save",
         ),
-        ({"quant_method": "torchao", "quant_type": "int8"}, r"by torchao.*quantized from$"),
-        ({"quant_method": "someones-own"}, r"by someones-own.*quantized from$"),
+        ({"quant_method": "torchao", "quant_type": "int8"}, r"by torchao.*config.json\)$"),
+        ({"quant_method": "someones-own"}, r"by someones-own.*config.json\)$"),
         ({"bits": 3}, r"by an unnamed method"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -112,6 +113,12 @@ def test_what_is_no_model_of_language_is_refused_with_what_to_type() -> None:
             torch.compile(hf, backend="eager"),
             r"got a .*OptimizedModule; give what is inside it: \._orig_mod",
         ),
+        (Path("some/where"), r"load it by name or path: Model.load\('some/where'\)"),
+        (
+            SimpleNamespace(model=hf),
+            r"got a types.SimpleNamespace; give what is inside it: \.model",
+        ),
+        (type("HookedTransformer", (nn.Module,), {})(), r"HookedTransformer; .*boot_transformers"),
         (transformers.BertModel(bert), r"architecture BertModel is not supported"),
     ]
     for given, said in cases:
