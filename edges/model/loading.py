@@ -275,7 +275,9 @@ class _Parts:
     def _refuse_other_weights(self, report: Any) -> None:
         """Raises InputError for weights that are not those the config asks for."""
         if self.gguf_file is None:
-            files = sorted(_snapshot(self.source, "config.json").glob("*.safetensors"))
+            files = sorted(
+                _snapshot(self.source, "config.json", fetched=True).glob("*.safetensors")
+            )
             refuse_packed(files, str(self.source), self.quantization)
         refuse_adapter_tensors(report["unexpected_keys"], str(self.source))
         missing = sorted(report["missing_keys"])
@@ -308,14 +310,18 @@ class _Parts:
         return transformers.AutoTokenizer.from_pretrained(self.source, **self._where)
 
 
-def _snapshot(source: str | Path, file: str) -> Path:
-    """Where a model's files lie: its directory, or that of the hub's cache, if this file is on it."""
+def _snapshot(source: str | Path, file: str, fetched: bool = False) -> Path:
+    """Where a model's files lie: its directory, or that of the hub's cache with this file.
+
+    Args:
+        fetched: the file was fetched before, so that the hub need not be asked.
+    """
     from transformers.utils.hub import cached_file
 
     if isinstance(source, Path):
         return source
     try:
-        found = cached_file(source, file)
+        found = cached_file(source, file, local_files_only=fetched)
     except (OSError, ValueError):  # no such model, no such file in it, or no network
         found = None
     return Path(found).parent if found else Path("(none)")

@@ -56,9 +56,7 @@ def _of_adapter(file: Path) -> str:
     kind = str(config.get("peft_type") or "").upper().replace("_", " ")
     bases = (config.get(key) for key in ("base_model_name_or_path", "model_name", "model"))
     base = next((base for base in bases if base), "another model")
-    what = (
-        f"{file.name} in {file.parent} is of {'an' if kind[:1] in 'AEIO' else 'a'} {kind} adapter"
-    )
+    what = f"{file.name} in {file.parent} is that of {'an' if kind[:1] in 'AEIO' else 'a'} {kind} adapter"
     what = f"{what.replace('  ', ' ')} of {base}"
     if "PROMPT" in kind or "PREFIX" in kind or kind in ("P TUNING", "CPT"):
         return (

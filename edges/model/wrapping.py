@@ -47,6 +47,8 @@ def as_bridge(model: Any, name: str | None) -> Any:
             f"model {name}: something on it cannot be copied ({error!r:.200}); put it into a "
             "bridge yourself: Model(TransformerBridge.boot_transformers(NAME, hf_model=model))"
         ) from error
+    # Whole by now: they have the fingerprint of any other weights.
+    vars(twin.config).pop("quantization_config", None)
     return build_bridge_from_module(twin, architecture, hf_config=twin.config, model_name=name)
 
 
@@ -93,7 +95,7 @@ def _model_types() -> set[str]:
     return {model_type for model_type, name in CLASSES.items() if name in SUPPORTED}
 
 
-def _sharing_weights(model: nn.Module) -> nn.Module:
+def _sharing_weights(model: nn.Module) -> Any:
     """A copy of the modules, with the same weights, buffers and hooks in them."""
     shared: list[object] = [*model.parameters(), *model.buffers()]
     for _, module in inner_modules(model):

@@ -41,7 +41,7 @@ def adapter(directory: Path, **config: Any) -> Path:
 def test_a_directory_of_an_adapter_says_so_and_how_it_is_merged(tmp_path: Path, kind: str) -> None:
     path = adapter(tmp_path / "it", peft_type=kind, base_model_name_or_path="someone/base")
     said = (
-        rf"adapter_config.json in {path} is of an? {kind} adapter of someone/base\. Merge it"
+        rf"adapter_config.json in {path} is that of an? {kind} adapter of someone/base\. Merge it"
         rf".*AutoPeftModelForCausalLM.*'{path}'.*merge_and_unload\(\).save_pretrained\('MERGED'\)"
     )
     with pytest.raises(InputError, match=said):
@@ -60,7 +60,9 @@ def test_prompts_that_were_learned_cannot_be_merged(tmp_path: Path, kind: str) -
 
 def test_adapters_below_a_directory_are_named(tmp_path: Path) -> None:
     adapter(tmp_path / "checkpoint-10", peft_type="LORA")
-    with pytest.raises(InputError, match=r"in .*checkpoint-10 is of a LORA adapter of another"):
+    with pytest.raises(
+        InputError, match=r"in .*checkpoint-10 is that of a LORA adapter of another"
+    ):
         Model.load(str(tmp_path))
     tiny.hf_model("gpt2").save_pretrained(tmp_path)  # a whole model, trained on beside
     assert Model.load(str(tmp_path), "cpu").d_model == 32
@@ -252,7 +254,7 @@ def test_masks_in_bytes_are_no_weights(tmp_path: Path) -> None:
 def test_an_adapter_of_the_hub_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     found = adapter(tmp_path, peft_type="LORA", base_model_name_or_path="someone/base")
 
-    def cached_file(source: str, file: str) -> str:
+    def cached_file(source: str, file: str, **options: bool) -> str:
         return str(found / file)
 
     monkeypatch.setattr(transformers.utils.hub, "cached_file", cached_file)
