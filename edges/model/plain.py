@@ -68,7 +68,7 @@ def refuse_altered(model: nn.Module, architecture: str, name: str, bridge: Any =
     """Raises InputError for a model that is more, or less, than its architecture's own modules with
     weights of at least 16 bits on one device.
 
-    Modules without weights, such as activations, are run as they are, and may be anything.
+    Activations, and other modules without weights, are run as they are, and may be anything.
 
     Args:
         model: a Hugging Face model, with components of a bridge around its modules or without.
@@ -152,8 +152,10 @@ def _compared(own: nn.Module, module: nn.Module, where: str) -> Iterator[Alterat
     module = _unwrapped(module)
     children, there = dict(own.named_children()), dict(module.named_children())
     weights = any(True for _ in own.parameters(recurse=False))
-    if not children and not weights and not any(True for _ in module.parameters()):
-        return  # an activation or dropout, which is run as it is
+    bare = not children and not weights and not any(True for _ in module.parameters())
+    # An activation is run as it is; a dropout is not run at all.
+    if bare and (not isinstance(own, nn.Dropout) or type(module) in (nn.Dropout, nn.Identity)):
+        return
     named = where or _ROOT
     altered = [*_of_class(own, module, named), *_of_weights(own, module, named)]
     if altered:

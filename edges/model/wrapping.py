@@ -6,6 +6,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..errors import InputError
@@ -40,16 +41,13 @@ def as_bridge(model: Any, name: str | None) -> Any:
             f"model {name}: it has been put into a TransformerBridge already, which changed its "
             "modules; give Model that bridge, or load the model again"
         )
+    twin = _sharing_weights(model, name)
     try:
-        twin = _sharing_weights(model)
-    except Exception as error:  # whatever people keep on their models
+        return build_bridge_from_module(twin, architecture, hf_config=twin.config, model_name=name)
+    except Exception as error:  # TransformerLens raises nearly anything
         raise InputError(
-            f"model {name}: something on it cannot be copied ({error!r:.200}); put it into a "
-            "bridge yourself: Model(TransformerBridge.boot_transformers(NAME, hf_model=model))"
+            f"model {name}: TransformerLens cannot put it into a bridge: {error!r:.300}"
         ) from error
-    # Whole by now: they have the fingerprint of any other weights.
-    vars(twin.config).pop("quantization_config", None)
-    return build_bridge_from_module(twin, architecture, hf_config=twin.config, model_name=name)
 
 
 def _architecture(model: Any) -> str:
@@ -95,10 +93,24 @@ def _model_types() -> set[str]:
     return {model_type for model_type, name in CLASSES.items() if name in SUPPORTED}
 
 
-def _sharing_weights(model: nn.Module) -> Any:
-    """A copy of the modules, with the same weights, buffers and hooks in them."""
+def _sharing_weights(model: nn.Module, name: str) -> Any:
+    """A copy of the modules, with the same weights, buffers and hooks in them, to be run as models
+    are that wiremap loads.
+    """
     shared: list[object] = [*model.parameters(), *model.buffers()]
     for _, module in inner_modules(model):
         for kind in HOOK_KINDS:
             shared += vars(module)[kind].values()
-    return copy.deepcopy(model, {id(kept): kept for kept in shared})
+    try:
+        twin: Any = copy.deepcopy(model, {id(kept): kept for kept in shared})
+    except Exception as error:  # whatever people keep on their models
+        raise InputError(
+            f"model {name}: something on it cannot be copied ({error!r:.200}); put it into a "
+            "bridge yourself: Model(TransformerBridge.boot_transformers(NAME, hf_model=model))"
+        ) from error
+    # Whole by now: they have the fingerprint of any other weights.
+    vars(twin.config).pop("quantization_config", None)
+    twin.config._attn_implementation = "eager"
+    if twin.dtype == torch.float64:
+        twin.config._experts_implementation = "eager"  # grouped products have no float64
+    return twin

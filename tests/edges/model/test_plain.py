@@ -192,6 +192,22 @@ def test_what_has_no_weights_may_be_anything() -> None:
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_what_is_put_in_the_place_of_a_dropout_is_refused() -> None:
+    """Dropouts are not run, so that a vector added there would be left out."""
+
+    class Steering(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + 1
+
+    for kind, name in (("gpt2", "transformer.drop"), ("neox", "gpt_neox.emb_dropout")):
+        hf = tiny.hf_model(kind)
+        replace(hf, name, lambda own: Steering())
+        with pytest.raises(
+            InputError, match=rf"{name} is a .*Steering, where a Dropout is expected"
+        ):
+            Model(hf)
+
+
 @pytest.mark.parametrize("kind", ["gpt2", "llama-gqa", "qwen2-moe"])
 def test_a_bridge_with_processed_weights_is_plain(kind: str) -> None:
     bridge = tiny.bridge(tiny.hf_model(kind))

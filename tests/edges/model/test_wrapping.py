@@ -57,6 +57,26 @@ def test_it_is_the_model_that_its_directory_is(tmp_path: Path, kind: str) -> Non
     )
 
 
+@pytest.mark.parametrize("kind", ["qwen3-moe", "mixtral"])
+def test_experts_in_float64_are_run_one_by_one(kind: str) -> None:
+    hf, tokens = tiny.hf_model(kind).double(), tiny.pairs().clean
+    model = Model(hf)
+    check_parts(model, tokens)
+    assert model.dtype == torch.float64
+    assert hf.config._experts_implementation != "eager"
+
+
+def test_what_transformer_lens_cannot_wrap_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*given: Any, **options: Any) -> None:
+        raise ZeroDivisionError(given[1])
+
+    monkeypatch.setattr("transformer_lens.model_bridge.sources.build_bridge_from_module", broken)
+    for kind, name in (("gpt2", "GPT2LMHeadModel"), ("neox", "GPTNeoXForCausalLM")):
+        said = rf"cannot put it into a bridge: ZeroDivisionError\('{name}'\)"
+        with pytest.raises(InputError, match=said):
+            Model(tiny.hf_model(kind))
+
+
 def test_weights_are_shared() -> None:
     hf = tiny.hf_model("llama-gqa")
     model = Model(hf)
