@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 
-_HOOK_KINDS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+from .plain import inner_modules
+
+HOOK_KINDS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 @contextmanager
@@ -30,7 +32,7 @@ def borrowed(bridge: Any, tf32: bool, with_hooks: bool = False) -> Generator[Non
     hooked = [
         (module, kind, hooks)
         for module in modules
-        for kind in _HOOK_KINDS
+        for kind in HOOK_KINDS
         if not with_hooks and (hooks := module.__dict__[kind])
     ]
     try:
@@ -56,8 +58,26 @@ def borrowed(bridge: Any, tf32: bool, with_hooks: bool = False) -> Generator[Non
 def hooks_on(bridge: Any) -> frozenset[int]:
     """Identities of all hooks on a bridge, the caller's and its own."""
     return frozenset(
-        key for module in _modules(bridge) for kind in _HOOK_KINDS for key in module.__dict__[kind]
+        key for module in _modules(bridge) for kind in HOOK_KINDS for key in module.__dict__[kind]
     )
+
+
+def hooked_modules(bridge: Any) -> list[str]:
+    """Names of what people put hooks on: the bridge's points, modules of the Hugging Face model, and
+    the bridge's components.
+    """
+    points = {id(point): name for name, point in bridge.hook_dict.items()}
+    inner = {id(module): name for name, module in inner_modules(bridge.original_model)}
+    names = {id(module): name for name, module in bridge.named_modules()} | inner | points
+    return sorted(names[id(module)] for module in _modules(bridge) if _has_foreign_hooks(module))
+
+
+def _has_foreign_hooks(module: Any) -> bool:
+    if type(module).__name__ == "HookPoint":
+        return module.has_hooks()
+    hooks = [hook for kind in HOOK_KINDS for hook in vars(module)[kind].values()]
+    # TransformerLens hooks some norms itself.
+    return any(not str(hook.__module__).startswith("transformer_lens.") for hook in hooks)
 
 
 def _modules(bridge: Any) -> list[torch.nn.Module]:

@@ -21,6 +21,14 @@ import torch
 from ..errors import InputError, WiremapWarning
 from .architectures import refuse_unsupported
 from .gguf_file import read_header
+from .stored import (
+    DEQUANTIZED,
+    quantization_of,
+    refuse_adapter,
+    refuse_adapter_tensors,
+    refuse_packed,
+    refuse_quantized,
+)
 
 # Data files of the floor above; nothing of it is imported.
 _ZOO = Path(__file__).parents[2] / "circuits" / "zoo"
@@ -63,7 +71,7 @@ class Loaded:
     Attributes:
         bridge: the ``TransformerBridge``.
         tokenizer: a ``transformers`` tokenizer; None if there is none.
-        quantization: how a GGUF file stores its weights; None for other models.
+        quantization: how the weights are stored that were dequantized; None for all others.
         stored: the precision that the config says the weights were saved in, if it says.
     """
 
@@ -114,6 +122,7 @@ def _load_named(name: str, device: torch.device, dtype: torch.dtype) -> Loaded:
 
 def _load_directory(path: Path, device: torch.device, dtype: torch.dtype) -> Loaded:
     """Reads a local directory without touching the network."""
+    refuse_adapter(path, str(path))
     inside = ", ".join(sorted(file.name for file in path.glob("*.gguf")))
     hint = f"; it holds {inside}: name the file itself" if inside else ""
     if not (path / "config.json").is_file():
@@ -150,7 +159,7 @@ def _load_local(path: Path, parts: _Parts, device: torch.device) -> Loaded:
             hf_config=weights.config,
             model_name=path.name,
         )
-        return Loaded(bridge, parts.tokenizer(), stored=parts.stored)
+        return Loaded(bridge, parts.tokenizer(), parts.quantization, parts.stored)
     except InputError:
         raise
     except Exception as error:  # transformers raises nearly anything on damaged files
@@ -170,6 +179,7 @@ def _load_from_hub(name: str, device: torch.device, dtype: torch.dtype) -> Loade
     except InputError:
         raise
     except Exception as error:  # the hub, the network and transformers raise nearly anything
+        refuse_adapter(_snapshot(name, "adapter_config.json"), name)
         near = difflib.get_close_matches(name, bundled_models(), n=1)
         hint = f"; did you mean {near[0]}?" if near else "."
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
@@ -178,7 +188,7 @@ def _load_from_hub(name: str, device: torch.device, dtype: torch.dtype) -> Loade
             f"model {name!r} is not bundled ({', '.join(bundled_models())}), not a local directory, "
             f"and could not be loaded from the hub{offline}{hint} The hub says: {reason:.300}"
         ) from error
-    return Loaded(bridge, tokenizer, stored=parts.stored)
+    return Loaded(bridge, tokenizer, parts.quantization, parts.stored)
 
 
 @dataclass(frozen=True)
@@ -209,6 +219,11 @@ class _Parts:
 
         return transformers.AutoConfig.from_pretrained(self.source, **self._where)
 
+    @cached_property
+    def quantization(self) -> str | None:
+        """The method that the config says its weights were quantized by; None if by none."""
+        return None if self.gguf_file is not None else quantization_of(self._config)
+
     @property
     def stored(self) -> torch.dtype | None:
         """The precision that the config says the weights were saved in."""
@@ -223,10 +238,6 @@ class _Parts:
         import transformers
 
         refuse_unsupported(_architecture(self._config))
-        whole: dict[str, Any] = {}
-        if self.gguf_file is not None and hasattr(transformers, "GgufConfig"):
-            # Newer versions would leave weights quantized where they have a kernel for it.
-            whole["quantization_config"] = transformers.GgufConfig(dequantize=True)
         loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
             self.source,
             config=self._config,
@@ -236,9 +247,39 @@ class _Parts:
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # refused below, with their names
             **self._where,
-            **whole,
+            **self._dequantizing(),
         )
         weights, report = loaded
+        self._refuse_other_weights(report)
+        # What was dequantized is a model like any other: it has the fingerprint of its weights.
+        vars(weights.config).pop("quantization_config", None)
+        if self.dtype == torch.float64:
+            weights.config._experts_implementation = "eager"  # grouped products have no float64
+        return weights.eval()
+
+    def _dequantizing(self) -> dict[str, Any]:
+        """What makes transformers dequantize the weights. Raises InputError where it cannot."""
+        import transformers
+
+        if self.gguf_file is not None:
+            # Newer versions would leave weights quantized where they have a kernel for it.
+            newer = hasattr(transformers, "GgufConfig")
+            options = transformers.GgufConfig(dequantize=True) if newer else None
+        elif self.quantization is not None:
+            refuse_quantized(self.source, self.quantization)
+            options = getattr(transformers, DEQUANTIZED[self.quantization])(dequantize=True)
+        else:
+            options = None
+        return {} if options is None else {"quantization_config": options}
+
+    def _refuse_other_weights(self, report: Any) -> None:
+        """Raises InputError for weights that are not those the config asks for."""
+        if self.gguf_file is None:
+            files = sorted(
+                _snapshot(self.source, "config.json", fetched=True).glob("*.safetensors")
+            )
+            refuse_packed(files, str(self.source), self.quantization)
+        refuse_adapter_tensors(report["unexpected_keys"], str(self.source))
         missing = sorted(report["missing_keys"])
         if missing:
             raise InputError(
@@ -252,12 +293,6 @@ class _Parts:
                 f"than the config asks for, such as {name} ({list(there)} instead of "
                 f"{list(wanted)}); config and weights do not belong together"
             )
-        if self.gguf_file is not None:
-            # What was read is a model like any other: it has the fingerprint of its weights.
-            vars(weights.config).pop("quantization_config", None)
-        if self.dtype == torch.float64:
-            weights.config._experts_implementation = "eager"  # grouped products have no float64
-        return weights.eval()
 
     def tokenizer(self) -> Any:
         """The tokenizer; None if there is none, not the placeholder transformers would make up."""
@@ -273,6 +308,23 @@ class _Parts:
         if not has_tokenizer:
             return None
         return transformers.AutoTokenizer.from_pretrained(self.source, **self._where)
+
+
+def _snapshot(source: str | Path, file: str, fetched: bool = False) -> Path:
+    """Where a model's files lie: its directory, or that of the hub's cache with this file.
+
+    Args:
+        fetched: the file was fetched before, so that the hub need not be asked.
+    """
+    from transformers.utils.hub import cached_file
+
+    if isinstance(source, Path):
+        return source
+    try:
+        found = cached_file(source, file, local_files_only=fetched)
+    except (OSError, ValueError):  # no such model, no such file in it, or no network
+        found = None
+    return Path(found).parent if found else Path("(none)")
 
 
 def _architecture(config: Any) -> str:

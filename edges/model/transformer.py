@@ -25,7 +25,9 @@ from .block import Block
 from .borrowing import borrowed
 from .loading import fingerprint, load_bridge, refuse_nonfinite_weights
 from .parts import Norm, See
+from .plain import refuse_altered
 from .tokens import Tokenizer
+from .wrapping import as_bridge
 
 
 class Model:
@@ -33,7 +35,8 @@ class Model:
 
     Args:
         bridge: a ``TransformerBridge``. It is run frozen, in evaluation mode and without hooks,
-            and left as it was: flags, requires_grad, training mode and hooks.
+            and left as it was: flags, requires_grad, training mode and hooks. Or a Hugging Face
+            model, which is put into one as it is now: it stays as it is, and shares its weights.
         name: what results call the model.
         tokenizer: a ``transformers`` tokenizer; None takes the bridge's own, if it has one.
         bos: put the BOS token before every prompt. None takes the bridge's own convention (yes,
@@ -45,7 +48,9 @@ class Model:
             by about 1e-3. Else float32 is float32, whatever torch is set to.
 
     Raises:
-        InputError: an architecture wiremap does not know, or weights that are not finite.
+        InputError: an architecture wiremap does not know, weights that are not finite, or a model
+            that is not made of its architecture's own modules with whole weights on one device,
+            such as one with an adapter that was not merged, quantized, or offloaded.
     """
 
     def __init__(
@@ -58,10 +63,12 @@ class Model:
         kv: str = GROUPED,
         tf32: bool = False,
     ) -> None:
+        bridge = as_bridge(bridge, name)
         architecture = str(bridge.cfg.architecture)
         refuse_unsupported(architecture)
         self.bridge = bridge
         self.name = name or str(bridge.cfg.model_name)
+        refuse_altered(bridge.original_model, architecture, self.name, bridge)
         self.architecture = architecture
         if kv not in KV:
             raise InputError(f"unknown kv {kv!r}; there are {', '.join(KV)}")
@@ -87,7 +94,8 @@ class Model:
         self.d_vocab = int(bridge.cfg.d_vocab)
         self.n_context = int(bridge.cfg.n_ctx)
         self.quantization: str | None = None
-        """How the GGUF file it was loaded from stores its weights; None for all other models."""
+        """How the weights it was loaded from are stored, where they were dequantized: the types of a
+        GGUF file, or the method of a quantized directory; None for all other models."""
         self.checked: tuple[frozenset[int], int] | None = None
         """What ``check_parts`` was passed with: hooks on the bridge, and length of the prompt."""
         refuse_variants(bridge, self.name)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+import transformers
 
 from wiremap.circuits.describe import describe_model
 from wiremap.edges import InputError, Model, WiremapWarning
@@ -46,6 +47,14 @@ def test_a_file_is_read_as_its_weights_in_a_directory(
     assert found.quantization == stored.name
     assert describe_model(found)["quantization"] == stored.name
     assert "quantization" not in describe_model(expected)
+
+
+@pytest.mark.parametrize("kind", ["llama-gqa", "qwen2"])
+def test_one_read_by_transformers_is_taken_as_it_is(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "tiny.gguf"
+    files.write(path, files.hf_model(kind))
+    hf = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=path.name)
+    assert Model(hf).fingerprint() == loaded(path).fingerprint()
 
 
 def test_its_tokenizer_is_read(tmp_path: Path) -> None:
