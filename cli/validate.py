@@ -37,7 +37,11 @@ def validate(file: Path, out: Path | None, asked: Asked, shown: Shown) -> None:
             "--out, --chat and --bos are of prompt pairs; say of which --model they are"
         )
     files = sorted(_data_files(file)) if file.is_dir() else [file]
-    found = [{"file": str(path), **_check(path)} for path in files]
+    try:
+        found = [{"file": str(path), **_check(path)} for path in files]
+    except InputError:
+        _refuse_pairs(file)
+        raise
     if shown.as_json:
         show_json(found)
     elif not shown.quiet:
@@ -47,6 +51,20 @@ def validate(file: Path, out: Path | None, asked: Asked, shown: Shown) -> None:
                 f"{value} {name}" for name, value in result.items() if isinstance(value, int)
             )
             click.echo(f"{result['file']}: valid {result['format']}, {details}")
+
+
+def _refuse_pairs(file: Path) -> None:
+    """Raises InputError if a file that is none of wiremap's has prompt pairs."""
+    from ..edges.question.columns import find_columns
+    from ..edges.question.pairs_file import read_pairs_file
+
+    try:
+        records = [record for record in read_pairs_file(file).records if record]
+        missing = find_columns(records).missing
+    except InputError:
+        return
+    if not missing:
+        raise InputError(f"{file}: holds prompt pairs; say which model they are for (--model)")
 
 
 def _check_pairs(file: Path, out: Path | None, asked: Asked, shown: Shown) -> None:

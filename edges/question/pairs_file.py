@@ -93,6 +93,8 @@ def _parse(text: str, suffix: str) -> PairsFile:
     if text.lstrip()[0] in "{[":
         return _json(text, suffix)
     found = _table(text, suffix)
+    if found is None and any(isinstance(value, dict) for *_, value in _lines(text)):
+        return _json(text, suffix)
     if found is None:
         line = next(n for n, content in enumerate(text.split("\n"), 1) if content.strip())
         raise InputError(
@@ -111,6 +113,7 @@ def _json(text: str, suffix: str) -> PairsFile:
     if whole is not None:
         many = "\n" in text.strip()
         records, within = _records_of(whole)
+        within += "" if is_json(text) else ", as Python prints it"
         if within or many:
             shape = f"one JSON document{within}"
         lines = None if within or many else [1]
