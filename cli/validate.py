@@ -84,13 +84,13 @@ def _check_pairs(file: Path, out: Path | None, asked: Asked, shown: Shown) -> No
             line = f" (line {row['line']})" if "line" in row else ""
             show_text(f"row {row['row']}{line}: {row['cause']}; {row['next_step'] or 'mend it'}")
     if bad:
-        written = "" if out is None else f"; they are in {out}"
+        written = " (-o FILE writes them)" if out is None else f"; they are in {out}"
         raise InputError(
             f"{file}: {len(bad)} of {n_pairs} pairs cannot be used{written}; mend them, or leave them "
             "out (--skip-bad-pairs, skip_bad=True)"
         )
     if not (shown.as_json or shown.quiet):
-        show_text(f"{file}: valid prompt pairs, {n_pairs} pairs")
+        show_text(f"{file}: valid prompt pairs, {n_pairs} of {n_pairs}")
 
 
 def _data_files(directory: Path) -> list[Path]:

@@ -39,6 +39,7 @@ def letters(bos: bool = True) -> Tokenizer:
 
 TEXT = """When Mary and John went to the store, John gave a book to Mary. When Mary and John went to the
 store, Mary gave a book to John. a girl was sad because she said he had a book
+from the year 12 to the year 17 80 01 1280
 """
 
 

@@ -92,6 +92,11 @@ class Tokenizer:
         """Tokens of the vocabulary, those added to it among them."""
         return len(self._tokenizer)
 
+    def named(self, text: str) -> int | None:
+        """The token that is spelled exactly so, with no space before it; None if there is none."""
+        token = self._tokenizer.get_vocab().get(text)
+        return None if token is None else int(token)
+
     def decode(self, token: int) -> str:
         """The text of one token."""
         return str(self._tokenizer.decode([token]))

@@ -85,7 +85,8 @@ def find_columns(records: Sequence[Mapping[str, Any]]) -> Columns:
     found = Columns()
     for name, known in PROMPT_COLUMNS.items():
         given = _only(name, [present[each] for each in known if each in present], records)
-        if given is not None:
+        # Where there are texts, ids under another name than wiremap's are something else.
+        if given is not None and (given == name or name.removesuffix("_ids") not in found.names):
             found.names[name] = given
     if "corrupted_hard" in present and found.names.get("corrupted") != present["corrupted_hard"]:
         found.unused.append("corrupted_hard is another corruption and not used")

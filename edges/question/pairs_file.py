@@ -234,6 +234,9 @@ def _nested(document: Mapping[str, Any]) -> tuple[list[Any], str] | None:
         if all(isinstance(row, dict) and isinstance(row.get("row"), dict) for row in rows):
             rows = [row["row"] for row in rows]
         return rows, f", its records under {known[0]!r}"
+    first = next(iter(document.values()), None)
+    if isinstance(first, dict) and _prompt_names(cast("dict[str, Any]", first)):
+        return list(document.values()), ", a record under each key"
     names, rows = document.get("columns"), document.get("data")
     if isinstance(names, list) and isinstance(rows, list):
         each = [cast("list[Any]", row) for row in cast("list[Any]", rows) if isinstance(row, list)]

@@ -23,6 +23,11 @@ from .prompts import PADDING
 from .spaces import note_spaces, shown_tokens, uneven_ends, with_space
 from .spans import moved
 
+_MANY = 10
+"""Rows that a message names, and beyond which it says how to have them as a file."""
+
+_ONE_TOKEN = "choose a word of one token (most tokenizers want a space in front of it), or give the token itself"
+
 
 @dataclass
 class Tokenized:
@@ -45,7 +50,10 @@ def tokenized_file(path: Path, model: Any, chat: bool, skip_bad: bool) -> Tokeni
     try:
         return tokenized(file, model, chat, skip_bad)
     except InputError as error:
-        raise InputError(f"{path}: {error}") from None
+        message = f"{path}: {error}"
+        if len(file.faults.found) > _MANY:
+            message += f"\nEach with its cause, as a file: wiremap validate {path} --model MODEL -o bad.jsonl"
+        raise InputError(message) from None
 
 
 def bad_rows(path: Path, model: Any, *, chat: bool = False) -> tuple[int, list[Mapping[str, Any]]]:
@@ -61,7 +69,8 @@ def bad_rows(path: Path, model: Any, *, chat: bool = False) -> tuple[int, list[M
     """
     file = read_pairs_file(path)
     try:
-        _Maker(file, model, chat).rows()
+        maker = _Maker(file, model, chat)
+        maker.note(maker.rows())
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     return len(file.records), listed(file.faults, file.records)
@@ -239,7 +248,7 @@ class _Maker:
                 came = f"{text!r} in row {row + 1}: {self._came(row, text, new)}"
                 self.faults.add(
                     row, f"expected every {name} to add exactly one token to its clean prompt; not so",
-                    came, f"choose a word of one token (most tokenizers want a space in front of it), or give the token itself ({name}_ids)",
+                    came, f"{_ONE_TOKEN} ({name}_ids)",
                 )  # fmt: skip
             elif new[0] not in made[row]:  # two spellings of one token count once
                 made[row].append(new[0])
@@ -252,9 +261,11 @@ class _Maker:
             whole = self.tokenizer.encode([clean + text])[0]
             came = "it changes the tokens of the prompt it follows"
             shown = shown_tokens(self.tokenizer, self.made["clean"][row], 3)
-            return f"{came}, {shown} becomes {shown_tokens(self.tokenizer, whole, 3)}" + with_space(
-                self.tokenizer, clean, text
-            )
+            spaced = with_space(self.tokenizer, clean, text)
+            token = self.tokenizer.named(text)
+            named = "" if spaced or token is None else f"; {text!r} alone is the token {token}"
+            becomes = shown_tokens(self.tokenizer, whole, 3)
+            return f"{came}, {shown} becomes {becomes}{spaced}{named}"
         if len(new) != 1:
             came = f"it adds {len(new)} tokens"
             return f"{came}, {shown_tokens(self.tokenizer, new, 5)}" if new else came

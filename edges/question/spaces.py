@@ -25,6 +25,8 @@ def with_space(tokenizer: Tokenizer, clean: str, text: str) -> str:
     if text[:1].isspace():
         return ""
     prompt, spaced = clean.rstrip(_SPACES), f" {text}"
+    if prompt[-1:].isdigit() and text[:1].isdigit():
+        return ""  # the rest of a number
     added = tokenizer.continuations([prompt], [spaced])[0]
     if added is None or len(added) != 1 or added[0] == tokenizer.unknown:
         return ""

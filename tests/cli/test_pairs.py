@@ -124,7 +124,7 @@ def test_validate_lists_every_bad_pair(bad: Path, tmp_path: Path) -> None:
 
 def test_validate_good_pairs(tmp_path: Path, records: list[dict[str, Any]]) -> None:
     path = write(tmp_path / "good.jsonl", records)
-    assert done("validate", path, "--model", "ioi-mini").stdout.endswith("pairs, 20 pairs\n")
+    assert done("validate", path, "--model", "ioi-mini").stdout.endswith("pairs, 20 of 20\n")
     assert told("validate", path, "--model", "ioi-mini")[0]["bad"] == []
     assert "holds prompt pairs; say which model they are for (--model)" in refused("validate", path)
     document = tmp_path / "good.json"

@@ -72,6 +72,12 @@ def test_a_file_of_bad_rows_alone(tmp_path: Path) -> None:
     assert "leave" not in str(error.value)
 
 
+def test_many_bad_rows_may_be_had_as_a_file(tmp_path: Path) -> None:
+    path = write(tmp_path / "p.jsonl", [GOOD, *[{**GOOD, "clean": "a"}] * 29])
+    with pytest.raises(InputError, match=f"wiremap validate {path} --model MODEL -o bad.jsonl"):
+        PromptPairs.read(path, letters())
+
+
 def test_a_line_before_the_records_is_a_bad_row(tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     path.write_text("my pairs:\n" + json.dumps(GOOD))

@@ -79,6 +79,8 @@ SHAPES: dict[str, tuple[str, str, str]] = {
         json.dumps({name: dict(enumerate(values)) for name, values in COLUMNS.items()}),
         "a list for each column",
     ),
+    "pandas' index": ("p.json", json.dumps(dict(enumerate(BOTH))), "a record under each key"),
+    "pandas' table": ("p.json", json.dumps({"schema": {}, "data": BOTH}), "records under 'data'"),
     "pandas' split": (
         "p.json",
         json.dumps({"columns": list(GOOD), "data": [list(record.values()) for record in BOTH]}),
@@ -225,6 +227,12 @@ AMBIGUOUS: dict[str, tuple[dict[str, Any], str]] = {
 def test_what_may_mean_two_things_is_refused(record: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         PromptPairs.from_records([record], letters())
+
+
+def test_tokens_beside_texts_stay_a_column() -> None:
+    record = {**GOOD, "clean_tokens": ["a", "b", "c"]}
+    pairs = PromptPairs.from_records([record], letters())
+    assert pairs.features == ({"clean_tokens": ["a", "b", "c"]},)
 
 
 def test_the_same_under_two_names_is_one(tmp_path: Path) -> None:

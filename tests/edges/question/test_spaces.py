@@ -57,6 +57,18 @@ def test_an_answer_that_merges_with_the_space_is_refused_with_both() -> None:
         PromptPairs.from_records([spaced({**TO, "answer": "Mary"})], spelling())
 
 
+def test_digits_that_merge_with_the_prompt_are_shown_with_their_token() -> None:
+    years = {"clean": "the year 12", "corrupted": "the year 17", "wrong_answer": "01"}
+    tokenizer = spelling()
+    token = tokenizer.named("80")
+    message = rf"12 becomes .*1280; '80' alone is the token {token}; choose .*answer_ids"
+    with pytest.raises(InputError, match=message):
+        PromptPairs.from_records([{**years, "answer": "80"}], tokenizer)
+    with pytest.warns(WiremapWarning, match=r"as token ids: answer .*\[\d+\] is 80\)"):
+        pairs = PromptPairs.from_records([{**years, "answer": token}], tokenizer)
+    assert pairs.answers.tolist() == [[token]]
+
+
 @pytest.mark.parametrize("name", ["clean", "corrupted"])
 def test_a_space_at_one_prompt_alone_is_named(name: str) -> None:
     message = rf"corrupted tokens \(the {name} one ends with a space\)"
@@ -85,7 +97,7 @@ def test_an_answer_without_the_space_is_told_and_may_be_silenced(
     "record",
     [
         {"clean": "went to the store", "corrupted": "gave to the store", "answer": ","},  # no word
-        {"clean": "store 17", "corrupted": "store 16", "answer": "3"},  # goes on with a number
+        {"clean": "store 17", "corrupted": "store 12", "answer": "3"},  # goes on with a number
         {"clean": "Mary", "corrupted": "John", "answer": "s"},  # no word stands apart
         {"clean": 'a book to "', "corrupted": 'a girl to "', "answer": "M"},  # after a quote
     ],
