@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from ..circuits.result.circuit import Circuit
     from ..edges.model.transformer import Model
     from ..edges.question.prompts import PromptPairs
+
+
+_SKIPS = "--skip-bad-pairs is of a file of pairs; name it (--pairs)"
 
 
 def load_model(asked: Asked) -> Model:
@@ -60,7 +64,7 @@ def load_pairs(model: Model, asked: Asked, part: str = PART) -> PromptPairs:
             )
         return read_pairs(model, asked.pairs, asked)
     if asked.skip_bad_pairs:
-        raise InputError("--skip-bad-pairs is of a file of pairs; name it (--pairs)")
+        raise InputError(_SKIPS)
     # A bundled model was trained for tasks: the first is what it is asked about by default.
     usual = [asked.task] if asked.task is not None else bundled_tasks(model.name)
     if not usual:
@@ -79,10 +83,17 @@ def read_pairs(model: Model, path: Path, asked: Asked) -> PromptPairs:
     """The pairs of a file, as the options want them read."""
     from ..edges.question.prompts import PromptPairs
 
+    with _silenced(asked):
+        return PromptPairs.read(path, model, chat=bool(asked.chat), skip_bad=asked.skip_bad_pairs)
+
+
+@contextmanager
+def _silenced(asked: Asked) -> Generator[None]:
+    """Without the notes that the options do not want."""
     with warnings.catch_warnings():
         if asked.as_written:
             warnings.simplefilter("ignore", SpaceWarning)
-        return PromptPairs.read(path, model, chat=bool(asked.chat), skip_bad=asked.skip_bad_pairs)
+        yield
 
 
 def load_split(
@@ -133,6 +144,8 @@ def load_for_circuit(circuit: Circuit | None, asked: Asked) -> tuple[Model, Prom
     }
     if no_prompts and given(of_task_only):
         raise InputError(f"{' and '.join(of_task_only)} go with --task; name the task too")
+    if asked.skip_bad_pairs and asked.pairs is None:
+        raise InputError(_SKIPS)
     if no_prompts and asked.model is None:
         if asked.bos is not None or asked.dtype is not None:
             raise InputError(
@@ -140,7 +153,8 @@ def load_for_circuit(circuit: Circuit | None, asked: Asked) -> tuple[Model, Prom
                 "--bos and --dtype out, or name what they are for"
             )
         # By their hashes these are what they were; with other options that cannot be checked.
-        return reload(described, of_task, asked.device)
+        with _silenced(asked):
+            return reload(described, of_task, asked.device)
     model = load_model(_model_of(described, asked))
     same_task = asked.pairs is None and asked.task in (None, of_task.get("task"))
     part = str(of_task.get("part", PART)) if same_task else PART

@@ -59,6 +59,9 @@ PROMPT_COLUMNS: Mapping[str, tuple[str, ...]] = {
         "clean_text",
         "clean_input",
         "clean_sentence",
+        "original_prompt",
+        "original",
+        "prompt",
     ),
     "corrupted": (
         "corrupted",

@@ -56,6 +56,10 @@ class Entries:
             raise InputError(f"{where}: {self.columns.say_missing(names)}")
         self.records = [self.columns.of(record) for record in self.records]
 
+    def _called(self, name: str) -> str:
+        """What the file calls a column."""
+        return self.columns.names.get(name, name)
+
     def _check(self, row: int, record: dict[str, Any]) -> None:
         self._read_cells(row, record)
         for name in (*PROMPTS, "answer"):
@@ -88,7 +92,7 @@ class Entries:
             value = record.get(name)
             if not isinstance(value, str):
                 continue
-            column = self.columns.names.get(name, name)
+            column = self._called(name)
             try:
                 cell = list_of(value)
             except ValueError as error:
@@ -137,7 +141,7 @@ class Entries:
         if name in IDS or not texts or (several and name in PROMPTS):
             self.faults.add(
                 row,
-                f"expected {name} to be {_expected(name)}; others",
+                f"expected {self._called(name)} to be {_expected(name)}; others",
                 f"row {row + 1} has {value!r:.60}",
             )
 
@@ -147,7 +151,7 @@ class Entries:
             self.faults.add(
                 row,
                 f"expected token ids from 0 to {self._n_tokens - 1}, the vocabulary of the model; "
-                f"{name.removesuffix('_ids')} has others",
+                f"{self._called(name)} has others",
                 f"row {row + 1} has {strange[0]}",
                 "take the ids of this model's tokenizer",
             )

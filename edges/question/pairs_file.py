@@ -333,6 +333,9 @@ def _rows(
     row = 0
     try:
         header = [name.strip() for name in next(reader)]
+        twice = [name for name in dict.fromkeys(header) if name and header.count(name) > 1]
+        if twice:
+            raise InputError(f"line 1: expected each column once, got {', '.join(twice)} twice")
         for cells in reader:
             if not cells:  # a blank line
                 continue

@@ -243,8 +243,9 @@ class _Maker:
                 texts += [(row, text) for text in _texts(self.records[row][name])]
         cleans = [self.records[row]["clean"] for row, _ in texts]
         added = self.tokenizer.continuations(cleans, [text for _, text in texts])
+        unknown = self.tokenizer.unknown
         for (row, text), new in zip(texts, added, strict=True):
-            if new is None or len(new) != 1 or new[0] == self.tokenizer.unknown:
+            if new is None or len(new) != 1 or new[0] == unknown:
                 came = f"{text!r} in row {row + 1}: {self._came(row, text, new)}"
                 self.faults.add(
                     row, f"expected every {name} to add exactly one token to its clean prompt; not so",

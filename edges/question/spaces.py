@@ -55,6 +55,7 @@ def note_spaces(
     Both with the tokens as they are and as they would be. The second is a ``SpaceWarning``.
     """
     _note_trailing(tokenizer, records, note)
+    _note_leading(tokenizer, records, note)
     _note_lacking(tokenizer, records, note)
 
 
@@ -91,6 +92,32 @@ def _note_trailing(
         f"prompts end with a space {name_rows(rows)}: with the answer the first is read as "
         f"{shown}; without the space, and one before the answer, as {other}. The models of most "
         "tokenizers have hardly seen the former: take the space off the prompts",
+        WiremapWarning,
+    )
+
+
+def _note_leading(
+    tokenizer: Tokenizer,
+    records: Mapping[int, Mapping[str, Any]],
+    note: Callable[[str, type[WiremapWarning]], None],
+) -> None:
+    """Of two prompts one alone begins with a space: a table with spaces after its commas."""
+    rows = [
+        row
+        for row, record in records.items()
+        if isinstance(record.get("corrupted"), str)
+        and record["clean"][:1].isspace() != record["corrupted"][:1].isspace()
+    ]
+    if not rows:
+        return
+    texts = [records[rows[0]][name] for name in ("clean", "corrupted")]
+    encoded = tokenizer.encode(texts)
+    if encoded == tokenizer.encode([text.lstrip() for text in texts]):
+        return
+    clean, corrupted = (shown_tokens(tokenizer, ids[:4]) for ids in encoded)
+    note(
+        f"one prompt begins with a space and the other does not {name_rows(rows)}: the first are read "
+        f"as {clean}|... and {corrupted}|...; take the space off, or give both one",
         WiremapWarning,
     )
 

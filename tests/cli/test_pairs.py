@@ -100,6 +100,12 @@ def test_held_out_pairs_may_be_left_out_too(
     done(*of_task, "--skip-bad-pairs")
 
 
+def test_other_pairs_of_a_circuit_may_be_left_out(run: Path, bad: Path) -> None:
+    assert "3 of 13 pairs cannot be used" in refused("evaluate", run, "--pairs", bad)
+    assert told("evaluate", run, "--pairs", bad, "--skip-bad-pairs")["n_pairs"] == 10
+    assert "--skip-bad-pairs is of a file" in refused("evaluate", run, "--skip-bad-pairs")
+
+
 def test_skipping_needs_a_file() -> None:
     assert "--skip-bad-pairs is of a file of pairs" in refused("discover", "--skip-bad-pairs")
 

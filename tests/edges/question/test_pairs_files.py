@@ -125,6 +125,7 @@ BAD_SHAPES: dict[str, tuple[str, str | bytes, str]] = {
     "a comma too few": ("p.json", json.dumps(BOTH).replace("}, ", "} "), "JSON from column .* before "),
     "cut off": ("p.json", json.dumps(BOTH, indent=1)[:60], "line 5: .*it is no JSON from column 12 on, where the file ends"),
     "a number": ("p.json", "3", "line 1: expected one JSON object a line, such as"),
+    "a column twice": ("p.csv", "clean,clean,corrupted,answer\na,b,c, e\n", "once, got clean twice"),
     "no header": ("p.csv", "a b,a c, e\nb b,b c, e\n", "first line has to name its columns"),
     "a workbook": ("p.xlsx", b"PK\x03\x04\x00", "a workbook .*save the sheet as CSV"),
     "pickle": ("p.jsonl", b"\x80\x04}", "a Python pickle, which is never read"),
@@ -268,7 +269,7 @@ BAD_CELLS = {
     "an array": ('"array([7])"', "print of a Python object"),
     "a call": ("\"[__import__('os')]\"", "neither JSON's nor Python's"),
     "cut off": ("\"[' e', ' g]\"", "neither JSON's nor Python's"),
-    "empty": ('"[]"', "expected answer to be a text or a list of texts"),
+    "empty": ('"[]"', "expected answers to be a text or a list of texts"),
 }
 
 
@@ -370,6 +371,12 @@ BAD_IDS: dict[str, tuple[dict[str, Any], str]] = {
 def test_bad_ids_are_refused_by_row(change: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         PromptPairs.from_records([GOOD, {**GOOD, **change}], letters())
+
+
+@pytest.mark.parametrize("bad", [99, "seven"])
+def test_bad_ids_are_named_by_their_own_column(tmp_path: Path, bad: Any) -> None:
+    content = f"clean,corrupted,correct_idx,incorrect_idx\na b,a c,7,{bad}\n"
+    assert "incorrect_idx" in refused(tmp_path / "p.csv", content)
 
 
 def test_prompts_of_ids_are_taken_as_they_are() -> None:

@@ -57,6 +57,18 @@ def test_an_answer_that_merges_with_the_space_is_refused_with_both() -> None:
         PromptPairs.from_records([spaced({**TO, "answer": "Mary"})], spelling())
 
 
+@pytest.mark.parametrize("name", ["clean", "corrupted"])
+def test_a_space_before_one_prompt_alone_is_told(name: str) -> None:
+    girl = {"clean": "a girl was sad because", "corrupted": "a book was sad because"}
+    record = {**girl, "answer": " she", name: f" {girl[name]}"}
+    with pytest.warns(
+        WiremapWarning, match=r"one prompt begins with a space .* in row 1: .*<s>\| a\|"
+    ):
+        PromptPairs.from_records([record], spelling())
+    letter = {"clean": "a b", "corrupted": " a c", "answer": " e"}
+    assert notes([letter], letters()) == []
+
+
 def test_digits_that_merge_with_the_prompt_are_shown_with_their_token() -> None:
     years = {"clean": "the year 12", "corrupted": "the year 17", "wrong_answer": "01"}
     tokenizer = spelling()
