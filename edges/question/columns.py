@@ -111,21 +111,23 @@ def _present(records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 def _only(name: str, given: Sequence[str], records: Sequence[Mapping[str, Any]]) -> str | None:
     """The column that is meant; the last resort, ``corrupted_hard``, gives way to any other."""
     others = [each for each in given if each.lower() != "corrupted_hard"] or list(given)
-    if not others:
-        return None
-    if others[0] == name:
-        return name
+    if others and others[0] != name:
+        _refuse_several(name, others, records)
+    return others[0] if others else None
+
+
+def _refuse_several(name: str, given: Sequence[str], records: Sequence[Mapping[str, Any]]) -> None:
+    """Raises InputError if several columns may be the one that is meant, and differ."""
     differ = [
         each
-        for each in others[1:]
-        if any(record.get(each) != record.get(others[0]) for record in records)
+        for each in given[1:]
+        if any(record.get(each) != record.get(given[0]) for record in records)
     ]
     if differ:
         raise InputError(
-            f"expected one column of {name} prompts, got {', '.join([others[0], *differ])}; call "
-            f"the one to use {name!r}"
+            f"expected one column for {name}, got {', '.join([given[0], *differ])}; call the one to "
+            f"use {name!r}"
         )
-    return others[0]
 
 
 def _find_ids(
@@ -136,23 +138,28 @@ def _find_ids(
     for name in present:  # country_idx and corrupted_country_idx
         if name.endswith("_idx") and f"corrupted_{name}" in present:
             beside.setdefault(name, (f"corrupted_{name}",))
-    for name, wrong_names in beside.items():
-        if name not in present:
-            continue
-        wrong = [each for each in wrong_names if each in present]
-        if name in _NUMBERS_SAY and not wrong:
-            found.hints.append(
-                f"the column {name} {_NUMBERS_SAY[name]}; call it answer_ids if it is one"
-            )
-            continue
-        found.names["answer_ids"] = present[name]
-        _take_beside(found, present, "answer", name)
-        if wrong:
-            found.names["wrong_answer_ids"] = present[wrong[0]]
-            _take_beside(found, present, "wrong_answer", wrong[0])
-        elif "wrong_answer" in present:
-            found.names["wrong_answer"] = present["wrong_answer"]
+    wrong = {
+        name: [each for each in wrong_names if each in present]
+        for name, wrong_names in beside.items()
+        if name in present
+    }
+    for name in [name for name in wrong if name in _NUMBERS_SAY and not wrong[name]]:
+        found.hints.append(
+            f"the column {name} {_NUMBERS_SAY[name]}; call it answer_ids if it is one"
+        )
+        del wrong[name]
+    if not wrong:
         return
+    name = next(iter(wrong))
+    if name != "answer_ids":
+        _refuse_several("answer_ids", [present[each] for each in wrong], records)
+    found.names["answer_ids"] = present[name]
+    _take_beside(found, present, "answer", name)
+    if wrong[name]:
+        found.names["wrong_answer_ids"] = present[wrong[name][0]]
+        _take_beside(found, present, "wrong_answer", wrong[name][0])
+    elif "wrong_answer" in present:
+        found.names["wrong_answer"] = present["wrong_answer"]
 
 
 def _take_beside(found: Columns, present: Mapping[str, str], name: str, ids: str) -> None:
@@ -176,6 +183,11 @@ def _find_texts(
             )
             continue
         found.names["answer"] = given
+        if name != "answer":
+            rivals = [
+                present[each] for each in WRONG_BESIDE if "answer" in each and each in present
+            ]
+            _refuse_several("answer", list(dict.fromkeys([given, *rivals])), records)
         wrong = [each for each in (*wrong_names, *_ANY_WRONG) if each in present]
         ids = "wrong_answer_ids" in present and name == "answer"
         if wrong:

@@ -205,7 +205,16 @@ def test_the_harder_corruption_is_not_taken_for_the_other(tmp_path: Path) -> Non
 AMBIGUOUS: dict[str, tuple[dict[str, Any], str]] = {
     "two prompts": (
         {"clean_prompt": "a b", "clean_text": "a c", "corrupt": "a d", "answer": " e"},
-        "one column of clean prompts, got clean_prompt, clean_text; call the one",
+        "one column for clean, got clean_prompt, clean_text; call the one",
+    ),
+    "two answers": (
+        {"clean": "a b", "corrupted": "a d", "clean_answer": " e", "answers": " f"},
+        "one column for answer, got answers, clean_answer; call the one to use 'answer'",
+    ),
+    "two of ids": (
+        {"clean": "a b", "corrupted": "a d", "country_idx": 7, "corrupted_country_idx": 8}
+        | {"city_idx": 8, "corrupted_city_idx": 7},
+        "one column for answer_ids, got country_idx, city_idx; call the one",
     ),
     "classes": (
         {"clean": "a b", "corrupted": "a c", "label": 1},
