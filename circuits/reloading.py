@@ -56,7 +56,8 @@ def _pairs(described: Mapping[str, Any], model: Model) -> PromptPairs:
 def _all_pairs(described: Mapping[str, Any], model: Model) -> PromptPairs:
     chat = bool(described.get("chat"))
     if "pairs" in described:
-        return PromptPairs.read(described["pairs"], model, chat=chat)
+        skip_bad = "left_out" in described
+        return PromptPairs.read(described["pairs"], model, chat=chat, skip_bad=skip_bad)
     if "task" not in described:
         raise InputError(
             "the result does not say which prompts it belongs to; give them (--task, --pairs, "

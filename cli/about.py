@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import shutil
 import subprocess
@@ -10,19 +9,26 @@ from collections.abc import Mapping
 from dataclasses import replace
 from importlib.metadata import version
 from importlib.resources import files
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..edges.errors import InputError
 from ..edges.names.vocabulary import DOCUMENTS
 from . import options
 from .asked import Asked, Shown, gathered
 from .console import show_json, show_table, show_text
 from .loading import load_model, load_pairs
 
+if TYPE_CHECKING:
+    from ..edges.model.transformer import Model
+    from ..edges.question.prompts import PromptPairs
+
 
 @click.command()
-@click.option("--model", help="Count the words that this model spells as one token.")
+@click.option(
+    "--model", help="Count the words that this model spells as one token, and show first prompts."
+)
 @options.output
 @gathered(shown=Shown)
 def tasks(model: str | None, shown: Shown) -> None:
@@ -45,6 +51,7 @@ def tasks(model: str | None, shown: Shown) -> None:
             spelling = fitted(task, tokenizer)
             row["words"] = count_words(spelling, tokenizer)
             row["notes"] = dict(spelling.notes)
+            row |= _first_of_task(loaded, task.name)
         rows.append(row)
     if shown.as_json:
         show_json(rows)
@@ -67,6 +74,9 @@ def tasks(model: str | None, shown: Shown) -> None:
                 for row in rows
             ],
         )
+        for row in rows:
+            if "first prompt" in row:
+                show_text(f"\n{row['name']}: {row['first prompt']}\n  then {row['first answer']}")
 
 
 def _spelling(row: Mapping[str, Any]) -> str:
@@ -76,6 +86,38 @@ def _spelling(row: Mapping[str, Any]) -> str:
         for kind, count in row["words"].items()
     )
     return ", ".join([*words, *(f"{name}: {note}" for name, note in row["notes"].items())])
+
+
+def _first_of_task(model: Model, task: str) -> dict[str, str]:
+    """The first pair of a task as tokens; nothing where a tokenizer has too few words for it."""
+    from ..circuits.tasks.builtin import load_task
+
+    try:
+        pairs = load_task(task, model, 1)
+    except InputError:
+        return {}
+    return _first_pair(model, pairs)
+
+
+def _first_pair(model: Model, pairs: PromptPairs) -> dict[str, str]:
+    """The first pair as the model sees it, its tokens parted by ``|``."""
+    from ..edges.question.spaces import shown_tokens
+
+    tokenizer = model.require_tokenizer()
+    n_tokens = int(pairs.lengths[0])
+    prompts = {"first prompt": pairs.clean, "corrupted": pairs.corrupted}
+    rows = {
+        name: shown_tokens(tokenizer, table[0, :n_tokens].tolist())
+        for name, table in prompts.items()
+    }
+    answers = {"first answer": pairs.answers, "wrong answer": pairs.wrong}
+    for name, table in answers.items():
+        tokens = [token for token in table[0].tolist() if token >= 0]
+        if tokens:
+            more = f" and {len(tokens) - 5} more" if len(tokens) > 5 else ""
+            spelled = ", ".join(repr(tokenizer.decode(token)) for token in tokens[:5])
+            rows[name] = f"{spelled}{more}"
+    return rows
 
 
 @click.command()
@@ -126,7 +168,7 @@ def schema(document: str) -> None:
 @options.output
 @gathered(asked=Asked, shown=Shown)
 def info(asked: Asked, shown: Shown) -> None:
-    """Show versions and devices; of a --model how it is stored, and the tokens of a first prompt."""
+    """Show versions and devices; of a --model how it is stored, and the tokens of a first pair."""
     import torch
 
     dot = shutil.which("dot")
@@ -156,7 +198,7 @@ def info(asked: Asked, shown: Shown) -> None:
 
 
 def _of_model(asked: Asked) -> dict[str, str]:
-    """What a model is, and the first clean prompt that is asked for, its tokens parted by ``|``."""
+    """What a model is, and the first pair that is asked for, its tokens parted by ``|``."""
     from ..circuits.zoo import bundled_tasks
 
     # One prompt is tokenized and none is run, which no GPU helps.
@@ -166,10 +208,5 @@ def _of_model(asked: Asked) -> dict[str, str]:
         rows["quantization"] = model.quantization
     if asked.task or asked.pairs or bundled_tasks(model.name):
         one = asked if asked.pairs else replace(asked, n_pairs=1)
-        pairs = load_pairs(model, one)
-        tokenizer = model.require_tokenizer()
-        tokens = pairs.clean[0, : int(pairs.lengths[0])].tolist()
-        # As JSON has them, so that an end of line shows.
-        texts = (json.dumps(tokenizer.decode(t), ensure_ascii=False)[1:-1] for t in tokens)
-        rows["first prompt"] = "|".join(texts)
+        rows |= _first_pair(model, load_pairs(model, one))
     return rows

@@ -48,6 +48,7 @@ class Asked:
     Attributes:
         model, device, dtype, bos, kv, tf32: see ``Model.load``.
         task, corruption, n_pairs, seed: see ``load_task``; or ``pairs``, a file of them.
+        skip_bad_pairs, as_written: of a file of pairs; see ``PromptPairs.from_records``.
         chat: see ``load_task`` and ``PromptPairs.read``.
         metric, direction, batch_size: see ``discover``; so ``allow_weak``.
     """
@@ -55,6 +56,8 @@ class Asked:
     model: str | None = None
     task: str | None = None
     pairs: Path | None = None
+    skip_bad_pairs: bool = False
+    as_written: bool = False
     corruption: str | None = None
     n_pairs: int | None = None
     seed: int | None = None

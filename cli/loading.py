@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..edges.errors import InputError
+from ..edges.errors import InputError, SpaceWarning
 from ..edges.names.vocabulary import DTYPE, GROUPED, MODEL, N_PAIRS, PART, SEED
 from .asked import Asked, given
 from .console import show_note
@@ -16,6 +18,9 @@ if TYPE_CHECKING:
     from ..circuits.result.circuit import Circuit
     from ..edges.model.transformer import Model
     from ..edges.question.prompts import PromptPairs
+
+
+_SKIPS = "--skip-bad-pairs is of a file of pairs; name it (--pairs)"
 
 
 def load_model(asked: Asked) -> Model:
@@ -42,7 +47,6 @@ def load_pairs(model: Model, asked: Asked, part: str = PART) -> PromptPairs:
     """
     from ..circuits.tasks.builtin import load_task
     from ..circuits.zoo import bundled_tasks
-    from ..edges.question.prompts import PromptPairs
 
     if asked.pairs is not None:
         superfluous = given(
@@ -58,7 +62,9 @@ def load_pairs(model: Model, asked: Asked, part: str = PART) -> PromptPairs:
                 f"--pairs {asked.pairs} says which prompts to use; {', '.join(superfluous)} belong "
                 "to built-in tasks: give one or the other"
             )
-        return PromptPairs.read(asked.pairs, model, chat=bool(asked.chat))
+        return read_pairs(model, asked.pairs, asked)
+    if asked.skip_bad_pairs:
+        raise InputError(_SKIPS)
     # A bundled model was trained for tasks: the first is what it is asked about by default.
     usual = [asked.task] if asked.task is not None else bundled_tasks(model.name)
     if not usual:
@@ -73,6 +79,23 @@ def load_pairs(model: Model, asked: Asked, part: str = PART) -> PromptPairs:
     )
 
 
+def read_pairs(model: Model, path: Path, asked: Asked) -> PromptPairs:
+    """The pairs of a file, as the options want them read."""
+    from ..edges.question.prompts import PromptPairs
+
+    with _silenced(asked):
+        return PromptPairs.read(path, model, chat=bool(asked.chat), skip_bad=asked.skip_bad_pairs)
+
+
+@contextmanager
+def _silenced(asked: Asked) -> Generator[None]:
+    """Without the notes that the options do not want."""
+    with warnings.catch_warnings():
+        if asked.as_written:
+            warnings.simplefilter("ignore", SpaceWarning)
+        yield
+
+
 def load_split(
     model: Model, asked: Asked, held_out: str | None
 ) -> tuple[PromptPairs, PromptPairs | float | None]:
@@ -81,16 +104,17 @@ def load_split(
     Args:
         held_out: a share of the pairs, or a file of others.
     """
-    from ..edges.question.prompts import PromptPairs
-
     if held_out is None:
         # Of a built-in task other names and templates are left to judge on.
         return load_pairs(model, asked, part="search"), None
-    pairs = load_pairs(model, asked)
     try:
         share = float(held_out)
     except ValueError:
-        return pairs, PromptPairs.read(held_out, model, chat=bool(asked.chat))
+        # Of a task's pairs none is bad; those held out may be.
+        skip_bad = asked.skip_bad_pairs and asked.pairs is not None
+        pairs = load_pairs(model, replace(asked, skip_bad_pairs=skip_bad))
+        return pairs, read_pairs(model, Path(held_out), asked)
+    pairs = load_pairs(model, asked)
     if share == 0:
         show_note(
             "no pairs are held out: what the circuit is said to be worth is of the pairs it was "
@@ -120,6 +144,8 @@ def load_for_circuit(circuit: Circuit | None, asked: Asked) -> tuple[Model, Prom
     }
     if no_prompts and given(of_task_only):
         raise InputError(f"{' and '.join(of_task_only)} go with --task; name the task too")
+    if asked.skip_bad_pairs and asked.pairs is None:
+        raise InputError(_SKIPS)
     if no_prompts and asked.model is None:
         if asked.bos is not None or asked.dtype is not None:
             raise InputError(
@@ -127,7 +153,8 @@ def load_for_circuit(circuit: Circuit | None, asked: Asked) -> tuple[Model, Prom
                 "--bos and --dtype out, or name what they are for"
             )
         # By their hashes these are what they were; with other options that cannot be checked.
-        return reload(described, of_task, asked.device)
+        with _silenced(asked):
+            return reload(described, of_task, asked.device)
     model = load_model(_model_of(described, asked))
     same_task = asked.pairs is None and asked.task in (None, of_task.get("task"))
     part = str(of_task.get("part", PART)) if same_task else PART

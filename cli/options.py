@@ -107,6 +107,21 @@ group = file(
     "marks in the viewer.",
 )
 
+pairs_of_a_file = together(
+    file(
+        "--pairs",
+        help="Your own prompt pairs: JSON Lines, JSON, or a table (CSV, TSV) with their columns.",
+    ),
+    flag(
+        "--skip-bad-pairs", help="Leave out pairs of a file that cannot be used; they are counted."
+    ),
+    flag(
+        "--as-written",
+        help="Do not tell of answers that lack the space which words of their prompt have.",
+    ),
+)
+"""Pairs of one's own, and what is done with those that do not fit."""
+
 _corruption = click.option("--corruption", help="How the task's corrupted prompts differ.")
 
 
@@ -127,7 +142,7 @@ question = together(
         help="A bundled model, a local Hugging Face directory or .gguf file, or a model of the hub.",
     ),
     click.option("--task", help="A built-in task (see: wiremap tasks)."),
-    file("--pairs", help="Your own prompt pairs: JSON Lines or CSV."),
+    pairs_of_a_file,
     _corruption,
     count("--n-pairs", help=f"Pairs of the built-in task ({words.N_PAIRS} by default)."),
     click.option(
@@ -156,16 +171,23 @@ question = together(
 prompt_of_model = together(
     click.option("--model", help="Show this model too, and a prompt as it sees it."),
     click.option("--task", help="The built-in task the prompt is of."),
-    file("--pairs", help="The pairs it is of."),
+    pairs_of_a_file,
     _chat("Put it into the chat template."),
     _bos("Begin it with the BOS token; the model's own convention by default."),
 )
 """Which prompt is shown, of which model."""
 
+pairs_of_model = together(
+    click.option("--model", help="FILE has prompt pairs for this model."),
+    _chat("Put them into the chat template."),
+    _bos("Begin them with the BOS token; the model's own convention by default."),
+)
+"""Of which model a file of prompt pairs is."""
+
 other_question = together(
     click.option("--model", help="Another model than the circuit was found in."),
     click.option("--task", help="Another built-in task than it was found on."),
-    file("--pairs", help="Other prompt pairs."),
+    pairs_of_a_file,
     _corruption,
     count("--n-pairs", help="Pairs of the built-in task."),
     _chat("Put every prompt into the chat template."),

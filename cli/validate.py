@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -9,22 +11,37 @@ import click
 
 from ..edges.errors import InputError
 from . import options
-from .asked import Shown, gathered
-from .console import show_json
+from .asked import Asked, Shown, gathered, given
+from .console import show_json, show_text
+from .loading import load_model
 
 
 @click.command()
 @options.path_argument("file")
+@options.pairs_of_model
+@options.out("Of prompt pairs: write those that cannot be used to this file, as JSON Lines.")
 @options.output
-@gathered(shown=Shown)
-def validate(file: Path, shown: Shown) -> None:
+@gathered(asked=Asked, shown=Shown)
+def validate(file: Path, out: Path | None, asked: Asked, shown: Shown) -> None:
     """Check a FILE that wiremap wrote: its schema, and what a schema cannot say.
 
     Knows run.json, scrub.json, effects.jsonl, losses.jsonl, search.jsonl, scores.safetensors, circuits in every format that can
-    be read back, and whole run directories.
+    be read back, and whole run directories. With --model, FILE is one of prompt pairs, and every pair
+    that cannot be used is listed with its cause.
     """
+    if asked.model is not None:
+        _check_pairs(file, out, asked, shown)
+        return
+    if out is not None or given({"--chat": asked.chat, "--bos": asked.bos}):
+        raise InputError(
+            "--out, --chat and --bos are of prompt pairs; say of which --model they are"
+        )
     files = sorted(_data_files(file)) if file.is_dir() else [file]
-    found = [{"file": str(path), **_check(path)} for path in files]
+    try:
+        found = [{"file": str(path), **_check(path)} for path in files]
+    except InputError:
+        _refuse_pairs(file)
+        raise
     if shown.as_json:
         show_json(found)
     elif not shown.quiet:
@@ -34,6 +51,46 @@ def validate(file: Path, shown: Shown) -> None:
                 f"{value} {name}" for name, value in result.items() if isinstance(value, int)
             )
             click.echo(f"{result['file']}: valid {result['format']}, {details}")
+
+
+def _refuse_pairs(file: Path) -> None:
+    """Raises InputError if a file that is none of wiremap's has prompt pairs."""
+    from ..edges.question.columns import find_columns
+    from ..edges.question.pairs_file import read_pairs_file
+
+    try:
+        records = [record for record in read_pairs_file(file).records if record]
+        missing = find_columns(records).missing
+    except InputError:
+        return
+    if not missing:
+        raise InputError(f"{file}: holds prompt pairs; say which model they are for (--model)")
+
+
+def _check_pairs(file: Path, out: Path | None, asked: Asked, shown: Shown) -> None:
+    """Lists the pairs that cannot be used. Raises InputError if there are any."""
+    from ..edges.files import write_atomically
+    from ..edges.question.records import bad_rows
+
+    # Its tokenizer is all that is needed, which no GPU helps.
+    model = load_model(replace(asked, device="cpu"))
+    n_pairs, bad = bad_rows(file, model, chat=bool(asked.chat))
+    if out is not None:
+        write_atomically(out, "".join(json.dumps(row, default=str) + "\n" for row in bad))
+    if shown.as_json:
+        show_json([{"file": str(file), "format": "prompt pairs", "pairs": n_pairs, "bad": bad}])
+    elif not shown.quiet:
+        for row in bad:
+            line = f" (line {row['line']})" if "line" in row else ""
+            show_text(f"row {row['row']}{line}: {row['cause']}; {row['next_step'] or 'mend it'}")
+    if bad:
+        written = " (-o FILE writes them)" if out is None else f"; they are in {out}"
+        raise InputError(
+            f"{file}: {len(bad)} of {n_pairs} pairs cannot be used{written}; mend them, or leave them "
+            "out (--skip-bad-pairs, skip_bad=True)"
+        )
+    if not (shown.as_json or shown.quiet):
+        show_text(f"{file}: valid prompt pairs, {n_pairs} of {n_pairs}")
 
 
 def _data_files(directory: Path) -> list[Path]:

@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from .effects.edge_effects import patch_edges
     from .effects.engine import Effects
     from .effects.node_effects import patch_nodes
-    from .errors import InputError, WiremapError, WiremapWarning
+    from .errors import InputError, SpaceWarning, WiremapError, WiremapWarning
     from .model.tokens import Tokenizer
     from .model.transformer import Model
     from .names.graph import Edge, ModelGraph, Reader, Writer
@@ -27,6 +27,7 @@ __all__ = [
     "NodeScores",
     "PromptPairs",
     "Reader",
+    "SpaceWarning",
     "Tokenizer",
     "WiremapError",
     "WiremapWarning",
@@ -42,7 +43,7 @@ _MODULES = {
     "effects.edge_effects": ("patch_edges",),
     "effects.engine": ("Effects",),
     "effects.node_effects": ("patch_nodes",),
-    "errors": ("InputError", "WiremapError", "WiremapWarning"),
+    "errors": ("InputError", "SpaceWarning", "WiremapError", "WiremapWarning"),
     "model.tokens": ("Tokenizer",),
     "model.transformer": ("Model",),
     "names.graph": ("Edge", "ModelGraph", "Reader", "Writer"),

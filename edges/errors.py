@@ -20,11 +20,15 @@ class WiremapWarning(UserWarning):
     """Something worth knowing that is no error."""
 
 
+class SpaceWarning(WiremapWarning):
+    """Answers without the space that words of their prompt have (command line: --as-written)."""
+
+
 from collections.abc import Sequence
 
 
-def name_rows(rows: Sequence[int], next_step: str = "") -> str:
-    """``in 3 rows: 1, 4, 9 (do this)``, rows counted from 1, at most ten of them listed."""
-    listed = ", ".join(str(row + 1) for row in rows[:10]) + (", ..." if len(rows) > 10 else "")
+def name_rows(rows: Sequence[int], next_step: str = "", most: int = 10) -> str:
+    """``in 3 rows: 1, 4, 9 (do this)``, rows counted from 1, at most ``most`` of them listed."""
+    listed = ", ".join(str(row + 1) for row in rows[:most]) + (", ..." if len(rows) > most else "")
     where = f"in row {listed}" if len(rows) == 1 else f"in {len(rows)} rows: {listed}"
     return f"{where}; {next_step}" if next_step else where

@@ -109,6 +109,14 @@ def test_registries_have_the_words_of_the_vocabulary() -> None:
         assert callable(getattr(evaluation.Evaluation, name))
 
 
+def test_every_name_of_a_column_is_in_the_documentation() -> None:
+    told = Path(__file__).parent.parent.joinpath("docs", "pairs.md").read_text()
+    listed = {**words.PROMPT_COLUMNS, **words.WRONG_BESIDE, **words.WRONG_IDS_BESIDE}
+    names = {name for names in listed.values() for name in names} | {*listed}
+    for name in {*names, *words.RECORDS_UNDER, *words.SEPARATORS.values(), *words.BOS_TEXTS}:
+        assert name in told, name
+
+
 def test_what_stands_without_a_word_is_one_of_them() -> None:
     for usual, listed in (
         (words.DTYPE, words.DTYPES), (words.DEVICE, words.DEVICES), (words.GROUPED, words.KV),

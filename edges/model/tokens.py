@@ -43,9 +43,15 @@ class Tokenizer:
 
     def begins_with_bos(self, texts: Sequence[str]) -> list[bool]:
         """Of each text, whether it begins with the BOS token as text."""
-        start = [self._tokenizer.bos_token_id]
-        plain = Tokenizer(self._tokenizer, bos=False)
-        return [ids[:1] == start for ids in plain.encode(texts)]
+        return [self.starts(ids) for ids in self.without_bos().encode(texts)]
+
+    def without_bos(self) -> Tokenizer:
+        """The same tokenizer, which adds nothing."""
+        return Tokenizer(self._tokenizer, bos=False)
+
+    def starts(self, tokens: Sequence[int]) -> bool:
+        """Whether tokens begin with the BOS token."""
+        return list(tokens[:1]) == [self._tokenizer.bos_token_id]
 
     def chat(self, prompts: Sequence[str]) -> list[str]:
         """Each prompt as the user's message in the tokenizer's chat template, up to the place where
@@ -80,6 +86,16 @@ class Tokenizer:
     def bos_text(self) -> str:
         """The BOS token as text; empty if there is none."""
         return str(self._tokenizer.bos_token or "")
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of the vocabulary, those added to it among them."""
+        return len(self._tokenizer)
+
+    def named(self, text: str) -> int | None:
+        """The token that is spelled exactly so, with no space before it; None if there is none."""
+        token = self._tokenizer.get_vocab().get(text)
+        return None if token is None else int(token)
 
     def decode(self, token: int) -> str:
         """The text of one token."""

@@ -25,6 +25,84 @@ PARTS = ("all", SEARCH, HELD_OUT)
 """Of a task's pairs: all, those a search may see, and those that judge what it finds."""
 PART = "all"
 
+WRONG_BESIDE: Mapping[str, tuple[str, ...]] = {
+    "answer": ("wrong_answer",),
+    "answers": ("wrong_answers",),
+    "correct_answer": ("incorrect_answer",),
+    "correct_answers": ("incorrect_answers",),
+    "correct": ("incorrect", "wrong"),
+    "clean_answer": ("patch_answer", "corrupted_answer", "corrupt_answer"),
+    "clean_answers": ("patch_answers", "corrupted_answers", "corrupt_answers"),
+    "clean_label": ("patch_label", "corrupted_label", "corrupt_label"),
+    "target": ("wrong_target", "foil", "distractor"),
+    "label": ("wrong_label", "patch_label", "corrupted_label", "corrupt_label"),
+}
+"""Columns of answers in files of prompt pairs, wiremap's first; each with that of the wrong ones."""
+
+WRONG_IDS_BESIDE: Mapping[str, tuple[str, ...]] = {
+    "answer_ids": ("wrong_answer_ids",),
+    "answer_id": ("wrong_answer_id",),
+    "answer_idx": ("wrong_answer_idx", "corrupted_answer_idx"),
+    "answers_idx": ("wrong_answers_idx", "corrupted_answers_idx"),
+    "correct_idx": ("incorrect_idx",),
+    "correct_id": ("incorrect_id",),
+    "correct_ids": ("incorrect_ids",),
+    "clean_answer_idx": ("patch_answer_idx", "corrupted_answer_idx"),
+}
+"""The same of answers as token ids; EAP-IG's files have ``correct_idx`` and ``answers_idx``."""
+
+PROMPT_COLUMNS: Mapping[str, tuple[str, ...]] = {
+    "clean": (
+        "clean",
+        "clean_prompt",
+        "clean_prefix",
+        "clean_text",
+        "clean_input",
+        "clean_sentence",
+        "original_prompt",
+        "original",
+        "prompt",
+    ),
+    "corrupted": (
+        "corrupted",
+        "corrupt",
+        "corrupted_prompt",
+        "corrupt_prompt",
+        "patch_prompt",
+        "counterfactual_prompt",
+        "corrupted_prefix",
+        "corrupt_prefix",
+        "patch_prefix",
+        "corrupted_text",
+        "corrupt_text",
+        "corrupted_input",
+        "corrupt_input",
+        "corrupted_sentence",
+        "counterfactual",
+        "corrupted_hard",
+    ),
+    "clean_ids": ("clean_ids", "clean_tokens", "clean_input_ids", "clean_token_ids"),
+    "corrupted_ids": (
+        "corrupted_ids",
+        "corrupt_ids",
+        "corrupted_tokens",
+        "corrupt_tokens",
+        "corrupted_input_ids",
+        "corrupt_input_ids",
+        "corrupted_token_ids",
+    ),
+}
+"""What columns of prompts are called, wiremap's name first."""
+
+RECORDS_UNDER = ("prompts", "pairs", "examples", "records", "rows", "data", "instances")
+"""Where one JSON document has its records."""
+
+SEPARATORS: Mapping[str, str] = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
+"""What parts the columns of a table of prompt pairs."""
+
+BOS_TEXTS = ("<s>", "<bos>", "<|begin_of_text|>", "<|endoftext|>", "<|startoftext|>")
+"""How tokenizers spell the BOS token: at the start of a prompt it is that of some tokenizer."""
+
 DEVICE = "auto"
 DEVICES = ("auto", "cpu", "cuda", "mps")
 

@@ -6,13 +6,16 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from jaxtyping import Int64
 from torch import Tensor
 
 from ..errors import InputError, name_rows
+
+if TYPE_CHECKING:
+    from .records import Tokenized
 
 PADDING = -1
 """Fills short rows of token and answer tables. It never reaches a model or a metric."""
@@ -202,26 +205,30 @@ class PromptPairs:
         return digest.hexdigest()
 
     @classmethod
-    def read(cls, path: str | Path, model: Any, *, chat: bool = False) -> PromptPairs:
-        """Reads pairs from JSON Lines or CSV (by extension ``.csv``) with ``model``'s tokenizer.
+    def read(
+        cls, path: str | Path, model: Any, *, chat: bool = False, skip_bad: bool = False
+    ) -> PromptPairs:
+        """Reads pairs of a file with ``model``'s tokenizer.
 
-        Columns: ``clean``, ``corrupted``, ``answer``, and ``wrong_answer`` where the metric needs
-        one; the answers are a text or a list of texts (in CSV, a JSON list). All other columns are
-        kept as features. See ``from_records`` for how texts become tokens.
+        The file is JSON Lines, one JSON document (a list of records, records under a key such as
+        auto-circuit's ``prompts``, or a list for each column), or a table parted by commas, tabs,
+        semicolons or bars. Its columns are those of ``from_records``; a ``WiremapWarning`` says how
+        a file was understood that has others.
 
         Args:
             model: a ``Model`` or a ``Tokenizer``.
-            chat: see ``from_records``.
+            chat, skip_bad: see ``from_records``.
 
         Raises:
-            InputError: unreadable, not UTF-8, empty, malformed or incomplete, with the line.
+            InputError: unreadable, not UTF-8, empty or malformed, with the line; and what
+                ``from_records`` raises.
         """
-        from .records import read_records
+        from .records import tokenized_file
 
         path = Path(path)
-        records = read_records(path)
+        made = tokenized_file(path, model, chat, skip_bad)
         try:
-            return cls.from_records(records, model, {"pairs": str(path)}, chat=chat)
+            return cls._of(made, {"pairs": str(path)}, chat)
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
 
@@ -233,12 +240,21 @@ class PromptPairs:
         source: Mapping[str, Any] | None = None,
         *,
         chat: bool = False,
+        skip_bad: bool = False,
     ) -> PromptPairs:
-        """Tokenizes records with the columns that ``read`` names.
+        """Tokenizes records.
 
-        An answer's token is the one that tokenizing ``clean + answer`` adds to ``clean``. A prompt
-        that begins with the BOS token as text is not given a second; a ``WiremapWarning`` says how
-        many do.
+        Columns: ``clean``, ``corrupted``, ``answer``, and ``wrong_answer`` where the metric needs
+        one; the answers are a text or a list of texts. Other names of the field that can mean
+        nothing else (``vocabulary.PROMPT_COLUMNS``, ``WRONG_BESIDE``) are taken for them, and said.
+        All other columns are kept as features.
+
+        An answer's token is the one that tokenizing ``clean + answer`` adds to ``clean``. Whole
+        numbers are token ids, as they are under ``answer_ids``, ``wrong_answer_ids``, ``clean_ids``
+        and ``corrupted_ids``: nothing is added to them, and texts beside ids must begin with them. A prompt
+        that begins with the BOS token as text is not given a second. A ``WiremapWarning`` tells of
+        BOS, of ids, and of prompts that end with a space; a ``SpaceWarning`` of answers without the
+        space that words of their prompt have.
 
         Args:
             model: a ``Model`` or a ``Tokenizer``.
@@ -246,14 +262,25 @@ class PromptPairs:
             chat: put each prompt, clean and corrupted, as the user's message into the tokenizer's
                 chat template; the answer follows where the model's turn begins. Spans count the
                 tokens of the prompt alone, and are moved along. The source says ``chat``.
+            skip_bad: leave out rows that cannot be used. A ``WiremapWarning`` counts them, and the
+                source has under ``left_out`` which they are, by cause.
 
         Raises:
             InputError: words outside the vocabulary, unequal lengths, answers that are not one
-                token, answers equal to each other; the rows (counted from 1) are named. ``chat`` of
-                a tokenizer without a chat template.
+                token, answers equal to each other, token ids beyond the vocabulary; all rows
+                (counted from 1) are named. ``chat`` of a tokenizer without a chat template.
         """
+        from .pairs_file import PairsFile
         from .records import tokenized
 
-        tables, features = tokenized(records, model, chat)
-        said = {**(source or {}), **({"chat": True} if chat else {})}
-        return cls(**tables, features=features, source=said)
+        file = PairsFile.of_records(records)
+        return cls._of(tokenized(file, model, chat, skip_bad), source or {}, chat)
+
+    @classmethod
+    def _of(cls, made: Tokenized, source: Mapping[str, Any], chat: bool) -> PromptPairs:
+        said = dict(source)
+        if chat:
+            said["chat"] = True
+        if made.faults.found:
+            said["left_out"] = made.faults.described()
+        return cls(**made.tables, features=made.features, source=said)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -14,6 +12,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..names.vocabulary import POSITIONS
+from .cells import plain_value
 from .prompts import PairBatch, PromptPairs
 
 OUTSIDE = "outside"
@@ -86,9 +85,7 @@ def position_labels(pairs: PromptPairs, positions: str) -> Labels:
 
 
 def _spans(given: Any, row: int, length: int) -> list[tuple[str, range]]:
-    if isinstance(given, str):  # CSV has no objects
-        with contextlib.suppress(ValueError):
-            given = json.loads(given)
+    given = _of_text(given)
     if not isinstance(given, Mapping):
         raise InputError(
             f"row {row + 1}: expected spans as an object of names and positions, got {given!r:.80}"
@@ -120,12 +117,15 @@ def _spans(given: Any, row: int, length: int) -> list[tuple[str, range]]:
 
 def moved(given: Any, by: int) -> Any:
     """Spans so many tokens later. What is no span is left as it is, for ``position_labels`` to refuse."""
-    if isinstance(given, str):  # CSV has no objects
-        with contextlib.suppress(ValueError):
-            given = json.loads(given)
+    given = _of_text(given)
     if not isinstance(given, Mapping):
         return given
     return {name: _moved(place, by) for name, place in cast("Mapping[Any, Any]", given).items()}
+
+
+def _of_text(given: Any) -> Any:
+    """Spans of a table, which has no objects: as JSON, or as Python prints them."""
+    return plain_value(given) or given if isinstance(given, str) else given
 
 
 def _moved(place: Any, by: int) -> Any:

@@ -63,6 +63,8 @@ def _of_task(model: Mapping[str, Any], task: Mapping[str, Any]) -> Iterator[tupl
         drawn = {**task, "n_pairs": task.get("set_aside_of", task.get("n_pairs"))}
         yield from _changed(drawn, "n_pairs", "seed")
     yield from _held_out(task)
+    if "left_out" in task or "left_out" in (task.get("held_out") or {}):
+        yield "skip_bad_pairs", True
     if task.get("chat"):
         yield "chat", True
 

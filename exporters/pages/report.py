@@ -128,7 +128,9 @@ def _question(circuit: Circuit) -> Iterator[tuple[str, str]]:
     yield "corruption", _stated(task, "corruption")
     yield "prompts", "in the chat template" if task.get("chat") else ""
     seed = f", seed {task['seed']}" if task.get("seed") is not None else ""
-    yield "pairs", f"{task['n_pairs']}{seed}" if "n_pairs" in task else ""
+    left_out: Mapping[str, Any] = task.get("left_out") or {}
+    without = f" ({left_out.get('n_pairs')} of {left_out.get('of')} left out)" if left_out else ""
+    yield "pairs", f"{task['n_pairs']}{seed}{without}" if "n_pairs" in task else ""
     yield "metric", _stated(method, "metric")
     yield "direction", _stated(method, "direction")
     yield "scored by", _rule_of_scores(circuit)

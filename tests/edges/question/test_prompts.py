@@ -91,11 +91,11 @@ BAD_FILES: dict[str, tuple[bytes, str]] = {
     ),
     "number as prompt": (
         b'{"clean": 3, "corrupted": "a", "answer": " b"}\n',
-        "expected clean to be a text, got 3",
+        "expected clean to be a text .* in row 1; row 1 has 3",
     ),
     "nan": (
         b'{"clean": NaN, "corrupted": "a", "answer": " b"}\n',
-        "expected clean to be a text, got nan",
+        "expected clean to be a text .* in row 1; row 1 has nan",
     ),
     "list as prompt": (
         b'{"clean": ["a"], "corrupted": "a", "answer": " b"}\n',
@@ -134,7 +134,9 @@ def test_a_missing_file_is_refused(tmp_path: Path, tokenizer: Tokenizer) -> None
 def test_bad_csv_is_refused(tmp_path: Path, tokenizer: Tokenizer, row: str) -> None:
     path = tmp_path / "p.csv"
     path.write_text(f"clean,corrupted,answer,wrong_answer\n{row}")
-    with pytest.raises(InputError, match="line [12]: (expected 4 columns|not readable as CSV)"):
+    with pytest.raises(
+        InputError, match="expected 4 columns as in the header.* line 2 |line 2: not readable"
+    ):
         PromptPairs.read(path, tokenizer)
 
 
@@ -147,7 +149,7 @@ BAD_RECORDS: dict[str, tuple[dict[str, Any], str]] = {
         {"answer": " e f"},
         r"every answer to add exactly one token.*' e f' in row 2: it adds 2 tokens",
     ),
-    "empty answer": ({"answer": ""}, r"'' in row 2: it adds 0 tokens"),
+    "empty answer": ({"answer": ""}, "expected answer in every row; missing or empty in row 2"),
     "unknown answer": ({"answer": " zebra"}, r"' zebra' in row 2: it is outside the vocabulary"),
     "answer that joins the prompt": ({"answer": "x"}, r"'x' in row 2: it changes the tokens"),
     "equal answers": ({"wrong_answer": " e"}, r"they are the same in row 2"),
@@ -169,8 +171,8 @@ def test_wrong_answers_in_some_rows_only_are_refused(tokenizer: Tokenizer) -> No
         PromptPairs.from_records([GOOD, without], tokenizer)
 
 
-def test_many_rows_are_counted_and_ten_are_listed(tokenizer: Tokenizer) -> None:
-    with pytest.raises(InputError, match=r"in 30 rows: 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, \.\.\."):
+def test_many_rows_are_counted_and_all_are_listed(tokenizer: Tokenizer) -> None:
+    with pytest.raises(InputError, match="in 30 rows: 1, 2, 3, .* 28, 29, 30; row 1"):
         PromptPairs.from_records([{**GOOD, "corrupted": "a"}] * 30, tokenizer)
 
 
