@@ -14,7 +14,8 @@ from ..edges.names.vocabulary import METRIC, SEED
 from . import options
 from .asked import Asked, Shown, gathered
 from .console import if_stopped, progress, show_json, show_note, show_table, show_text
-from .loading import check_shape, circuit_file, load_for_circuit
+from .loading import load_for_circuit
+from .reading import Reading, read
 from .summary import summary
 
 if TYPE_CHECKING:
@@ -49,40 +50,42 @@ class _Sections:
 )
 @options.flag("--all", "every", help="All of these that can be done.")
 @options.other_question
+@options.kv_of_circuit
+@options.reading
 @click.option("--seed", type=int, help=f"Of all draws; with --task, of its pairs too ({SEED}).")
 @options.where_of_circuit
 @options.out(
     "File for the result: .svg for the curve, else JSON. May be given twice.", multiple=True
 )
 @options.output
-@gathered(sections=_Sections, asked=Asked, shown=Shown)
+@gathered(sections=_Sections, asked=Asked, reading=Reading, shown=Shown)
 def evaluate(
     circuit: Path,
     every: bool,
     sections: _Sections,
     asked: Asked,
+    reading: Reading,
     out: tuple[Path, ...],
     shown: Shown,
 ) -> None:
     """Run a CIRCUIT alone, everything outside it patched, and say how much of the metric is left.
 
-    CIRCUIT is a circuit's file, or a run directory. faithfulness = (m(circuit) - m(empty)) /
+    CIRCUIT is a circuit's file, a run directory, or a table or graph of edges (name --model and
+    --task or --pairs). faithfulness = (m(circuit) - m(empty)) /
     (m(full) - m(empty)). The model and prompts are those it was found with, or others: held-out
     pairs of its task are --task NAME --seed 1.
     """
     from ..circuits.evidence.evaluation import Evaluation
-    from ..exporters import read_circuit
 
     # A file knows the circuit; the scores of all edges are in its run directory.
     run = circuit if circuit.is_dir() else None
-    found = read_circuit(circuit_file(circuit))
+    claim = read(circuit, reading, shown.quiet)
     wanted = list(asdict(sections)) if every else sections.named
     # Asked before a model is loaded and run.
     pictures = [path for path in out if path.suffix.lower() == ".svg"]
     if pictures and "curve" not in wanted:
         raise InputError(f"{pictures[0]} is to show the curve; ask for it too (--curve)")
-    model, pairs = load_for_circuit(found, asked)
-    check_shape(model, found)
+    model, pairs, found = load_for_circuit(claim, asked)
     with if_stopped(), progress(shown.no_progress) as report:
         # With --all, what cannot be made is left out with a note. What is named must be made.
         document, missing = Evaluation(

@@ -11,9 +11,9 @@ import click
 from ..edges.errors import InputError
 from ..edges.names.vocabulary import COLLAPSE, EDGES_DRAWN, QKV
 from . import options
-from .asked import gathered
+from .asked import Asked, gathered
 from .console import show_note
-from .loading import circuit_file
+from .reading import Reading, read, shape_of
 
 if TYPE_CHECKING:
     from ..exporters import View
@@ -85,19 +85,27 @@ class _Output:
     help="Draw as one: queries, keys and values; the heads of a layer; the nodes of a group.",
 )
 @options.group
+@options.shape_of_table
+@options.reading
 @options.out("File (beside CIRCUIT by default).")
 @options.flag("--force", help="Replace the file if it exists.")
 @options.flag("--quiet", help="Print errors only.")
-@gathered(shown=_Shown, output=_Output)
-def export(circuit: Path, format: str, shown: _Shown, output: _Output) -> None:
-    """Write a CIRCUIT (a run directory, or any file that can be read back) in another format."""
-    from ..exporters import read_circuit, write_circuit
+@gathered(shown=_Shown, asked=Asked, reading=Reading, output=_Output)
+def export(
+    circuit: Path, format: str, shown: _Shown, asked: Asked, reading: Reading, output: _Output
+) -> None:
+    """Write a CIRCUIT in another format.
+
+    CIRCUIT is a run directory, any file that can be read back, or a table or graph of edges (name
+    its --model).
+    """
+    from ..exporters import write_circuit
     from ..exporters.registry import find_format
 
-    circuit = circuit_file(circuit)
-    found = read_circuit(circuit)
-    target = find_format(circuit, format)
-    out = output.place(circuit, target)
+    claim = read(circuit, reading, output.quiet)
+    found = claim.circuit(shape_of(asked, claim))
+    target = find_format(claim.path, format)
+    out = output.place(claim.path, target)
     write_circuit(found, out, format, shown.view())
     if not output.quiet:
         click.echo(f"written to {out}")

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ..circuits.result.circuit import Circuit
     from ..edges.model.transformer import Model
     from ..edges.question.prompts import PromptPairs
+    from ..exporters.hypotheses import Claim
 
 
 def load_model(asked: Asked) -> Model:
@@ -99,16 +100,29 @@ def load_split(
     return pairs, share
 
 
-def load_for_circuit(circuit: Circuit | None, asked: Asked) -> tuple[Model, PromptPairs]:
-    """The model and pairs that a circuit was found with, or those that the options ask for.
+def load_for_circuit(claim: Claim, asked: Asked) -> tuple[Model, PromptPairs, Circuit]:
+    """The model and pairs that a circuit was found with, or those that the options ask for; and it.
 
     What the options leave open is as the circuit was found: of the same model BOS and precision, of
     the same task corruption and number of pairs, of any prompts the chat template. The seed is that
     of a task named.
     """
-    from ..circuits.reloading import reload
+    model, pairs = _load_for(claim, asked)
+    if claim.known is not None:
+        check_shape(model, claim.known)
+    return model, pairs, claim.circuit(model.graph)
 
-    described: Mapping[str, Any] = circuit.model if circuit else {}
+
+def _load_for(claim: Claim, asked: Asked) -> tuple[Model, PromptPairs]:
+    from ..circuits.reloading import reload
+    from ..circuits.result.edge_table import EdgeTable
+
+    circuit = claim.known
+    # The readers it names decide: not all files say kv, and a model may share keys and values where
+    # the file does not say so.
+    kv = claim.stated.kv if isinstance(claim.stated, EdgeTable) else claim.stated.circuit.shape.kv
+    kv = asked.kv or kv or GROUPED
+    described: Mapping[str, Any] = {**(circuit.model if circuit else {}), "kv": kv}
     of_task: Mapping[str, Any] = circuit.task if circuit else {}
     # Without a task --seed is of draws alone, and must not change the circuit's pairs.
     asked = replace(asked, seed=asked.seed if asked.task else None)
@@ -146,7 +160,7 @@ def _model_of(described: Mapping[str, Any], asked: Asked) -> Asked:
         model=str(name),
         bos=same.get("bos") if asked.bos is None else asked.bos,
         # By this readers are named, so it follows the circuit whatever the model is.
-        kv=asked.kv or str(described.get("kv", GROUPED)),
+        kv=str(described["kv"]),
         dtype=asked.dtype or str(same.get("dtype", DTYPE)),
     )
 
@@ -168,13 +182,19 @@ def _task_of(described: Mapping[str, Any], asked: Asked) -> Asked:
     )
 
 
-def circuit_file(path: Path) -> Path:
-    """The file of a circuit, which a run directory has in it."""
-    return path / "circuit.json" if path.is_dir() else path
-
-
 def check_shape(model: Model, circuit: Circuit) -> None:
     """Raises InputError unless the circuit is of a model of this shape."""
+    if model.graph.differs_in_kv_alone(circuit.shape):
+        raise InputError(
+            f"the circuit has {circuit.shape.n_kv_heads} readers of keys, and of values, in a layer, "
+            f"but {model.name} is loaded with {model.graph.n_kv_heads} for its "
+            f"{model.graph.n_heads} query heads; "
+            + (
+                f"leave --kv out, or say --kv {circuit.shape.kv} (kv={circuit.shape.kv!r})"
+                if model.kv != circuit.shape.kv
+                else "choose a model of the same shape"
+            )
+        )
     if model.graph != circuit.shape:
         raise InputError(
             f"the circuit is of a model of shape {circuit.shape.as_dict()}, but {model.name} is "

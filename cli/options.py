@@ -174,6 +174,29 @@ other_question = together(
 )
 """What is asked of which model about a circuit: by default what it was found with."""
 
+kv_of_circuit = choice(
+    "--kv",
+    words.KV,
+    help="Readers of keys and values that query heads share: one for each, or for each query head; "
+    "as the circuit names them by default.",
+)
+"""The readers of a circuit's model."""
+
+shape_of_table = together(
+    click.option("--model", help="The model that a table of edges is of; other files say it."),
+    kv_of_circuit,
+)
+"""Of which model a table of edges is, where none is run."""
+
+reading = together(
+    click.option(
+        "--weight",
+        help=f"Column of a table of edges, or attribute of a graph's, that is the score (by default "
+        f"{', '.join(words.WEIGHTS)}).",
+    ),
+)
+"""How a file from elsewhere is read."""
+
 gradient = together(
     choice(
         "--gradient",

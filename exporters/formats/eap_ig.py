@@ -14,8 +14,10 @@ Keeps: edges, what each is worth, and scores of nodes. Loses: whether an edge is
 error and interval and on how many pairs (its effect comes back as its score), and how often it is
 included; and model (but for its sizes), task, method, faithfulness, evidence. Reads files that list
 every edge and files that list some; an edge belongs to the circuit when it is ``in_graph``.
-Circuits of neurons are refused, and so are models with shared key-value heads, whose readers these
-names have no word for.
+Where query heads share keys and values, EAP-IG has a reader for each query head (``kv="per-query"``
+in wiremap): such files are read as circuits of these, whatever their ``cfg`` says of key-value heads;
+a model is then loaded to fit (``ModelGraph.kv``). Circuits of neurons are refused, and so is writing
+circuits with one reader for a shared key-value head, which these names have no word for.
 """
 
 from __future__ import annotations
@@ -106,6 +108,7 @@ def from_eap_ig(data: Mapping[str, Any]) -> Circuit:
         }
     )
     nodes, edges = _entries(data, "nodes"), _entries(data, "edges")
+    _check_groups(cfg)
     _check_whole(nodes, shape)
     kept = [
         edge for name, entry in edges.items() if (edge := _edge(name, entry, shape)) is not None
@@ -121,7 +124,9 @@ def from_eap_ig(data: Mapping[str, Any]) -> Circuit:
     scores = {name: number(entry, "score", f"nodes.{name}") for name, entry in nodes.items()}
     known_scores = {name: score for name, score in scores.items() if score is not None}
     d_model = cfg.get("d_model")
-    model = {"d_model": d_model} if isinstance(d_model, int) else {}
+    model: dict[str, Any] = {"d_model": d_model} if isinstance(d_model, int) else {}
+    if cfg.get("n_key_value_heads", shape.n_heads) not in (None, shape.n_heads):
+        model["kv"] = "per-query"
     return Circuit.build(shape, kept, known_scores, model=model)
 
 
@@ -132,6 +137,19 @@ def check_names(graph: ModelGraph) -> None:
             f"EAP-IG names keys and values by query head; this model's {graph.n_heads} query heads "
             f"share {graph.n_kv_heads} of them. Score with one reader for each: --kv per-query "
             "(and find the circuit anew), or write another format"
+        )
+
+
+def _check_groups(cfg: Mapping[str, Any]) -> None:
+    """Raises InputError for key-value heads that query heads cannot share evenly."""
+    n_heads, n_kv_heads = field(cfg, "n_heads", int, "cfg"), cfg.get("n_key_value_heads")
+    if n_kv_heads is None:
+        return
+    n_kv_heads = field(cfg, "n_key_value_heads", int, "cfg")
+    if n_kv_heads < 1 or n_heads % n_kv_heads:
+        raise InputError(
+            f"cfg.n_key_value_heads: expected a divisor of n_heads, which is {n_heads}, got "
+            f"{n_kv_heads}"
         )
 
 
