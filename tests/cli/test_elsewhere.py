@@ -7,12 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import networkx
 import pytest
-from command import refused, told
+from command import done, refused, told, wiremap
 
 from wiremap.circuits import Circuit, CircuitEdge
 from wiremap.edges import InputError, ModelGraph
-from wiremap.exporters import write_circuit
+from wiremap.exporters import read_circuit, write_circuit
+from wiremap.exporters.hypotheses import read_claim
 
 PER_QUERY = ModelGraph(4, 8, 8)  # of tasks-mini, whose 8 query heads share 4 keys and values
 GROUPED = ModelGraph(4, 8, 4)
@@ -107,3 +109,174 @@ def test_groups_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 def test_names_of_the_other_kv_are_explained(shape: ModelGraph, name: str, kv: str) -> None:
     with pytest.raises(InputError, match=f"--kv {kv}"):
         shape.edge(name)
+
+
+# ---- tables and graphs that other programs wrote
+
+NUMBERED: dict[str, str] = {"input": "n0", "a0.h3": "n1", "logits": "n2"}
+
+
+def graph(weight: str = "weight", numbered: bool = False) -> networkx.DiGraph[str]:
+    """Two edges with a weight of either sign; nodes named, or numbered with names as labels."""
+    made: networkx.DiGraph[str] = networkx.DiGraph()
+    ids = NUMBERED if numbered else {name: name for name in NUMBERED}
+    for name, key in ids.items():
+        made.add_node(key, label=name)
+    made.add_edge(ids["input"], ids["a0.h3"], slot="v", **{weight: 2.0})
+    made.add_edge(ids["a0.h3"], ids["logits"], slot="", **{weight: -1.5})
+    return made
+
+
+def parallel() -> networkx.MultiDiGraph[str]:
+    """Slots as the keys of a multigraph, and whole numbers as weights."""
+    made: networkx.MultiDiGraph[str] = networkx.MultiDiGraph()
+    made.add_edge("input", "a0.h3", key="v", weight=2)
+    made.add_edge("a0.h3", "logits", key="", weight=-3)
+    return made
+
+
+def node_link(made: Any, path: Path, **edges: str) -> None:
+    path.write_text(json.dumps(networkx.node_link_data(made, **edges)))
+
+
+def cytoscape(made: Any, path: Path) -> None:
+    path.write_text(json.dumps(networkx.cytoscape_data(made)))
+
+
+def records(made: Any, path: Path) -> None:
+    rows = [{"source": a, "target": b, **data} for a, b, data in made.edges(data=True)]
+    path.write_text(json.dumps(rows))
+
+
+WRITERS: dict[str, Callable[[Any, Path], None]] = {
+    "graphml": networkx.write_graphml,
+    "gexf": networkx.write_gexf,
+    "node-link": lambda made, path: node_link(made, path, edges="edges"),
+    "links": lambda made, path: node_link(made, path, edges="links"),
+    "cytoscape": cytoscape,
+}
+GRAPHS: dict[str, Callable[[], Any]] = {
+    "named": graph,
+    "numbered": lambda: graph(numbered=True),
+    "by attribution": lambda: graph("attribution"),
+    "parallel": parallel,
+}
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize("kind", GRAPHS)
+def test_graphs_of_networkx_are_tables_of_edges(writer: str, kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "own.x"
+    made = GRAPHS[kind]()
+    WRITERS[writer](made, path)
+    found = read_claim(path).circuit(ModelGraph(4, 4, 4))
+    assert [edge.name for edge in found.edges] == ["input->a0.h3<v>", "a0.h3->logits"]
+    assert [edge.score for edge in found.edges] == ([2, -3] if kind == "parallel" else [2.0, -1.5])
+
+
+def tables(directory: Path) -> dict[str, Path]:
+    """The same two edges as CSV, TSV, records, GraphML and GEXF."""
+    header, rows = ("source", "target", "slot", "weight"), [
+        ("input", "a0.h3", "v", "2.0"),
+        ("a0.h3", "logits", "", "-1.5"),
+    ]  # fmt: skip
+    paths = {name: directory / f"own.{name}" for name in ("csv", "tsv", "json", "graphml", "gexf")}
+    for name, separator in (("csv", ","), ("tsv", "\t")):
+        lines = (separator.join(row) for row in (header, *rows))
+        paths[name].write_text("\n".join(lines) + "\n")
+    records(graph(), paths["json"])
+    networkx.write_graphml(graph(), paths["graphml"])
+    networkx.write_gexf(graph(), paths["gexf"])
+    return paths
+
+
+def test_every_command_takes_every_table(tmp_path: Path) -> None:
+    paths = tables(tmp_path)
+    evaluated, scrubbed, exported = [], [], []
+    for name, path in paths.items():
+        evaluated.append(told("evaluate", path, *ON_IOI))
+        scrubbed.append(told("scrub", path, *ON_IOI, *FAST))
+        out = tmp_path / f"of-{name}.json"
+        done("export", path, "--to", "json", "-o", out, "--model", "ioi-mini")
+        exported.append(read_circuit(out))
+        same = told("compare", out, path)
+        assert (same["jaccard"], same["weighted_jaccard"]) == (1.0, 1.0)
+        done("view", path, "--model", "ioi-mini", "--no-open", "-o", tmp_path / f"{name}.html")
+    for results in (evaluated, scrubbed, exported):
+        assert all(result == results[0] for result in results)
+    assert [edge.score for edge in exported[0].edges] == [2.0, -1.5]
+    assert evaluated[0]["edges"] == 2
+
+
+def test_what_a_table_is_read_as_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "own.csv"
+    path.write_text("source,target,saliency,p\ninput,m0,2,0.5\nm0,logits,-3,0.25\n")
+    note = done("evaluate", path, *ON_IOI).stderr
+    assert "a table of 2 edges, without scores; not read: saliency, p (--weight)" in note
+    out = tmp_path / "circuit.json"
+    asked = ("--to", "json", "-o", out, "--model", "ioi-mini", "--weight", "Saliency")
+    assert "scores are its 'saliency'" in done("export", path, *asked).stderr
+    assert [edge.score for edge in read_circuit(out).edges] == [2.0, -3.0]
+    assert "got source, target, saliency, p" in refused(
+        "export", path, *asked[:-1], "loss", "--force"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("source,target,weight,importance\ninput,m0,1,2\n", "got weight and importance"),
+        ("source,target,slot\ninput,a0.h3,\n", "expected a slot, q, k or v"),
+        ("source,target\nResid Start,m0\n", "expected nodes named like input"),
+        ("source,target,weight\ninput,m0,nan\n", "line 2 (input->m0): expected weight to be a fi"),
+        ("source,target\ninput,m9\n", "unknown reader 'm9'"),
+    ],
+)
+def test_tables_with_something_missing_say_what(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "own.csv"
+    path.write_text(text)
+    for command in (("evaluate", *ON_IOI), ("export", "--to", "json", "--model", "ioi-mini")):
+        error = refused(command[0], path, *command[1:])
+        assert message in error.partition("Error: ")[2]
+        assert str(path) in error
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_graphs_without_a_direction_or_edges_are_refused(writer: str, tmp_path: Path) -> None:
+    path = tmp_path / "own.x"
+    WRITERS[writer](networkx.Graph(graph()), path)
+    with pytest.raises(InputError, match="write a DiGraph"):
+        read_claim(path)
+    WRITERS[writer](networkx.DiGraph(), path)
+    with pytest.raises(InputError, match="expected a graph with edges, got none"):
+        read_claim(path)
+
+
+def test_weights_that_are_no_numbers_are_named_by_edge(tmp_path: Path) -> None:
+    made = graph()
+    made["input"]["a0.h3"]["weight"] = float("nan")
+    path = tmp_path / "own.graphml"
+    networkx.write_graphml(made, path)
+    with pytest.raises(InputError, match="edge input->a0.h3: expected weight to be a finite"):
+        read_claim(path)
+
+
+def test_a_circuit_that_gephi_saved_is_a_table(tmp_path: Path) -> None:
+    """Gephi drops what the whole graph says; the edges say what is needed."""
+    shape, path = ModelGraph(2, 2, 2), tmp_path / "circuit.graphml"
+    edges = [
+        CircuitEdge("input", "a0.h0", slot, score)
+        for slot, score in zip("qv", (1.0, -2.0), strict=True)
+    ]
+    made = Circuit.build(shape, [*edges, CircuitEdge("a0.h0", "logits", None, 0.5)])
+    write_circuit(made, path)
+    path.write_text(path.read_text().replace('attr.name="shape"', 'attr.name="shade"'))
+    assert read_claim(path).circuit(shape).edges == made.edges
+
+
+def test_a_table_without_a_model_says_so(tmp_path: Path) -> None:
+    path = tables(tmp_path)["graphml"]
+    for command in (("export", path, "--to", "svg"), ("compare", path, path), ("view", path)):
+        result = wiremap(*command)
+        assert result.exit_code == 2
+        assert "name the model (--model)" in " ".join(result.stderr.split())
