@@ -86,10 +86,11 @@ def _show(found: Comparison, a: Path, b: Path) -> None:
         ("A", found.a, found.lost_edges),
         ("B", found.b, found.gained_edges),
     ):
-        worth = {edge.name: abs(edge.worth or 0.0) for edge in circuit.edges}
+        size = {edge.name: edge.size for edge in circuit.edges}
         if names:
-            largest = sorted(names, key=lambda name, worth=worth: -worth[name])
-            show_text(f"in {where} alone, largest first: {_listed(largest)}")
+            largest = sorted(names, key=lambda name, size=size: -size[name])
+            order = "not scored" if circuit.unscored else "largest first"
+            show_text(f"in {where} alone, {order}: {_listed(largest)}")
 
 
 _SHOWN = 10  # rows of a table

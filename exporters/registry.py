@@ -129,7 +129,7 @@ def content_of(path: Path) -> Content:
 
 
 def decode(text: str) -> tuple[str, Circuit]:
-    """The name of a text's format, and the circuit in it. Raises InputError as ``decoded``."""
+    """``decoded`` of a text."""
     return decoded(Content(text))
 
 

@@ -103,6 +103,11 @@ class Evaluation:
                         f"{self.run / SCORES_FILE}: expected scores of the circuit's model"
                     )
                 ranked_by, scores = "scores of all edges", table.top()
+        if ranked_by.startswith("the circuit's") and self.circuit.unscored:
+            raise InputError(
+                "expected scores to rank edges by, and the circuit's edges have none; score all edges "
+                "(wiremap score edges), or name the run directory"
+            )
         result = localize(
             self.model,
             self.pairs,

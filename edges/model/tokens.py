@@ -81,6 +81,11 @@ class Tokenizer:
         """The BOS token as text; empty if there is none."""
         return str(self._tokenizer.bos_token or "")
 
+    @property
+    def size(self) -> int:
+        """How many tokens there are, added ones included."""
+        return len(self._tokenizer)
+
     def decode(self, token: int) -> str:
         """The text of one token."""
         return str(self._tokenizer.decode([token]))

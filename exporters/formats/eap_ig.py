@@ -5,8 +5,8 @@
      "edges": {"input->a0.h1<q>": {"score": float, "in_graph": bool}}}
 
 Every edge of the model is listed, as EAP-IG lists them. Of a circuit, ``score`` is the verified
-effect of an edge, its score where it was not verified, and 0 for edges outside the circuit, whose
-scores a circuit does not know. Scores of all edges (MIB's importances.json) are written one by one,
+effect of an edge, its score where it was not verified, nothing where it has neither, and 0 for edges
+outside the circuit, whose scores a circuit does not know; of a circuit without scores none is said (EAP-IG's ``from_json`` asks for them, the circuits of MIB that are sets alone have none). Scores of all edges (MIB's importances.json) are written one by one,
 so that a million of them take no memory; none is in the graph yet. Signs agree with those of MIB,
 whose loss is minus the metric: positive edges carry the behaviour.
 
@@ -53,7 +53,9 @@ def to_eap_ig(circuit: Circuit) -> str:
             "it; find the circuit anew, or set model.d_model in its JSON"
         )
     scores = {node.name: node.score for node in circuit.nodes}
-    edges = {edge.name: edge for edge in circuit.edges}
+    worths = {edge.name: edge.worth for edge in circuit.edges}
+    # Of a circuit without scores no edge has one, as in the circuits of MIB that are sets alone.
+    outside = {} if circuit.unscored else {"score": 0.0}
     return dumps(
         {
             "cfg": _cfg(shape, d_model),
@@ -66,13 +68,17 @@ def to_eap_ig(circuit: Circuit) -> str:
             },
             "edges": {
                 name: {
-                    "score": float(edges[name].worth or 0.0) if name in edges else 0.0,
-                    "in_graph": name in edges,
+                    **(outside if name not in worths else _score(worths[name])),
+                    "in_graph": name in worths,
                 }
                 for name in map(shape.edge_name, shape.edges())
             },
         }
     )
+
+
+def _score(worth: float | None) -> dict[str, float]:
+    return {} if worth is None else {"score": float(worth)}
 
 
 def write_importances(
@@ -108,7 +114,8 @@ def from_eap_ig(data: Mapping[str, Any]) -> Circuit:
         }
     )
     nodes, edges = _entries(data, "nodes"), _entries(data, "edges")
-    _check_groups(cfg)
+    if cfg.get("n_key_value_heads") is not None:
+        _check_groups(cfg)
     _check_whole(nodes, shape)
     kept = [
         edge for name, entry in edges.items() if (edge := _edge(name, entry, shape)) is not None
@@ -142,10 +149,9 @@ def check_names(graph: ModelGraph) -> None:
 
 def _check_groups(cfg: Mapping[str, Any]) -> None:
     """Raises InputError for key-value heads that query heads cannot share evenly."""
-    n_heads, n_kv_heads = field(cfg, "n_heads", int, "cfg"), cfg.get("n_key_value_heads")
-    if n_kv_heads is None:
-        return
-    n_kv_heads = field(cfg, "n_key_value_heads", int, "cfg")
+    n_heads, n_kv_heads = (
+        field(cfg, name, int, "cfg") for name in ("n_heads", "n_key_value_heads")
+    )
     if n_kv_heads < 1 or n_heads % n_kv_heads:
         raise InputError(
             f"cfg.n_key_value_heads: expected a divisor of n_heads, which is {n_heads}, got "
@@ -181,9 +187,11 @@ def _check_ends(nodes: Mapping[str, Mapping[str, Any]], edges: Sequence[CircuitE
 
 def _entries(data: Mapping[str, Any], name: str) -> dict[str, dict[str, Any]]:
     """The nodes or edges by name; each says whether it is in the graph."""
-    entries = field(data, name, dict)
+    entries = dict(field(data, name, dict))
     for entry_name, entry in entries.items():
         where = f"{name}.{entry_name:.60}"
+        if name == "nodes" and isinstance(entry, bool):  # as older versions have it
+            entry = entries[entry_name] = {"in_graph": entry}
         if not isinstance(entry, dict):
             raise InputError(f"{where}: expected an object, got {type(entry).__name__}")
         field(entry, "in_graph", bool, where)
@@ -241,7 +249,6 @@ FORMATS = (
         decode=lambda content: from_eap_ig(content.data),
         signs=lambda content: "cfg" in content.keys,
         loses="errors, intervals, inclusion, losses, numbers of pairs, task, method, faithfulness, evidence "
-        "and the model but for its sizes; a verified effect comes back as the score, an unknown score "
-        "as 0",
+        "and the model but for its sizes; a verified effect comes back as the score",
     ),
 )
