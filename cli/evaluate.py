@@ -88,7 +88,7 @@ def evaluate(
     model, pairs, found = load_for_circuit(claim, asked)
     with if_stopped(), progress(shown.no_progress) as report:
         # With --all, what cannot be made is left out with a note. What is named must be made.
-        document, missing = Evaluation(
+        evaluation = Evaluation(
             circuit=found,
             model=model,
             pairs=pairs,
@@ -97,12 +97,16 @@ def evaluate(
             seed=asked.seed or SEED,
             batch_size=asked.batch_size,
             report=report,
-        ).document(wanted, required=sections.named)
+        )
+        document, missing = evaluation.document(wanted, required=sections.named)
+        if claim.sign_unsaid:
+            document["signs"] = evaluation.signs()
     _write(out, document, found)
     if shown.as_json:
         show_json(document)
     elif not shown.quiet:
         _show(document, found)
+    _show_signs(document.get("signs"), reading.flip_signs)
     if not found.edges:
         show_note("the circuit has no edges: what it carries is the corrupted run, 0")
     for name, why in missing.items():
@@ -119,6 +123,19 @@ def _write(out: tuple[Path, ...], document: Mapping[str, Any], found: Circuit) -
             write_atomically(path, dumps(document))
         elif "curve" in document:
             write_atomically(path, _picture(document, found))
+
+
+def _show_signs(signs: Mapping[str, Any] | None, flipped: bool) -> None:
+    """A note, if signs of scores are not those of what was measured."""
+    if signs is None or signs["agree"]:
+        return
+    first = next(row for row in signs["edges"] if row["score"] * row["effect"] < 0)
+    show_note(
+        f"the signs of the scores contradict what was measured: of the {len(signs['edges'])} largest "
+        f"{signs['opposite']} have an effect of the other sign, such as {first['edge']}, score "
+        f"{first['score']:+.3g}, effect {first['effect']:+.3g}; "
+        + ("leave --flip-signs out" if flipped else "turn them (--flip-signs)")
+    )
 
 
 # ---- what is shown

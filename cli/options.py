@@ -188,11 +188,18 @@ shape_of_table = together(
 )
 """Of which model a table of edges is, where none is run."""
 
+weight = click.option(
+    "--weight",
+    help="Column of a table of edges, or attribute of a graph's, that is the score (by default "
+    f"{', '.join(words.WEIGHTS)}).",
+)
+"""Which numbers of a file from elsewhere are scores."""
+
 reading = together(
-    click.option(
-        "--weight",
-        help=f"Column of a table of edges, or attribute of a graph's, that is the score (by default "
-        f"{', '.join(words.WEIGHTS)}).",
+    weight,
+    flag(
+        "--flip-signs",
+        help="Turn the signs of the file's scores, where negative ones carry the behaviour.",
     ),
 )
 """How a file from elsewhere is read."""

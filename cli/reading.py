@@ -18,23 +18,39 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """How a file from elsewhere is read; see ``read_claim``."""
+    """How a file from elsewhere is read; see ``read_claim`` and ``Claim.flipped``."""
 
     weight: str | None = None
+    flip_signs: bool = False
 
 
-def read(path: Path, reading: Reading, quiet: bool = False) -> Claim:
-    """The circuit, hypothesis or table of a file or a run directory; what it leaves open is noted."""
+def read(path: Path, reading: Reading, quiet: bool = False, *, signed: bool = True) -> Claim:
+    """The circuit, hypothesis or table of a file or a run directory; what it leaves open is noted.
+
+    Args:
+        signed: the signs of scores matter.
+    """
     from ..circuits.result.edge_table import EdgeTable
     from ..exporters.hypotheses import read_claim
 
     claim = read_claim(path, reading.weight)
+    if reading.flip_signs:
+        claim = claim.flipped()
+    elif signed and claim.sign_unsaid and not quiet:
+        show_note(
+            f"{path}: {_THE[claim.format]} does not say what the sign of a score means. A positive "
+            "score is taken to carry the behaviour, as in wiremap; where a negative one does (scores "
+            "of a loss), turn them (--flip-signs)"
+        )
     table = claim.stated
     if isinstance(table, EdgeTable) and not quiet:
         scored = f"scores are its {table.weight!r}" if table.weight else "without scores"
         unread = f"; not read: {', '.join(table.unread)} (--weight)" if table.unread else ""
         show_note(f"{path}: a table of {len(table.edges)} edges, {scored}{unread}")
     return claim
+
+
+_THE = {"eap-ig": "the format of EAP-IG", "table of edges": "a table of edges"}
 
 
 def shape_of(asked: Asked, *claims: Claim) -> ModelGraph | None:

@@ -68,7 +68,7 @@ class _Testing:
 )
 @options.other_question
 @options.kv_of_circuit
-@options.reading
+@options.weight
 @options.where_of_circuit
 @options.out("File for the result, as JSON.")
 @options.output
@@ -94,7 +94,7 @@ def scrub(
     from ..circuits.result.document import dumps
     from ..edges.files import write_atomically
 
-    claim = read(circuit, reading, shown.quiet)
+    claim = read(circuit, reading, shown.quiet, signed=False)
     # A table of edges names no model, task or settings: there the options have to.
     settings = _settings(claim.hypothesis, testing, asked)
     # Scrubbing does not need it: the result is judged when it is there.

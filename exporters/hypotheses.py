@@ -5,10 +5,10 @@ The one way in for all commands that take a circuit, whoever wrote the file.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..circuits.result.circuit import Circuit
+from ..circuits.result.circuit import Circuit, CircuitEdge
 from ..circuits.result.edge_table import EdgeTable, csv_rows, edge_table
 from ..circuits.result.hypothesis import FORMAT, Hypothesis, from_hypothesis_document
 from ..edges.errors import InputError
@@ -19,6 +19,10 @@ from .formats.foreign import graph_rows
 from .registry import content_of, decoded
 
 TABLE = "table of edges"
+
+
+_UNSAID = ("eap-ig", TABLE)
+"""Formats that do not say what the sign of a score means."""
 
 
 _TABLES = (".csv", ".tsv")
@@ -37,6 +41,33 @@ class Claim:
     path: Path
     format: str
     stated: Hypothesis | EdgeTable
+
+    @property
+    def edges(self) -> tuple[CircuitEdge, ...]:
+        """Its edges, in a table as they stand there."""
+        return (
+            self.stated.circuit.edges if isinstance(self.stated, Hypothesis) else self.stated.edges
+        )
+
+    @property
+    def sign_unsaid(self) -> bool:
+        """Whether there are scores, and the format does not say what their sign means."""
+        return self.format in _UNSAID and any(edge.score for edge in self.edges)
+
+    def flipped(self) -> Claim:
+        """With every score, of edges and nodes, of the other sign.
+
+        Raises:
+            InputError: there are verified effects, whose sign is that of the metric; or no scores.
+        """
+        if verified := next((edge.name for edge in self.edges if edge.verified), None):
+            raise InputError(
+                f"{self.path}: --flip-signs is for scores alone; here effects were measured, such as "
+                f"that of {verified}, and a positive one carries the behaviour"
+            )
+        if all(edge.score is None for edge in self.edges):
+            raise InputError(f"{self.path}: --flip-signs is for scores, and no edge has any")
+        return replace(self, stated=_flipped(self.stated))
 
     @property
     def hypothesis(self) -> Hypothesis | None:
@@ -67,6 +98,28 @@ class Claim:
             return self.stated.circuit(shape)
         except InputError as error:
             raise InputError(f"{self.path}: {error}") from None
+
+
+def _flipped(stated: Hypothesis | EdgeTable) -> Hypothesis | EdgeTable:
+    if isinstance(stated, EdgeTable):
+        return replace(stated, edges=tuple(_flipped_edge(edge) for edge in stated.edges))
+    circuit = stated.circuit
+    return replace(
+        stated,
+        circuit=replace(
+            circuit,
+            edges=tuple(_flipped_edge(edge) for edge in circuit.edges),
+            nodes=tuple(replace(node, score=_negative(node.score)) for node in circuit.nodes),
+        ),
+    )
+
+
+def _flipped_edge(edge: CircuitEdge) -> CircuitEdge:
+    return replace(edge, score=_negative(edge.score))
+
+
+def _negative(score: float | None) -> float | None:
+    return -score if score else score  # no -0
 
 
 def read_claim(path: str | Path, weight: str | None = None) -> Claim:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ...edges.effects.edge_effects import patch_edges
 from ...edges.errors import InputError
 from ...edges.model.transformer import Model
 from ...edges.names.vocabulary import METRIC, SEED
@@ -20,6 +21,10 @@ from .claims import run_tests
 from .faithfulness import BESIDE, check_gap, localize, read_metrics
 from .gather import resample
 from .knockouts import completeness, minimality
+
+SIGNS_CHECKED = 10
+"""How many edges, of the largest scores, are measured to see whether their signs are right."""
+
 
 SECTIONS = ("curve", "completeness", "minimality", "stability", "tests")
 
@@ -117,6 +122,29 @@ class Evaluation:
             progress=self._progress("curve"),
         )
         return {"ranked_by": ranked_by, **result.as_document()}
+
+    def signs(self) -> dict[str, Any]:
+        """Whether the signs of the largest scores are those of the edges' measured effects.
+
+        ``agree`` is False if, of these effects, those of the other sign sum to more than half.
+        """
+        scored = [edge for edge in self.circuit.edges if edge.score]
+        largest = sorted(scored, key=lambda edge: -abs(edge.score or 0.0))[:SIGNS_CHECKED]
+        effects = patch_edges(
+            self.model,
+            self.pairs,
+            [edge.name for edge in largest],
+            metric=self.metric,
+            batch_size=self.batch_size,
+            progress=self._progress("signs"),
+        ).effects
+        rows = [
+            {"edge": edge.name, "score": edge.score, "effect": effect}
+            for edge, effect in zip(largest, effects.double().mean(1).tolist(), strict=True)
+        ]
+        opposite = [row for row in rows if row["score"] * row["effect"] < 0]
+        against, whole = (sum(abs(row["effect"]) for row in part) for part in (opposite, rows))
+        return {"edges": rows, "opposite": len(opposite), "agree": not 2 * against > whole}
 
     def completeness(self) -> dict[str, Any]:
         """See ``completeness``."""

@@ -11,8 +11,8 @@ import networkx
 import pytest
 from command import done, refused, told, wiremap
 
-from wiremap.circuits import Circuit, CircuitEdge
-from wiremap.edges import InputError, ModelGraph
+from wiremap.circuits import Circuit, CircuitEdge, load_task
+from wiremap.edges import InputError, Model, ModelGraph, patch_edges
 from wiremap.exporters import read_circuit, write_circuit
 from wiremap.exporters.hypotheses import read_claim
 
@@ -280,3 +280,72 @@ def test_a_table_without_a_model_says_so(tmp_path: Path) -> None:
         result = wiremap(*command)
         assert result.exit_code == 2
         assert "name the model (--model)" in " ".join(result.stderr.split())
+
+
+# ---- signs that a format does not explain
+
+
+def signed(directory: Path, sign: int) -> dict[str, Path]:
+    """Edges of ioi-mini with their measured effects, times a sign, as files that do not say whose."""
+    model = Model.load("ioi-mini")
+    names = ["input->a0.h3<v>", "a0.h3->logits", "input->a3.h0<v>", "a3.h0->logits"]
+    effects = patch_edges(model, load_task("ioi", model, 8), names).effects.mean(1).tolist()
+    edges = [
+        CircuitEdge(source, *ends(target), score=sign * effect)
+        for (source, _, target), effect in zip(
+            (name.partition("->") for name in names), effects, strict=True
+        )
+    ]
+    circuit = Circuit.build(model.graph, edges, {"input": 1.0}, model={"d_model": 64})
+    made: Any = networkx.MultiDiGraph()
+    for edge in edges:
+        made.add_edge(edge.source, edge.target, key=edge.slot or "", weight=edge.score)
+    paths = {name: directory / f"{name}-{sign}.x" for name in ("eap-ig", "graphml")}
+    write_circuit(circuit, paths["eap-ig"], "eap-ig")
+    networkx.write_graphml(made, paths["graphml"])
+    return paths
+
+
+def ends(target: str) -> tuple[str, Any]:
+    node, _, slot = target.partition("<")
+    return node, slot.removesuffix(">") or None
+
+
+def test_signs_are_said_to_be_unsaid_and_are_checked(tmp_path: Path) -> None:
+    right, wrong = (signed(tmp_path, sign) for sign in (1, -1))
+    for kind in right:
+        good = done("evaluate", right[kind], *ON_IOI).stderr
+        assert "does not say what the sign of a score means" in good
+        assert "contradict" not in good
+        bad = done("evaluate", wrong[kind], *ON_IOI).stderr
+        assert "contradict what was measured: of the 4 largest 4 have" in bad
+        assert "turn them (--flip-signs)" in bad
+        turned = done("evaluate", wrong[kind], *ON_IOI, "--flip-signs").stderr
+        assert "contradict" not in turned
+        assert "does not say" not in turned
+        document = told("evaluate", wrong[kind], *ON_IOI)
+        assert (document["signs"]["agree"], document["signs"]["opposite"]) == (False, 4)
+        back = done("evaluate", right[kind], *ON_IOI, "--flip-signs").stderr
+        assert "leave --flip-signs out" in back
+
+
+def test_signs_are_turned_in_every_command(tmp_path: Path) -> None:
+    path = signed(tmp_path, -1)["eap-ig"]
+    out = tmp_path / "circuit.json"
+    done("export", path, "--to", "json", "-o", out, "--flip-signs")
+    turned, before = read_circuit(out), read_circuit(path)
+    assert [edge.score for edge in turned.edges] == [-(e.score or 0) for e in before.edges]
+    assert [node.score for node in turned.nodes][:2] == [-1.0, None]
+    same = told("compare", path, path, "--flip-signs")
+    assert same["sign_flips"] == []
+    assert len(told("compare", path, out)["sign_flips"]) == len(before.edges)
+
+
+def test_measured_effects_and_sets_keep_their_signs(tmp_path: Path) -> None:
+    path = tmp_path / "circuit.json"
+    edge = CircuitEdge("input", "m0", None, 1.0, effect=1.0, n_pairs=2)
+    write_circuit(Circuit.build(PER_QUERY, [edge]), path)
+    error = refused("export", path, "--to", "svg", "--flip-signs")
+    assert "here effects were measured, such as that of input->m0" in error
+    write_circuit(Circuit.build(PER_QUERY, [CircuitEdge("input", "m0")]), path)
+    assert "no edge has any" in refused("export", path, "--to", "svg", "--flip-signs")
