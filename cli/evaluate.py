@@ -14,12 +14,14 @@ from ..edges.names.vocabulary import METRIC, SEED
 from . import options
 from .asked import Asked, Shown, gathered
 from .console import if_stopped, progress, show_json, show_note, show_table, show_text
-from .loading import load_for_circuit
+from .loading import load_for_circuit, load_for_claim
 from .reading import Reading, read
 from .summary import summary
 
 if TYPE_CHECKING:
-    from ..circuits.result.circuit import Circuit
+    from ..circuits.result.circuit import Circuit, CircuitEdge
+    from ..circuits.result.edge_table import EdgeTable
+    from ..exporters.hypotheses import Claim
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +73,8 @@ def evaluate(
     """Run a CIRCUIT alone, everything outside it patched, and say how much of the metric is left.
 
     CIRCUIT is a circuit's file, a run directory, or a table or graph of edges (name --model and
-    --task or --pairs). faithfulness = (m(circuit) - m(empty)) /
+    --task or --pairs). Of scores alone (scores.safetensors, MIB's importances.json) --curve tells
+    CPR and CMD. faithfulness = (m(circuit) - m(empty)) /
     (m(full) - m(empty)). The model and prompts are those it was found with, or others: held-out
     pairs of its task are --task NAME --seed 1.
     """
@@ -85,6 +88,9 @@ def evaluate(
     pictures = [path for path in out if path.suffix.lower() == ".svg"]
     if pictures and "curve" not in wanted:
         raise InputError(f"{pictures[0]} is to show the curve; ask for it too (--curve)")
+    if claim.scores is not None:
+        _evaluate_scores(claim, claim.scores, asked, (wanted, out, shown))
+        return
     model, pairs, found = load_for_circuit(claim, asked)
     with if_stopped(), progress(shown.no_progress) as report:
         # With --all, what cannot be made is left out with a note. What is named must be made.
@@ -111,6 +117,57 @@ def evaluate(
         show_note("the circuit has no edges: what it carries is the corrupted run, 0")
     for name, why in missing.items():
         show_note(f"no {name}: {why}")
+
+
+def _evaluate_scores(
+    claim: Claim,
+    scores: EdgeTable,
+    asked: Asked,
+    result: tuple[list[str], tuple[Path, ...], Shown],
+) -> None:
+    """The curve of scores alone: there is no circuit, of which more could be said."""
+    from ..circuits.evidence.evaluation import Evaluation
+
+    wanted, out, shown = result
+    if wanted != ["curve"]:
+        raise InputError(
+            f"{claim.path}: expected a circuit, got scores only: CPR and CMD are all that can be told "
+            "of them (--curve); choose a circuit of them first (export --top N, discover --scores)"
+        )
+    ranked = [(edge.name, edge.score) for edge in scores.edges if edge.score is not None]
+    model, pairs = load_for_claim(claim, asked)
+    circuit = claim.largest(len(ranked), model.graph)
+    with if_stopped(), progress(shown.no_progress) as report:
+        evaluation = Evaluation(
+            circuit=circuit,
+            model=model,
+            pairs=pairs,
+            metric=asked.metric or scores.metric or METRIC,
+            batch_size=asked.batch_size,
+            report=report,
+        )
+        # Largest first, and of equal ones the first in the order of computation.
+        ranked = [(edge.name, edge.score or 0.0) for edge in _by_size(circuit)]
+        curve = {"ranked_by": f"the scores of {claim.path.name}", **evaluation.curve_of(ranked)}
+        document: dict[str, Any] = {
+            "metric": evaluation.metric,
+            "n_pairs": len(pairs),
+            "edges_in_model": circuit.shape.n_edges,
+            "curve": curve,
+        }
+        if claim.sign_unsaid:
+            document["signs"] = evaluation.signs()
+    _write(out, document, circuit)
+    if shown.as_json:
+        show_json(document)
+    elif not shown.quiet:
+        click.echo(f"scores of {len(ranked)} of {circuit.shape.n_edges} edges\n")
+        _show_curve(curve)
+    _show_signs(document.get("signs"), False)
+
+
+def _by_size(circuit: Circuit) -> list[CircuitEdge]:
+    return sorted(circuit.edges, key=lambda edge: -edge.size)
 
 
 def _write(out: tuple[Path, ...], document: Mapping[str, Any], found: Circuit) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,10 @@ from .console import show_note
 from .reading import Reading, read, shape_of
 
 if TYPE_CHECKING:
+    from ..circuits.result.circuit import Circuit
+    from ..edges.names.graph import ModelGraph
     from ..exporters import View
+    from ..exporters.hypotheses import Claim
     from ..exporters.registry import Format
 
 
@@ -97,19 +100,41 @@ def export(
     """Write a CIRCUIT in another format.
 
     CIRCUIT is a run directory, any file that can be read back, or a table or graph of edges (name
-    its --model).
+    its --model). Of scores alone (scores.safetensors, MIB's importances.json) --top says how many
+    edges, the largest, are the circuit.
     """
     from ..exporters import write_circuit
     from ..exporters.registry import find_format
 
     claim = read(circuit, reading, output.quiet)
-    found = claim.circuit(shape_of(asked, claim))
     target = find_format(claim.path, format)
+    found, shown = _chosen(claim, shape_of(asked, claim), target, shown)
     out = output.place(claim.path, target)
     write_circuit(found, out, format, shown.view())
     if not output.quiet:
         click.echo(f"written to {out}")
         _tell_losses(format, target, shown, len(found.edges))
+
+
+def _chosen(
+    claim: Claim, shape: ModelGraph | None, target: Format, shown: _Shown
+) -> tuple[Circuit, _Shown]:
+    """The circuit, and what is shown of it; of scores alone the ``--top`` largest are one.
+
+    So they are of a table, in formats that show all of a circuit.
+    """
+    drawn = "top" in target.shows
+    if shown.top is None or (claim.scores is None and (drawn or claim.hypothesis is not None)):
+        return claim.circuit(shape), shown
+    circuit = claim.largest(shown.top, shape)
+    live = len(circuit.shape.live([circuit.shape.edge(edge.name) for edge in circuit.edges]))
+    if live < len(circuit.edges):
+        show_note(
+            f"{len(circuit.edges) - live} of the {len(circuit.edges)} largest edges are on no path of "
+            "these from input to logits"
+        )
+    # Formats of data show all of a circuit, and refuse to be asked for less.
+    return circuit, shown if drawn else replace(shown, top=None)
 
 
 def _tell_losses(format: str, target: Format, shown: _Shown, n_edges: int) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..edges.errors import InputError
 from ..edges.names.vocabulary import GROUPED
 from .asked import Asked
 from .console import show_note
@@ -31,9 +32,9 @@ def read(path: Path, reading: Reading, quiet: bool = False, *, signed: bool = Tr
         signed: the signs of scores matter.
     """
     from ..circuits.result.edge_table import EdgeTable
-    from ..exporters.hypotheses import read_claim
+    from ..exporters.hypotheses import TABLE, read_claim
 
-    claim = read_claim(path, reading.weight)
+    claim = _scores(path) if _is_scores(path) else read_claim(path, reading.weight)
     if reading.flip_signs:
         claim = claim.flipped()
     elif signed and claim.sign_unsaid and not quiet:
@@ -43,11 +44,53 @@ def read(path: Path, reading: Reading, quiet: bool = False, *, signed: bool = Tr
             "of a loss), turn them (--flip-signs)"
         )
     table = claim.stated
-    if isinstance(table, EdgeTable) and not quiet:
+    if claim.format == TABLE and isinstance(table, EdgeTable) and not quiet:
         scored = f"scores are its {table.weight!r}" if table.weight else "without scores"
         unread = f"; not read: {', '.join(table.unread)} (--weight)" if table.unread else ""
         show_note(f"{path}: a table of {len(table.edges)} edges, {scored}{unread}")
     return claim
+
+
+def _is_scores(path: Path) -> bool:
+    """Whether it is a file of wiremap's scores, or a directory of those and no circuit."""
+    from ..exporters.binary import is_safetensors
+
+    if path.is_dir():
+        return not (path / "circuit.json").exists() and (path / _SCORES).is_file()
+    return is_safetensors(path)
+
+
+def scores_of(path: Path) -> Path:
+    """The scores of a run directory, or the file itself."""
+    return path / _SCORES if (path / _SCORES).is_file() else path
+
+
+def _scores(path: Path) -> Claim:
+    """Scores that wiremap wrote: all edges, of which no circuit was chosen."""
+    from ..circuits.record.scores_file import read_scores
+    from ..circuits.result.circuit import CircuitEdge
+    from ..circuits.result.edge_table import EdgeTable
+    from ..exporters.hypotheses import Claim
+
+    path = scores_of(path)
+    _, scores, question = read_scores(path)
+    if scores is None:
+        raise InputError(f"{path}: expected scores of edges, the file has those of nodes alone")
+    writers, readers = scores.graph.writers, scores.graph.readers
+    edges = tuple(
+        CircuitEdge(writers[edge.writer].name, end.node, end.slot, scores.scores[edge].item())
+        for edge in scores.graph.edges()
+        for end in [readers[edge.reader]]
+    )
+    about = {name: dict(question.get(name) or {}) for name in ("model", "task")}
+    metric = dict(question.get("method") or {}).get("metric")
+    table = EdgeTable(
+        edges, "score", alone=True, shape=scores.graph, metric=metric and str(metric), **about
+    )
+    return Claim(path, _SCORES, table)
+
+
+_SCORES = "scores.safetensors"
 
 
 _THE = {"eap-ig": "the format of EAP-IG", "table of edges": "a table of edges"}
@@ -58,11 +101,8 @@ def shape_of(asked: Asked, *claims: Claim) -> ModelGraph | None:
 
     That of ``--model``, else that which another of the claims says; None if nothing does.
     """
-    from ..circuits.result.edge_table import EdgeTable
-
-    known = [claim.known.shape for claim in claims if claim.known is not None]
+    known = [claim.shape for claim in claims if claim.shape is not None]
     if asked.model is None or len(known) == len(claims):
         return next(iter(known), None)
-    named = [claim.stated.kv for claim in claims if isinstance(claim.stated, EdgeTable)]
-    kv = asked.kv or next((kv for kv in named if kv), GROUPED)
+    kv = asked.kv or next((claim.kv for claim in claims if claim.kv), GROUPED)
     return load_model(replace(asked, device="cpu", kv=kv)).graph

@@ -39,11 +39,23 @@ def refuse_binary(path: Path) -> None:
         )
     if first.startswith(b"\x1f\x8b"):
         raise InputError("expected a circuit as text, got a gzip archive; unpack it (gunzip)")
-    if first[8:9] == b"{" and int.from_bytes(first[:8], "little") <= _LARGEST_HEADER:
+    if _begins_safetensors(first):
         raise InputError(
             "expected a circuit, got a file of safetensors: scores of all edges, if it is "
             "wiremap's, are for discover --scores, evaluate --curve and export --top N"
         )
+
+
+def is_safetensors(path: Path) -> bool:
+    """Whether it is a file of safetensors, by its first bytes."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return _begins_safetensors(file.read(9))
+
+
+def _begins_safetensors(first: bytes) -> bool:
+    return first[8:9] == b"{" and int.from_bytes(first[:8], "little") <= _LARGEST_HEADER
 
 
 def _pickled(first: bytes, suffix: str) -> str | None:

@@ -5,8 +5,10 @@ The one way in for all commands that take a circuit, whoever wrote the file.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from ..circuits.result.circuit import Circuit, CircuitEdge
 from ..circuits.result.edge_table import EdgeTable, csv_rows, edge_table
@@ -14,6 +16,7 @@ from ..circuits.result.hypothesis import FORMAT, Hypothesis, from_hypothesis_doc
 from ..edges.errors import InputError
 from ..edges.names.graph import ModelGraph
 from .format import Content
+from .formats.eap_ig import importances
 from .formats.edges_csv import COLUMNS
 from .formats.foreign import graph_rows
 from .registry import content_of, decoded
@@ -50,6 +53,30 @@ class Claim:
         )
 
     @property
+    def scores(self) -> EdgeTable | None:
+        """Scores of which no circuit was chosen; None if it is something else."""
+        table = self.stated if isinstance(self.stated, EdgeTable) else None
+        return table if table is not None and table.alone else None
+
+    @property
+    def shape(self) -> ModelGraph | None:
+        """The shape of its model, if the file says it."""
+        return (
+            self.stated.circuit.shape if isinstance(self.stated, Hypothesis) else self.stated.shape
+        )
+
+    @property
+    def kv(self) -> str | None:
+        """The ``kv`` by which a model has its readers, if it says."""
+        return self.shape.kv if isinstance(self.stated, Hypothesis) else self.stated.kv
+
+    @property
+    def about(self) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        """What it says of the model and of the pairs; a table mostly nothing."""
+        said = self.stated.circuit if isinstance(self.stated, Hypothesis) else self.stated
+        return said.model, said.task
+
+    @property
     def sign_unsaid(self) -> bool:
         """Whether there are scores, and the format does not say what their sign means."""
         return self.format in _UNSAID and any(edge.score for edge in self.edges)
@@ -74,11 +101,6 @@ class Claim:
         """The circuit with how it is to be tested; None of a table."""
         return self.stated if isinstance(self.stated, Hypothesis) else None
 
-    @property
-    def known(self) -> Circuit | None:
-        """The circuit, if the file says of which shape its model is."""
-        return self.stated.circuit if isinstance(self.stated, Hypothesis) else None
-
     def circuit(self, shape: ModelGraph | None = None) -> Circuit:
         """The circuit.
 
@@ -86,16 +108,31 @@ class Claim:
             shape: of the model that a table is of.
 
         Raises:
-            InputError: a table, and no shape; or an edge that the model does not have.
+            InputError: a table, and no shape; an edge that the model does not have; scores alone.
         """
         if isinstance(self.stated, Hypothesis):
             return self.stated.circuit
+        shape = self.stated.shape or shape
         if shape is None:
             raise InputError(
                 f"{self.path}: a {TABLE} does not say of which model it is; name the model (--model)"
             )
         try:
             return self.stated.circuit(shape)
+        except InputError as error:
+            raise InputError(f"{self.path}: {error}") from None
+
+    def largest(self, n: int, shape: ModelGraph | None = None) -> Circuit:
+        """The circuit of the ``n`` largest scores. Raises InputError as ``EdgeTable.largest``."""
+        if isinstance(self.stated, Hypothesis):
+            raise InputError(f"{self.path}: expected scores of edges, got a circuit")
+        shape = self.stated.shape or shape
+        if shape is None:
+            raise InputError(
+                f"{self.path}: a {TABLE} does not say of which model it is; name the model (--model)"
+            )
+        try:
+            return self.stated.largest(n, shape)
         except InputError as error:
             raise InputError(f"{self.path}: {error}") from None
 
@@ -126,7 +163,7 @@ def read_claim(path: str | Path, weight: str | None = None) -> Claim:
     """The circuit, hypothesis or table of edges of a file, or of a run directory.
 
     A table is CSV, TSV, a graph of another program (GraphML, GEXF, node-link or Cytoscape JSON), or
-    a JSON list of records.
+    a JSON list of records. EAP-IG's JSON of no edge in the graph are scores alone.
 
     Args:
         weight: the column of a table that is the score; see ``edge_table``.
@@ -156,6 +193,8 @@ def _stated(
         raise InputError(
             f"--weight {weight} goes with a {TABLE}; this file says what its scores are"
         )
+    if "cfg" in content.keys and (scores := importances(content.data)) is not None:
+        return "eap-ig", scores
     # A hypothesis says that it is one.
     if "format" in content.keys and content.data["format"] == FORMAT:
         return "scrub", from_hypothesis_document(content.data)

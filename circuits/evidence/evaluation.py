@@ -113,6 +113,10 @@ class Evaluation:
                 "expected scores to rank edges by, and the circuit's edges have none; score all edges "
                 "(wiremap score edges), or name the run directory"
             )
+        return {"ranked_by": ranked_by, **self.curve_of(scores)}
+
+    def curve_of(self, scores: Sequence[tuple[str, float]]) -> dict[str, Any]:
+        """Faithfulness by size of these scores of edges, CPR and CMD; see ``localize``."""
         result = localize(
             self.model,
             self.pairs,
@@ -121,7 +125,7 @@ class Evaluation:
             batch_size=self.batch_size,
             progress=self._progress("curve"),
         )
-        return {"ranked_by": ranked_by, **result.as_document()}
+        return result.as_document()
 
     def signs(self) -> dict[str, Any]:
         """Whether the signs of the largest scores are those of the edges' measured effects.

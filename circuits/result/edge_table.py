@@ -10,7 +10,7 @@ import io
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -46,24 +46,33 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class EdgeTable:
-    """The kept edges of a table.
+    """The kept edges of a table, or scores of edges of which none was chosen.
 
     Attributes:
         weight: the column their scores are from; None if they have none.
         unread: columns of numbers that were not read.
+        alone: these are scores alone: all there are, and no circuit.
+        shape, model, task, metric: what the file says of what they are of, if it does.
     """
 
     edges: tuple[CircuitEdge, ...]
     weight: str | None = None
     unread: tuple[str, ...] = ()
+    alone: bool = False
+    shape: ModelGraph | None = None
+    model: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    task: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    metric: str | None = None
 
     @property
     def kv(self) -> str | None:
-        """The ``kv`` by which a model has these readers; None if no key or value is among them.
+        """The ``kv`` by which a model has these readers; None if no key or value says it.
 
         Raises:
             InputError: keys and values are named in both ways.
         """
+        if self.shape is not None:
+            return self.shape.kv
         by_kv: dict[str, str] = {}
         for edge in self.edges:
             known = readers_named_as(edge.name.partition("->")[2])
@@ -77,8 +86,31 @@ class EdgeTable:
         return next(iter(by_kv), None)
 
     def circuit(self, shape: ModelGraph) -> Circuit:
-        """These edges in a model of this shape. Raises InputError for one that it does not have."""
+        """These edges in a model of this shape.
+
+        Raises:
+            InputError: an edge that it does not have; or scores alone.
+        """
+        if self.alone:
+            raise InputError(
+                "expected edges that are in the circuit, got scores only, and nothing was chosen by "
+                "them: rank them (evaluate --curve), take the largest (export --top N), or search "
+                "(discover --scores)"
+            )
         return Circuit.build(shape, self.edges)
+
+    def largest(self, n: int, shape: ModelGraph) -> Circuit:
+        """The circuit of the ``n`` edges of largest |score|; of equal ones the first in computation.
+
+        Raises:
+            InputError: an edge that the model does not have, or one without a score.
+        """
+        whole = Circuit.build(shape, self.edges)
+        if unscored := next((edge.name for edge in whole.edges if edge.score is None), None):
+            raise InputError(f"expected a score of every edge to choose by, {unscored} has none")
+        kept = sorted(whole.edges, key=lambda edge: -edge.size)[:n]
+        method = {} if self.metric is None else {"metric": self.metric}
+        return Circuit.build(shape, kept, model=self.model, task=self.task, method=method)
 
 
 def read_edge_table(path: str | Path, weight: str | None = None) -> EdgeTable:

@@ -30,6 +30,7 @@ from typing import Any
 
 from ...circuits.result.circuit import Circuit, CircuitEdge, all_nodes
 from ...circuits.result.document import dumps, shape_from
+from ...circuits.result.edge_table import EdgeTable
 from ...circuits.result.values import field, number
 from ...edges.errors import InputError
 from ...edges.files import write_parts_atomically
@@ -104,18 +105,8 @@ def from_eap_ig(data: Mapping[str, Any]) -> Circuit:
         InputError: not that; names the model of this size does not have; a circuit of neurons; or
             scores alone, from which nothing was chosen.
     """
-    cfg = field(data, "cfg", dict)
-    shape = shape_from(
-        {
-            "n_layers": cfg.get("n_layers"),
-            "n_heads": cfg.get("n_heads"),
-            "n_kv_heads": cfg.get("n_heads"),
-            "parallel": field(cfg, "parallel_attn_mlp", bool, "cfg"),
-        }
-    )
+    shape, model = _model(field(data, "cfg", dict))
     nodes, edges = _entries(data, "nodes"), _entries(data, "edges")
-    if cfg.get("n_key_value_heads") is not None:
-        _check_groups(cfg)
     _check_whole(nodes, shape)
     kept = [
         edge for name, entry in edges.items() if (edge := _edge(name, entry, shape)) is not None
@@ -125,16 +116,48 @@ def from_eap_ig(data: Mapping[str, Any]) -> Circuit:
     if not kept and any(number(entry, "score", name) for name, entry in edges.items()):
         raise InputError(
             "expected edges that are in_graph, got scores only; choose a circuit in EAP-IG "
-            "(apply_topn, apply_threshold) before you write it"
+            "(apply_topn, apply_threshold) before you write it, or here: export --top N, discover "
+            "--scores; evaluate --curve ranks them"
         )
     _check_ends(nodes, kept)
     scores = {name: number(entry, "score", f"nodes.{name}") for name, entry in nodes.items()}
     known_scores = {name: score for name, score in scores.items() if score is not None}
+    return Circuit.build(shape, kept, known_scores, model=model)
+
+
+def importances(data: Mapping[str, Any]) -> EdgeTable | None:
+    """The scores of EAP-IG's data in which no edge is in the graph; None of a circuit.
+
+    Raises:
+        InputError: not that; a name the model does not have; a score that is not finite.
+    """
+    entries = _entries(data, "edges")
+    scored = any(number(entry, "score", f"edges.{name}") for name, entry in entries.items())
+    if not scored or any(entry["in_graph"] for entry in entries.values()):
+        return None
+    shape, model = _model(field(data, "cfg", dict))
+    whole = {name: {**entry, "in_graph": True} for name, entry in entries.items()}
+    edges = tuple(edge for name, entry in whole.items() if (edge := _edge(name, entry, shape)))
+    return EdgeTable(edges, "score", alone=True, shape=shape, model=model)
+
+
+def _model(cfg: Mapping[str, Any]) -> tuple[ModelGraph, dict[str, Any]]:
+    """The shape of the model, and what else is said of it."""
+    shape = shape_from(
+        {
+            "n_layers": cfg.get("n_layers"),
+            "n_heads": cfg.get("n_heads"),
+            "n_kv_heads": cfg.get("n_heads"),
+            "parallel": field(cfg, "parallel_attn_mlp", bool, "cfg"),
+        }
+    )
     d_model = cfg.get("d_model")
     model: dict[str, Any] = {"d_model": d_model} if isinstance(d_model, int) else {}
-    if cfg.get("n_key_value_heads", shape.n_heads) not in (None, shape.n_heads):
-        model["kv"] = "per-query"
-    return Circuit.build(shape, kept, known_scores, model=model)
+    if cfg.get("n_key_value_heads") is not None:
+        _check_groups(cfg)
+        if cfg["n_key_value_heads"] != shape.n_heads:
+            model["kv"] = "per-query"
+    return shape, model
 
 
 def check_names(graph: ModelGraph) -> None:

@@ -147,6 +147,8 @@ def _question(circuit: Circuit) -> Iterator[tuple[str, str]]:
 
 def _rule_of_scores(circuit: Circuit) -> str:
     rule, reader = circuit.method.get("gradient"), circuit.method.get("reader")
+    if isinstance(given := circuit.method.get("scores"), dict):
+        return f"scores of {given.get('source')}"
     return ", ".join(
         f"{name} {what}" for name, what in ((rule, "gradient"), (reader, "reader")) if name
     )

@@ -12,6 +12,7 @@ import pytest
 from command import done, refused, told, wiremap
 
 from wiremap.circuits import Circuit, CircuitEdge, load_task
+from wiremap.circuits.record.scores_file import read_scores, write_scores
 from wiremap.edges import InputError, Model, ModelGraph, patch_edges
 from wiremap.exporters import read_circuit, write_circuit
 from wiremap.exporters.hypotheses import read_claim
@@ -349,3 +350,159 @@ def test_measured_effects_and_sets_keep_their_signs(tmp_path: Path) -> None:
     assert "here effects were measured, such as that of input->m0" in error
     write_circuit(Circuit.build(PER_QUERY, [CircuitEdge("input", "m0")]), path)
     assert "no edge has any" in refused("export", path, "--to", "svg", "--flip-signs")
+
+
+# ---- scores alone
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The same scores of ioi-mini's edges as wiremap, MIB and a table have them."""
+    directory = tmp_path_factory.mktemp("scores")
+    own = directory / "own.safetensors"
+    done("score", "edges", *ON_IOI, "-o", own, "--importances")
+    mib = directory / "own.importances.json"
+    edges = json.loads(mib.read_text())["edges"]
+    table = directory / "all.csv"
+    rows = []
+    for name, entry in edges.items():
+        source, _, target = name.partition("->")
+        node, slot = ends(target)
+        rows.append(f"{source},{node},{slot or ''},{entry['score']}")
+    table.write_text("\n".join(["source,target,slot,score", *rows, ""]))
+    folder = directory / "run"
+    folder.mkdir()
+    (folder / "scores.safetensors").write_bytes(own.read_bytes())
+    return {"own": own, "mib": mib, "table": table, "directory": folder}
+
+
+def test_scores_alone_are_ranked(scored: dict[str, Path]) -> None:
+    curves = {
+        name: told("evaluate", path, "--curve", *ON_IOI)["curve"] for name, path in scored.items()
+    }
+    for name in ("mib", "table", "directory"):
+        for of in ("cpr", "cmd"):
+            assert curves[name][of] == pytest.approx(curves["own"][of], rel=1e-6)
+    # wiremap's own says which model and pairs it is of.
+    assert told("evaluate", scored["own"], "--curve")["curve"] == curves["own"]
+    shown = done("evaluate", scored["mib"], "--curve", *ON_IOI)
+    assert "scores of 479 of 479 edges" in shown.stdout
+    assert "CPR" in shown.stdout
+
+
+def test_the_largest_scores_are_a_circuit(scored: dict[str, Path], tmp_path: Path) -> None:
+    found = {}
+    for name, path in scored.items():
+        out = tmp_path / f"{name}.json"
+        asked = ("--model", "ioi-mini") if name == "table" else ()
+        done("export", path, "--to", "json", "--top", "12", "-o", out, *asked)
+        found[name] = read_circuit(out)
+        done("export", path, "--to", "dot", "--top", "12", "-o", tmp_path / f"{name}.dot", *asked)
+    names = {name: [edge.name for edge in circuit.edges] for name, circuit in found.items()}
+    assert all(each == names["own"] for each in names.values())
+    assert len(names["own"]) == 12
+    assert told("evaluate", tmp_path / "own.json")["edges"] == 12  # it says what it is of
+
+
+def test_a_search_begins_with_scores_that_are_there(
+    scored: dict[str, Path], tmp_path: Path
+) -> None:
+    asked = (*ON_IOI, "--size", "8", "--budget", "12", "--no-bound")
+    found = {}
+    for name, path in scored.items():
+        out = tmp_path / name
+        done("discover", "--scores", path, *asked, "-o", out)
+        found[name] = read_circuit(out / "circuit.json")
+        assert found[name].method["scores"]["source"].startswith(str(path))
+        assert f"scores of {path}" in (out / "report.html").read_text()
+        assert f"--scores {path}" in (out / "report.html").read_text()
+    assert all(circuit.edges == found["own"].edges for circuit in found.values())
+    done("discover", *asked, "-o", tmp_path / "made")  # which scores anew, by the same rule
+    made = read_circuit(tmp_path / "made" / "circuit.json")
+    assert [edge.name for edge in made.edges] == [edge.name for edge in found["own"].edges]
+    done("discover", "--scores", scored["mib"], *asked, "-o", tmp_path / "mib", "--resume")
+    again = done("discover", "--scores", tmp_path / "made", *asked, "-o", tmp_path / "again")
+    assert "does not say" not in again.stderr
+
+
+def test_signs_of_scores_alone_are_checked(scored: dict[str, Path], tmp_path: Path) -> None:
+    turned = tmp_path / "importances.json"
+    document = json.loads(scored["mib"].read_text())
+    for entry in document["edges"].values():
+        entry["score"] *= -1
+    turned.write_text(json.dumps(document))
+    assert "contradict" in done("evaluate", turned, "--curve", *ON_IOI).stderr
+    asked = (*ON_IOI, "--size", "8", "--budget", "12", "--no-bound")
+    noted = done("discover", "--scores", turned, *asked, "-o", tmp_path / "run").stderr
+    assert "contradict what was measured" in noted
+    right = done("discover", "--scores", turned, "--flip-signs", *asked, "-o", tmp_path / "right")
+    assert "contradict" not in right.stderr
+
+
+@pytest.mark.parametrize("kind", ["own", "mib"])
+def test_scores_alone_are_no_circuit(kind: str, scored: dict[str, Path], tmp_path: Path) -> None:
+    path, out = scored[kind], tmp_path / "out.svg"
+    for command in (
+        ("evaluate", path, *ON_IOI),
+        ("scrub", path, *ON_IOI),
+        ("export", path, "--to", "svg", "-o", out),
+        ("compare", path, path),
+        ("view", path, "--no-open"),
+    ):
+        result = wiremap(*command)
+        assert result.exit_code == 2
+        assert "scores only" in result.stderr
+        assert "export --top N" in result.stderr.replace("\n", " ")
+
+
+@pytest.mark.parametrize("word", ["NaN", "Infinity"])
+def test_scores_that_are_no_numbers_are_named_by_edge(
+    word: str, scored: dict[str, Path], tmp_path: Path
+) -> None:
+    path = tmp_path / "importances.json"
+    content = scored["mib"].read_text()
+    start = content.index('"score": ', content.index('"a0.h3->logits"')) + len('"score": ')
+    path.write_text(content[:start] + word + content[content.index(",", start) :])
+    asked = ("--curve", *ON_IOI)
+    message = f"edges.a0.h3->logits.score: expected JSON numbers, got {word}"
+    assert message in refused("evaluate", path, *asked)
+    table = tmp_path / "all.csv"
+    line = next(x for x in scored["table"].read_text().splitlines() if x.startswith("a0.h3,logits"))
+    table.write_text(scored["table"].read_text().replace(line, f"a0.h3,logits,,{word}"))
+    assert "(a0.h3->logits): expected score to be a finite" in refused("evaluate", table, *asked)
+    _, scores, question = read_scores(scored["own"])
+    assert scores is not None
+    scores.scores[scores.graph.edge("a0.h3->logits")] = float(word)
+    own = tmp_path / "own.safetensors"
+    write_scores(own, question, scores)
+    error = refused("evaluate", own, *asked)
+    assert f"expected finite edge_scores, got {float(word)} for a0.h3->logits" in error
+
+
+def test_scores_that_lack_edges_or_are_of_another_model_are_refused(
+    scored: dict[str, Path], tmp_path: Path
+) -> None:
+    lines = scored["table"].read_text().splitlines(keepends=True)
+    table = tmp_path / "some.csv"
+    table.write_text("".join(lines[:-2]))
+    asked = (*ON_IOI, "-o", tmp_path / "run")
+    error = wiremap("discover", "--scores", table, *asked).stderr
+    assert "expected a score of every one of 479 edges, 2 have none" in " ".join(error.split())
+    other = wiremap("discover", "--scores", scored["mib"], *ON_TASKS, "-o", tmp_path / "run").stderr
+    assert "choose a model of the same shape" in " ".join(other.split())
+    error = refused("discover", "--scores", scored["own"], *asked, "--gradient", "clean")
+    assert "leave --gradient out" in error
+    assert "goes with --scores" in refused("discover", *asked, "--flip-signs")
+
+
+def test_scores_by_query_head_load_the_model_so(tmp_path: Path) -> None:
+    own = tmp_path / "own.safetensors"
+    done("score", "edges", *ON_TASKS, "--kv", "per-query", "-o", own, "--importances")
+    mib = tmp_path / "own.importances.json"
+    curves = [told("evaluate", path, "--curve", *ON_TASKS) for path in (own, mib)]
+    assert {each["edges_in_model"] for each in curves} == {PER_QUERY.n_edges}
+    asked = (*ON_TASKS, "--size", "4", "--budget", "4", "--no-bound", "-o", tmp_path / "run")
+    done("discover", "--scores", mib, *asked)
+    assert read_circuit(tmp_path / "run" / "circuit.json").shape == PER_QUERY
+    error = wiremap("discover", "--scores", mib, "--kv", "grouped", *asked).stderr
+    assert "--kv per-query" in error
