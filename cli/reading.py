@@ -82,10 +82,16 @@ def _scores(path: Path) -> Claim:
         for edge in scores.graph.edges()
         for end in [readers[edge.reader]]
     )
-    about = {name: dict(question.get(name) or {}) for name in ("model", "task")}
-    metric = dict(question.get("method") or {}).get("metric")
+    model, task, method = (dict(question.get(name) or {}) for name in ("model", "task", "method"))
+    metric = method.get("metric")
     table = EdgeTable(
-        edges, "score", alone=True, shape=scores.graph, metric=metric and str(metric), **about
+        edges,
+        "score",
+        alone=True,
+        shape=scores.graph,
+        model=model,
+        task=task,
+        metric=None if metric is None else str(metric),
     )
     return Claim(path, _SCORES, table)
 

@@ -68,7 +68,8 @@ class Claim:
     @property
     def kv(self) -> str | None:
         """The ``kv`` by which a model has its readers, if it says."""
-        return self.shape.kv if isinstance(self.stated, Hypothesis) else self.stated.kv
+        stated = self.stated
+        return stated.circuit.shape.kv if isinstance(stated, Hypothesis) else stated.kv
 
     @property
     def about(self) -> tuple[Mapping[str, Any], Mapping[str, Any]]:

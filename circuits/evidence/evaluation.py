@@ -142,12 +142,13 @@ class Evaluation:
             batch_size=self.batch_size,
             progress=self._progress("signs"),
         ).effects
-        rows = [
-            {"edge": edge.name, "score": edge.score, "effect": effect}
+        measured = [
+            (edge.name, edge.score or 0.0, float(effect))
             for edge, effect in zip(largest, effects.double().mean(1).tolist(), strict=True)
         ]
-        opposite = [row for row in rows if row["score"] * row["effect"] < 0]
-        against, whole = (sum(abs(row["effect"]) for row in part) for part in (opposite, rows))
+        opposite = [row for row in measured if row[1] * row[2] < 0]
+        against, whole = (sum(abs(row[2]) for row in part) for part in (opposite, measured))
+        rows = [{"edge": row[0], "score": row[1], "effect": row[2]} for row in measured]
         return {"edges": rows, "opposite": len(opposite), "agree": not 2 * against > whole}
 
     def completeness(self) -> dict[str, Any]:

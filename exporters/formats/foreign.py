@@ -51,7 +51,7 @@ def graph_rows(content: Content) -> list[Row] | None:
     return rows
 
 
-Graph = tuple[dict[str, Values], list[Values]]
+Graph = tuple[Mapping[str, Values], Sequence[Values]]
 """The values of nodes by their ids, and of edges; these have ``source`` and ``target``."""
 
 
@@ -98,7 +98,7 @@ def _gexf(root: ElementTree.Element) -> Graph | None:
     # GEXF writes a weight of 1 or none at all.
     if any("weight" in edge for edge in edges):
         edges = [{"weight": "1.0", **edge} for edge in edges]
-    return nodes, list[Values](edges)
+    return nodes, edges
 
 
 def _all(graph: ElementTree.Element, name: str) -> Iterator[ElementTree.Element]:

@@ -163,8 +163,11 @@ class ShownEdge:
     def known_by(self) -> EdgeEvidence:
         """What is known of all its members at least."""
         known = {edge.known_by for edge in self.members}
-        ways: tuple[EdgeEvidence, ...] = ("unscored", "scored", "weighed")
-        return next((way for way in ways if way in known), "verified")
+        if "unscored" in known:
+            return "unscored"
+        if "scored" in known:
+            return "scored"
+        return "weighed" if "weighed" in known else "verified"
 
 
 @dataclass(frozen=True)

@@ -266,10 +266,11 @@ def test_a_circuit_that_gephi_saved_is_a_table(tmp_path: Path) -> None:
     """Gephi drops what the whole graph says; the edges say what is needed."""
     shape, path = ModelGraph(2, 2, 2), tmp_path / "circuit.graphml"
     edges = [
-        CircuitEdge("input", "a0.h0", slot, score)
-        for slot, score in zip("qv", (1.0, -2.0), strict=True)
+        CircuitEdge("input", "a0.h0", "q", 1.0),
+        CircuitEdge("input", "a0.h0", "v", -2.0),
+        CircuitEdge("a0.h0", "logits", None, 0.5),
     ]
-    made = Circuit.build(shape, [*edges, CircuitEdge("a0.h0", "logits", None, 0.5)])
+    made = Circuit.build(shape, edges)
     write_circuit(made, path)
     path.write_text(path.read_text().replace('attr.name="shape"', 'attr.name="shade"'))
     assert read_claim(path).circuit(shape).edges == made.edges

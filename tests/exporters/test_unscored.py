@@ -15,12 +15,17 @@ import pytest
 from wiremap.circuits import Circuit, CircuitEdge
 from wiremap.circuits.result.comparison import compare
 from wiremap.edges import ModelGraph
+from wiremap.edges.names.graph import Slot
 from wiremap.exporters import FORMATS, View, read_circuit, write_circuit
 from wiremap.exporters.pictures.palette import NEGATIVE, POSITIVE, UNSCORED
 from wiremap.exporters.pictures.two_circuits import to_comparison_dot
 from wiremap.exporters.registry import decode
 
-ENDS = [("input", "a0.h1", "v"), ("input", "a0.h1", "k"), ("a0.h1", "logits", None)]
+ENDS: list[tuple[str, str, Slot | None]] = [
+    ("input", "a0.h1", "v"),
+    ("input", "a0.h1", "k"),
+    ("a0.h1", "logits", None),
+]
 BARE = Circuit.build(
     by_hand.SHAPE, [CircuitEdge(*ends) for ends in ENDS], model={"d_model": 8, "name": "tiny"}
 )
