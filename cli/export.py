@@ -13,7 +13,7 @@ from ..edges.names.vocabulary import COLLAPSE, EDGES_DRAWN, QKV
 from . import options
 from .asked import Asked, gathered
 from .console import show_note
-from .reading import Reading, read, shape_of
+from .reading import Reading, of_model, read
 
 if TYPE_CHECKING:
     from ..circuits.result.circuit import Circuit
@@ -108,7 +108,9 @@ def export(
 
     claim = read(circuit, reading, output.quiet)
     target = find_format(claim.path, format)
-    found, shown = _chosen(claim, shape_of(asked, claim), target, shown)
+    shape, described = of_model(asked, claim)
+    found, shown = _chosen(claim, shape, target, shown)
+    found = replace(found, model={**described, **found.model})
     out = output.place(claim.path, target)
     write_circuit(found, out, format, shown.view())
     if not output.quiet:

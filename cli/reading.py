@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..edges.errors import InputError
 from ..edges.names.vocabulary import GROUPED
@@ -103,12 +103,18 @@ _THE = {"eap-ig": "the format of EAP-IG", "table of edges": "a table of edges"}
 
 
 def shape_of(asked: Asked, *claims: Claim) -> ModelGraph | None:
-    """The shape of the model that tables among the claims are of.
+    """The shape of the model that tables among the claims are of; see ``of_model``."""
+    return of_model(asked, *claims)[0]
+
+
+def of_model(asked: Asked, *claims: Claim) -> tuple[ModelGraph | None, dict[str, Any]]:
+    """The shape of the model that tables among the claims are of, and what a circuit says of it.
 
     That of ``--model``, else that which another of the claims says; None if nothing does.
     """
     known = [claim.shape for claim in claims if claim.shape is not None]
     if asked.model is None or len(known) == len(claims):
-        return next(iter(known), None)
+        return next(iter(known), None), {}
     kv = asked.kv or next((claim.kv for claim in claims if claim.kv), GROUPED)
-    return load_model(replace(asked, device="cpu", kv=kv)).graph
+    model = load_model(replace(asked, device="cpu", kv=kv))
+    return model.graph, {"name": model.name, "d_model": model.d_model, "kv": model.kv}

@@ -209,6 +209,15 @@ def test_every_command_takes_every_table(tmp_path: Path) -> None:
     assert evaluated[0]["edges"] == 2
 
 
+def test_a_table_becomes_a_circuit_of_its_model(tmp_path: Path) -> None:
+    path, out = tables(tmp_path)["csv"], tmp_path / "out.eap-ig.json"
+    done("export", path, "--to", "eap-ig", "-o", out, "--model", "ioi-mini")
+    assert json.loads(out.read_text())["cfg"]["d_model"] == 64
+    done("export", path, "--to", "json", "-o", tmp_path / "out.json", "--model", "ioi-mini")
+    assert read_circuit(tmp_path / "out.json").model["name"] == "ioi-mini"
+    assert told("evaluate", tmp_path / "out.json", *ON_IOI[2:])["edges"] == 2
+
+
 def test_what_a_table_is_read_as_is_said(tmp_path: Path) -> None:
     path = tmp_path / "own.csv"
     path.write_text("source,target,saliency,p\ninput,m0,2,0.5\nm0,logits,-3,0.25\n")
