@@ -67,6 +67,7 @@ from .evidence.next_best import MissedPlan, bound_next, plan_missed
 from .evidence.stability import Stability
 from .evidence.verification import BoundOptions, Verifier, VerifyOptions, check_bound
 from .record.effects_file import EFFECTS_FILE, Verified, read_effects
+from .record.given_scores import GivenScores
 from .record.run_directory import RunDirectory
 from .record.scores_file import SCORES_FILE, read_scores, write_scores
 from .record.search_file import SEARCH_FILE, open_journal
@@ -101,6 +102,7 @@ def discover(
     bound: bool = BOUNDED,
     tests: bool = False,
     allow_weak: bool = False,
+    scores: GivenScores | None = None,
     batch_size: int | None = None,
     resume: bool = False,
     progress: Report = silent,
@@ -146,6 +148,7 @@ def discover(
         tests: also test what the circuit claims: completeness, minimality, and the tests of
             ``run_tests``.
         allow_weak: go on although the model hardly does the task.
+        scores: of all edges, to take in the place of scoring them (``given_scores``).
         batch_size: rows at once; None takes what fits into memory.
         resume: finish the run that ``out`` holds.
         progress: called with (stage, steps finished since the last call, steps in all).
@@ -167,6 +170,11 @@ def discover(
     gradient = gradient or recommended_gradient(question.metric)
     check_reader(reader, None, model.graph)
     rule = resolve_gradient(gradient, direction, question.metric, steps, schedule)
+    if scores is not None and scores.edges.graph != model.graph:
+        raise InputError(
+            f"{scores.source}: expected scores of a model of shape {model.graph.as_dict()}, got "
+            f"{scores.edges.graph.as_dict()}"
+        )
     method = Method(
         gradient=rule.name,
         steps=steps,
@@ -183,13 +191,15 @@ def discover(
     described = describe_question(
         model, pairs, **question.describe(), **method.describe(), batch_size=batch_size
     )
+    if scores is not None:
+        described["method"] |= scores.describe(rule.name)
     if others is not None:
         described["task"]["held_out"] = describe_task(others)
     # Before the directory is made, so that a task the model cannot do leaves none behind.
     gap_of(model, question, resources.quiet(), allow_weak)
     run = None if out is None else RunDirectory(Path(out), described, model.device, resume)
     return _Discovery(
-        model, question, others, method, rule, deadline, resources, run, described
+        model, question, others, method, rule, deadline, resources, run, described, scores
     ).circuit()
 
 
@@ -239,6 +249,7 @@ class _Discovery:
     resources: Resources
     run: RunDirectory | None
     described: Mapping[str, Any]
+    given: GivenScores | None = None
 
     def circuit(self) -> Circuit:
         """Scores, searches, verifies, prunes and evaluates."""
@@ -322,8 +333,11 @@ class _Discovery:
             writers = node_set_of(model, ("writers",), question.pairs, "sum")
             of_nodes = NodeOptions(rule=self.rule)
             nodes = node_scores(model, question, writers, of_nodes, self.resources.quiet())
-            of_edges = EdgeOptions(reader=self.method.reader)
-            edges = edge_scores(model, question, self.rule, of_edges, self.resources)
+            if self.given is None:
+                of_edges = EdgeOptions(reader=self.method.reader)
+                edges = edge_scores(model, question, self.rule, of_edges, self.resources)
+            else:
+                edges = self.given.edges
             if run is not None:
                 write_scores(run.path / SCORES_FILE, self.described, nodes, edges)
         return nodes, edges

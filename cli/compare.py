@@ -9,9 +9,9 @@ import click
 
 from ..edges.names.vocabulary import EDGES_DRAWN
 from . import options
-from .asked import Shown, gathered
+from .asked import Asked, Shown, gathered
 from .console import show_json, show_note, show_table, show_text
-from .loading import circuit_file
+from .reading import Reading, read, shape_of
 
 if TYPE_CHECKING:
     from ..circuits.result.comparison import Comparison
@@ -22,20 +22,33 @@ if TYPE_CHECKING:
 @options.path_argument("b")
 @options.out("Diagram: .svg, .dot, .png or .pdf.")
 @options.edges_drawn("the diagram")
+@options.shape_of_table
+@options.reading
 @options.output
-@gathered(shown=Shown)
-def compare(a: Path, b: Path, out: Path | None, top: int | None, shown: Shown) -> None:
+@gathered(asked=Asked, reading=Reading, shown=Shown)
+def compare(
+    a: Path,
+    b: Path,
+    asked: Asked,
+    reading: Reading,
+    out: Path | None,
+    top: int | None,
+    shown: Shown,
+) -> None:
     """Compare circuits A and B: nodes and edges shared, lost (A alone) and gained (B alone).
+
+    Either may be a table or graph of edges, of the other's model or that of --model.
 
     Jaccard: shared edges of those in either. Weighted: sum of the smaller |worth| over sum of the
     larger, worth being the verified effect, or the score where there is none. Rank correlation:
     Spearman's of |worth| over edges in either, 0 where an edge is missing.
     """
     from ..circuits.result.comparison import compare as run
-    from ..exporters import read_circuit
     from ..exporters.pictures.two_circuits import write_comparison
 
-    found = run(*(read_circuit(circuit_file(path)) for path in (a, b)))
+    claims = [read(path, reading, shown.quiet) for path in (a, b)]
+    shape = shape_of(asked, *claims)
+    found = run(*(claim.circuit(shape) for claim in claims))
     if out is not None:
         write_comparison(found, out, top or EDGES_DRAWN, (str(a), str(b)))
     if shown.as_json:
@@ -73,10 +86,11 @@ def _show(found: Comparison, a: Path, b: Path) -> None:
         ("A", found.a, found.lost_edges),
         ("B", found.b, found.gained_edges),
     ):
-        worth = {edge.name: abs(edge.worth or 0.0) for edge in circuit.edges}
+        size = {edge.name: edge.size for edge in circuit.edges}
         if names:
-            largest = sorted(names, key=lambda name, worth=worth: -worth[name])
-            show_text(f"in {where} alone, largest first: {_listed(largest)}")
+            largest = sorted(names, key=lambda name, size=size: -size[name])
+            order = "not scored" if circuit.unscored else "largest first"
+            show_text(f"in {where} alone, {order}: {_listed(largest)}")
 
 
 _SHOWN = 10  # rows of a table

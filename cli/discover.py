@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,18 +11,29 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..edges.errors import InputError
-from ..edges.names.vocabulary import BOUNDED, BUDGET, HELD_OUT_SHARE, INTEGRATED, PRUNE, TARGET
+from ..edges.names.vocabulary import (
+    BOUNDED,
+    BUDGET,
+    HELD_OUT_SHARE,
+    INTEGRATED,
+    PRUNE,
+    READER,
+    TARGET,
+)
 from . import options
-from .asked import Asked, Scoring, Shown, gathered
+from .asked import Asked, Scoring, Shown, gathered, given
 from .console import if_stopped, progress, show_json, show_note, show_table, show_text
-from .loading import load_model, load_split, subject
+from .loading import check_shape, load_model, load_split, subject
+from .reading import Reading, read, scores_of
 from .summary import missed, summary
 
 if TYPE_CHECKING:
+    from ..circuits.record.given_scores import GivenScores
     from ..circuits.result.circuit import Circuit
     from ..circuits.result.evidence import Evidence
     from ..edges.model.transformer import Model
     from ..edges.question.prompts import PromptPairs
+    from ..exporters.hypotheses import Claim
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,12 +103,19 @@ class _Run:
     held_out: str | None
     out: Path | None
     resume: bool
+    scores: Path | None
 
 
 @click.command()
 @options.question
 @options.gradient
 @options.reader
+@options.file(
+    "--scores",
+    help="Scores of all edges to take in the place of scoring them: scores.safetensors, "
+    "importances.json, or a table.",
+)
+@options.reading
 @click.option(
     "--budget",
     "--top-k",
@@ -126,8 +144,15 @@ class _Run:
 @options.out("Run directory (runs/MODEL-TASK).")
 @options.flag("--resume", help="Finish the run that the directory holds.")
 @options.output
-@gathered(asked=Asked, scoring=Scoring, finding=_Finding, run=_Run, shown=Shown)
-def discover(asked: Asked, scoring: Scoring, finding: _Finding, run: _Run, shown: Shown) -> None:
+@gathered(asked=Asked, scoring=Scoring, reading=Reading, finding=_Finding, run=_Run, shown=Shown)
+def discover(
+    asked: Asked,
+    scoring: Scoring,
+    reading: Reading,
+    finding: _Finding,
+    run: _Run,
+    shown: Shown,
+) -> None:
     """Find, prove and draw the circuit of a behaviour.
 
     Scores all edges, searches for a small set of them that does what the model does, verifies its
@@ -138,7 +163,8 @@ def discover(asked: Asked, scoring: Scoring, finding: _Finding, run: _Run, shown
     from ..circuits.discovery import discover as find
     from ..circuits.result.document import to_document
 
-    model = load_model(asked)
+    claim = _scores(run.scores, scoring, reading, shown)
+    model = load_model(asked if claim is None else _with_readers_of(claim, asked))
     # Options that contradict each other end the command before any pair is run.
     wanted = _wanted(model, finding, run)
     pairs, held_out = load_split(model, asked, run.held_out)
@@ -156,6 +182,7 @@ def discover(asked: Asked, scoring: Scoring, finding: _Finding, run: _Run, shown
             held_out=held_out,
             **wanted,
             allow_weak=asked.allow_weak,
+            scores=None if claim is None else _given(claim, model),
             batch_size=asked.batch_size,
             resume=run.resume,
             progress=report,
@@ -164,9 +191,61 @@ def discover(asked: Asked, scoring: Scoring, finding: _Finding, run: _Run, shown
         show_json(to_document(circuit))
     elif not shown.quiet:
         _show(circuit, out)
+    if claim is not None and claim.sign_unsaid and not shown.quiet:
+        _show_signs(circuit, reading.flip_signs)
     if not shown.quiet:
         # Last, as it loads the model once more; on stderr, so beside JSON as well.
         _show_precision(model, pairs, circuit, out)
+
+
+def _scores(path: Path | None, scoring: Scoring, reading: Reading, shown: Shown) -> Claim | None:
+    """The scores that the search begins with, if it is not to make them."""
+    if path is None:
+        if options := given(
+            {"--weight": reading.weight, "--flip-signs": reading.flip_signs or None}
+        ):
+            raise InputError(f"{', '.join(options)}: goes with --scores; name the file")
+        return None
+    made = given({"--gradient": scoring.gradient, **scoring.options})
+    if scoring.reader != READER:
+        made["--reader"] = scoring.reader
+    if made:
+        raise InputError(f"--scores {path} are there already; leave {', '.join(made)} out")
+    claim = read(scores_of(path), reading, shown.quiet)
+    if claim.hypothesis is not None:
+        raise InputError(
+            f"{path}: expected scores of all edges (scores.safetensors, importances.json, a table), "
+            "got a circuit"
+        )
+    return claim
+
+
+def _show_signs(circuit: Circuit, flipped: bool) -> None:
+    """A note, if the effects measured are of the other sign than the scores that were given."""
+    effects = [edge for edge in circuit.edges if edge.effect is not None and edge.score is not None]
+    opposite = [edge for edge in effects if (edge.score or 0.0) * (edge.effect or 0.0) < 0]
+    against, whole = (sum(abs(edge.effect or 0.0) for edge in part) for part in (opposite, effects))
+    if 2 * against > whole:
+        show_note(
+            f"the signs of the scores contradict what was measured: of {len(effects)} verified edges "
+            f"{len(opposite)} have an effect of the other sign; "
+            + ("leave --flip-signs out" if flipped else "turn them (--flip-signs)")
+        )
+
+
+def _with_readers_of(claim: Claim, asked: Asked) -> Asked:
+    """The options, with the scores' readers of keys and values unless others are asked for."""
+    source = click.get_current_context().get_parameter_source("kv")
+    usual = source is click.core.ParameterSource.DEFAULT
+    return replace(asked, kv=claim.kv) if usual and claim.kv is not None else asked
+
+
+def _given(claim: Claim, model: Model) -> GivenScores:
+    from ..circuits.record.given_scores import given_scores
+
+    if claim.shape is not None:
+        check_shape(model, claim.shape)
+    return given_scores(model.graph, claim.edges, str(claim.path))
 
 
 def _wanted(model: Model, finding: _Finding, run: _Run) -> dict[str, Any]:

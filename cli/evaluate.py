@@ -14,11 +14,14 @@ from ..edges.names.vocabulary import METRIC, SEED
 from . import options
 from .asked import Asked, Shown, gathered
 from .console import if_stopped, progress, show_json, show_note, show_table, show_text
-from .loading import check_shape, circuit_file, load_for_circuit
+from .loading import load_for_circuit, load_for_claim
+from .reading import Reading, read
 from .summary import summary
 
 if TYPE_CHECKING:
-    from ..circuits.result.circuit import Circuit
+    from ..circuits.result.circuit import Circuit, CircuitEdge
+    from ..circuits.result.edge_table import EdgeTable
+    from ..exporters.hypotheses import Claim
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,43 +52,49 @@ class _Sections:
 )
 @options.flag("--all", "every", help="All of these that can be done.")
 @options.other_question
+@options.kv_of_circuit
+@options.reading
 @click.option("--seed", type=int, help=f"Of all draws; with --task, of its pairs too ({SEED}).")
 @options.where_of_circuit
 @options.out(
     "File for the result: .svg for the curve, else JSON. May be given twice.", multiple=True
 )
 @options.output
-@gathered(sections=_Sections, asked=Asked, shown=Shown)
+@gathered(sections=_Sections, asked=Asked, reading=Reading, shown=Shown)
 def evaluate(
     circuit: Path,
     every: bool,
     sections: _Sections,
     asked: Asked,
+    reading: Reading,
     out: tuple[Path, ...],
     shown: Shown,
 ) -> None:
     """Run a CIRCUIT alone, everything outside it patched, and say how much of the metric is left.
 
-    CIRCUIT is a circuit's file, or a run directory. faithfulness = (m(circuit) - m(empty)) /
+    CIRCUIT is a circuit's file, a run directory, or a table or graph of edges (name --model and
+    --task or --pairs). Of scores alone (scores.safetensors, MIB's importances.json) --curve tells
+    CPR and CMD. faithfulness = (m(circuit) - m(empty)) /
     (m(full) - m(empty)). The model and prompts are those it was found with, or others: held-out
     pairs of its task are --task NAME --seed 1.
     """
     from ..circuits.evidence.evaluation import Evaluation
-    from ..exporters import read_circuit
 
     # A file knows the circuit; the scores of all edges are in its run directory.
     run = circuit if circuit.is_dir() else None
-    found = read_circuit(circuit_file(circuit))
+    claim = read(circuit, reading, shown.quiet)
     wanted = list(asdict(sections)) if every else sections.named
     # Asked before a model is loaded and run.
     pictures = [path for path in out if path.suffix.lower() == ".svg"]
     if pictures and "curve" not in wanted:
         raise InputError(f"{pictures[0]} is to show the curve; ask for it too (--curve)")
-    model, pairs = load_for_circuit(found, asked)
-    check_shape(model, found)
+    if claim.scores is not None:
+        _evaluate_scores(claim, claim.scores, asked, (wanted, out, shown))
+        return
+    model, pairs, found = load_for_circuit(claim, asked)
     with if_stopped(), progress(shown.no_progress) as report:
         # With --all, what cannot be made is left out with a note. What is named must be made.
-        document, missing = Evaluation(
+        evaluation = Evaluation(
             circuit=found,
             model=model,
             pairs=pairs,
@@ -94,16 +103,71 @@ def evaluate(
             seed=asked.seed or SEED,
             batch_size=asked.batch_size,
             report=report,
-        ).document(wanted, required=sections.named)
+        )
+        document, missing = evaluation.document(wanted, required=sections.named)
+        if claim.sign_unsaid:
+            document["signs"] = evaluation.signs()
     _write(out, document, found)
     if shown.as_json:
         show_json(document)
     elif not shown.quiet:
         _show(document, found)
+    _show_signs(document.get("signs"), reading.flip_signs)
     if not found.edges:
         show_note("the circuit has no edges: what it carries is the corrupted run, 0")
     for name, why in missing.items():
         show_note(f"no {name}: {why}")
+
+
+def _evaluate_scores(
+    claim: Claim,
+    scores: EdgeTable,
+    asked: Asked,
+    result: tuple[list[str], tuple[Path, ...], Shown],
+) -> None:
+    """The curve of scores alone: there is no circuit, of which more could be said."""
+    from ..circuits.evidence.evaluation import Evaluation
+
+    wanted, out, shown = result
+    if wanted != ["curve"]:
+        raise InputError(
+            f"{claim.path}: expected a circuit, got scores only: CPR and CMD are all that can be told "
+            "of them (--curve); choose a circuit of them first (export --top N, discover --scores)"
+        )
+    ranked = [(edge.name, edge.score) for edge in scores.edges if edge.score is not None]
+    model, pairs = load_for_claim(claim, asked)
+    circuit = claim.largest(len(ranked), model.graph)
+    with if_stopped(), progress(shown.no_progress) as report:
+        evaluation = Evaluation(
+            circuit=circuit,
+            model=model,
+            pairs=pairs,
+            metric=asked.metric or scores.metric or METRIC,
+            batch_size=asked.batch_size,
+            report=report,
+        )
+        # Largest first, and of equal ones the first in the order of computation.
+        ranked = [(edge.name, edge.score or 0.0) for edge in _by_size(circuit)]
+        curve = {"ranked_by": f"the scores of {claim.path.name}", **evaluation.curve_of(ranked)}
+        document: dict[str, Any] = {
+            "metric": evaluation.metric,
+            "n_pairs": len(pairs),
+            "edges_in_model": circuit.shape.n_edges,
+            "curve": curve,
+        }
+        if claim.sign_unsaid:
+            document["signs"] = evaluation.signs()
+    _write(out, document, circuit)
+    if shown.as_json:
+        show_json(document)
+    elif not shown.quiet:
+        click.echo(f"scores of {len(ranked)} of {circuit.shape.n_edges} edges\n")
+        _show_curve(curve)
+    _show_signs(document.get("signs"), False)
+
+
+def _by_size(circuit: Circuit) -> list[CircuitEdge]:
+    return sorted(circuit.edges, key=lambda edge: -edge.size)
 
 
 def _write(out: tuple[Path, ...], document: Mapping[str, Any], found: Circuit) -> None:
@@ -116,6 +180,19 @@ def _write(out: tuple[Path, ...], document: Mapping[str, Any], found: Circuit) -
             write_atomically(path, dumps(document))
         elif "curve" in document:
             write_atomically(path, _picture(document, found))
+
+
+def _show_signs(signs: Mapping[str, Any] | None, flipped: bool) -> None:
+    """A note, if signs of scores are not those of what was measured."""
+    if signs is None or signs["agree"]:
+        return
+    first = next(row for row in signs["edges"] if row["score"] * row["effect"] < 0)
+    show_note(
+        f"the signs of the scores contradict what was measured: of the {len(signs['edges'])} largest "
+        f"{signs['opposite']} have an effect of the other sign, such as {first['edge']}, score "
+        f"{first['score']:+.3g}, effect {first['effect']:+.3g}; "
+        + ("leave --flip-signs out" if flipped else "turn them (--flip-signs)")
+    )
 
 
 # ---- what is shown

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,12 +11,15 @@ import click
 from ..edges.errors import InputError
 from ..edges.names.vocabulary import COLLAPSE, EDGES_DRAWN, QKV
 from . import options
-from .asked import gathered
+from .asked import Asked, gathered
 from .console import show_note
-from .loading import circuit_file
+from .reading import Reading, of_model, read
 
 if TYPE_CHECKING:
+    from ..circuits.result.circuit import Circuit
+    from ..edges.names.graph import ModelGraph
     from ..exporters import View
+    from ..exporters.hypotheses import Claim
     from ..exporters.registry import Format
 
 
@@ -85,23 +88,55 @@ class _Output:
     help="Draw as one: queries, keys and values; the heads of a layer; the nodes of a group.",
 )
 @options.group
+@options.shape_of_table
+@options.reading
 @options.out("File (beside CIRCUIT by default).")
 @options.flag("--force", help="Replace the file if it exists.")
 @options.flag("--quiet", help="Print errors only.")
-@gathered(shown=_Shown, output=_Output)
-def export(circuit: Path, format: str, shown: _Shown, output: _Output) -> None:
-    """Write a CIRCUIT (a run directory, or any file that can be read back) in another format."""
-    from ..exporters import read_circuit, write_circuit
+@gathered(shown=_Shown, asked=Asked, reading=Reading, output=_Output)
+def export(
+    circuit: Path, format: str, shown: _Shown, asked: Asked, reading: Reading, output: _Output
+) -> None:
+    """Write a CIRCUIT in another format.
+
+    CIRCUIT is a run directory, any file that can be read back, or a table or graph of edges (name
+    its --model). Of scores alone (scores.safetensors, MIB's importances.json) --top says how many
+    edges, the largest, are the circuit.
+    """
+    from ..exporters import write_circuit
     from ..exporters.registry import find_format
 
-    circuit = circuit_file(circuit)
-    found = read_circuit(circuit)
-    target = find_format(circuit, format)
-    out = output.place(circuit, target)
+    claim = read(circuit, reading, output.quiet)
+    target = find_format(claim.path, format)
+    shape, described = of_model(asked, claim)
+    found, shown = _chosen(claim, shape, target, shown)
+    found = replace(found, model={**described, **found.model})
+    out = output.place(claim.path, target)
     write_circuit(found, out, format, shown.view())
     if not output.quiet:
         click.echo(f"written to {out}")
         _tell_losses(format, target, shown, len(found.edges))
+
+
+def _chosen(
+    claim: Claim, shape: ModelGraph | None, target: Format, shown: _Shown
+) -> tuple[Circuit, _Shown]:
+    """The circuit, and what is shown of it; of scores alone the ``--top`` largest are one.
+
+    So they are of a table, in formats that show all of a circuit.
+    """
+    drawn = "top" in target.shows
+    if shown.top is None or (claim.scores is None and (drawn or claim.hypothesis is not None)):
+        return claim.circuit(shape), shown
+    circuit = claim.largest(shown.top, shape)
+    live = len(circuit.shape.live([circuit.shape.edge(edge.name) for edge in circuit.edges]))
+    if live < len(circuit.edges):
+        show_note(
+            f"{len(circuit.edges) - live} of the {len(circuit.edges)} largest edges are on no path of "
+            "these from input to logits"
+        )
+    # Formats of data show all of a circuit, and refuse to be asked for less.
+    return circuit, shown if drawn else replace(shown, top=None)
 
 
 def _tell_losses(format: str, target: Format, shown: _Shown, n_edges: int) -> None:

@@ -17,7 +17,9 @@ from .console import show_note
 if TYPE_CHECKING:
     from ..circuits.result.circuit import Circuit
     from ..edges.model.transformer import Model
+    from ..edges.names.graph import ModelGraph
     from ..edges.question.prompts import PromptPairs
+    from ..exporters.hypotheses import Claim
 
 
 _SKIPS = "--skip-bad-pairs is of a file of pairs; name it (--pairs)"
@@ -123,17 +125,32 @@ def load_split(
     return pairs, share
 
 
-def load_for_circuit(circuit: Circuit | None, asked: Asked) -> tuple[Model, PromptPairs]:
-    """The model and pairs that a circuit was found with, or those that the options ask for.
+def load_for_circuit(claim: Claim, asked: Asked) -> tuple[Model, PromptPairs, Circuit]:
+    """The model and pairs that a circuit was found with, or those that the options ask for; and it.
 
     What the options leave open is as the circuit was found: of the same model BOS and precision, of
     the same task corruption and number of pairs, of any prompts the chat template. The seed is that
     of a task named.
     """
+    model, pairs = load_for_claim(claim, asked)
+    return model, pairs, claim.circuit(model.graph)
+
+
+def load_for_claim(claim: Claim, asked: Asked) -> tuple[Model, PromptPairs]:
+    """The same without the circuit, as scores alone are none."""
+    model, pairs = _load_for(claim, asked)
+    if claim.shape is not None:
+        check_shape(model, claim.shape)
+    return model, pairs
+
+
+def _load_for(claim: Claim, asked: Asked) -> tuple[Model, PromptPairs]:
     from ..circuits.reloading import reload
 
-    described: Mapping[str, Any] = circuit.model if circuit else {}
-    of_task: Mapping[str, Any] = circuit.task if circuit else {}
+    of_model, of_task = claim.about
+    # The readers it names decide: not all files say kv, and a model may share keys and values where
+    # the file does not say so.
+    described: Mapping[str, Any] = {**of_model, "kv": asked.kv or claim.kv or GROUPED}
     # Without a task --seed is of draws alone, and must not change the circuit's pairs.
     asked = replace(asked, seed=asked.seed if asked.task else None)
     no_prompts = asked.task is None and asked.pairs is None
@@ -173,7 +190,7 @@ def _model_of(described: Mapping[str, Any], asked: Asked) -> Asked:
         model=str(name),
         bos=same.get("bos") if asked.bos is None else asked.bos,
         # By this readers are named, so it follows the circuit whatever the model is.
-        kv=asked.kv or str(described.get("kv", GROUPED)),
+        kv=str(described["kv"]),
         dtype=asked.dtype or str(same.get("dtype", DTYPE)),
     )
 
@@ -195,16 +212,22 @@ def _task_of(described: Mapping[str, Any], asked: Asked) -> Asked:
     )
 
 
-def circuit_file(path: Path) -> Path:
-    """The file of a circuit, which a run directory has in it."""
-    return path / "circuit.json" if path.is_dir() else path
-
-
-def check_shape(model: Model, circuit: Circuit) -> None:
-    """Raises InputError unless the circuit is of a model of this shape."""
-    if model.graph != circuit.shape:
+def check_shape(model: Model, shape: ModelGraph) -> None:
+    """Raises InputError unless a circuit of this shape is one of the model."""
+    if model.graph.differs_in_kv_alone(shape):
         raise InputError(
-            f"the circuit is of a model of shape {circuit.shape.as_dict()}, but {model.name} is "
+            f"the circuit has {shape.n_kv_heads} readers of keys, and of values, in a layer, "
+            f"but {model.name} is loaded with {model.graph.n_kv_heads} for its "
+            f"{model.graph.n_heads} query heads; "
+            + (
+                f"leave --kv out, or say --kv {shape.kv} (kv={shape.kv!r})"
+                if model.kv != shape.kv
+                else "choose a model of the same shape"
+            )
+        )
+    if model.graph != shape:
+        raise InputError(
+            f"the circuit is of a model of shape {shape.as_dict()}, but {model.name} is "
             f"{model.graph.as_dict()}; choose a model of the same shape"
         )
 

@@ -196,6 +196,36 @@ other_question = together(
 )
 """What is asked of which model about a circuit: by default what it was found with."""
 
+kv_of_circuit = choice(
+    "--kv",
+    words.KV,
+    help="Readers of keys and values that query heads share: one for each, or for each query head; "
+    "as the circuit names them by default.",
+)
+"""The readers of a circuit's model."""
+
+shape_of_table = together(
+    click.option("--model", help="The model that a table of edges is of; other files say it."),
+    kv_of_circuit,
+)
+"""Of which model a table of edges is, where none is run."""
+
+weight = click.option(
+    "--weight",
+    help="Column of a table of edges, or attribute of a graph's, that is the score (by default "
+    f"{', '.join(words.WEIGHTS)}).",
+)
+"""Which numbers of a file from elsewhere are scores."""
+
+reading = together(
+    weight,
+    flag(
+        "--flip-signs",
+        help="Turn the signs of the file's scores, where negative ones carry the behaviour.",
+    ),
+)
+"""How a file from elsewhere is read."""
+
 gradient = together(
     choice(
         "--gradient",

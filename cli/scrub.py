@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..edges.errors import InputError
 from ..edges.names import vocabulary as words
 from . import options
 from .asked import Asked, Shown, gathered, given
 from .console import if_stopped, progress, show_json, show_note, show_table, show_text
-from .loading import check_shape, load_for_circuit
+from .loading import load_for_circuit
+from .reading import Reading, read
 
 if TYPE_CHECKING:
     from ..circuits.evidence.scrubbing import Scrubbing
@@ -67,44 +67,40 @@ class _Testing:
     help=f"Nodes that the tree of --scheme per-path may have ({words.MAX_TREE:,}).",
 )
 @options.other_question
-@options.choice(
-    "--kv",
-    words.KV,
-    help="Readers of shared keys and values, for a table of edges; as in the circuit by default.",
-)
+@options.kv_of_circuit
+@options.weight
 @options.where_of_circuit
 @options.out("File for the result, as JSON.")
 @options.output
-@gathered(testing=_Testing, asked=Asked, shown=Shown)
-def scrub(circuit: Path, testing: _Testing, asked: Asked, out: Path | None, shown: Shown) -> None:
+@gathered(testing=_Testing, asked=Asked, reading=Reading, shown=Shown)
+def scrub(
+    circuit: Path,
+    testing: _Testing,
+    asked: Asked,
+    reading: Reading,
+    out: Path | None,
+    shown: Shown,
+) -> None:
     """Test the claim of a CIRCUIT, that only its edges matter, by causal scrubbing.
 
     CIRCUIT is circuit.json, a run directory, scrub.json (wiremap export --to scrub), or a table of
-    edges with the columns source, target and slot (.csv or .tsv; name --model and --task or
-    --pairs). What reaches a node by any other edge comes from other prompts of the same length.
+    edges with the columns source, target and slot (CSV, GraphML, GEXF, node-link JSON; name --model
+    and --task or --pairs). What reaches a node by any other edge comes from other prompts of the same length.
 
     recovered = (scrubbed - random) / (original - random). Exit codes: 0 the claim held, or none was
     made; 1 less than --min-recovered was recovered; 2 bad input.
     """
     from ..circuits.evidence.claimed import scrub_document
     from ..circuits.result.document import dumps
-    from ..circuits.result.hypothesis import Hypothesis
     from ..edges.files import write_atomically
-    from ..exporters.hypotheses import read_claim
 
-    claimed = read_claim(circuit)
-    hypothesis = claimed if isinstance(claimed, Hypothesis) else None
+    claim = read(circuit, reading, shown.quiet, signed=False)
     # A table of edges names no model, task or settings: there the options have to.
-    edges = claimed.circuit.edges if isinstance(claimed, Hypothesis) else claimed
-    if asked.kv is not None and hypothesis is not None:
-        raise InputError("--kv goes with a table of edges; this circuit says which it is")
-    settings = _settings(hypothesis, testing, asked)
+    settings = _settings(claim.hypothesis, testing, asked)
     # Scrubbing does not need it: the result is judged when it is there.
     min_recovered = settings.pop("min_recovered")
-    model, pairs = load_for_circuit(hypothesis and hypothesis.circuit, asked)
-    if hypothesis is not None:
-        check_shape(model, hypothesis.circuit)
-    result = _scrubbed(model, pairs, [edge.name for edge in edges], settings, shown)
+    model, pairs, found = load_for_circuit(claim, asked)
+    result = _scrubbed(model, pairs, [edge.name for edge in found.edges], settings, shown)
     document = scrub_document(model, pairs, result, min_recovered)
     if out is not None:
         write_atomically(out, dumps(document))

@@ -10,28 +10,39 @@ import click
 
 from ..edges.errors import InputError
 from . import options
+from .asked import Asked, gathered
 from .console import show_note
-from .loading import circuit_file
+from .reading import Reading, read, shape_of
 
 
 @click.command()
 @options.path_argument("circuit")
 @options.out("File for the page (beside CIRCUIT by default, or a temporary one if that cannot be).")
 @options.group
+@options.shape_of_table
+@options.reading
 @options.flag("--no-open", help="Write the page and print where it is, no more.")
-def view(circuit: Path, out: Path | None, group: Path | None, no_open: bool) -> None:
-    """Look through a CIRCUIT (circuit.json, or a run directory) in the browser.
+@gathered(asked=Asked, reading=Reading)
+def view(
+    circuit: Path,
+    asked: Asked,
+    reading: Reading,
+    out: Path | None,
+    group: Path | None,
+    no_open: bool,
+) -> None:
+    """Look through a CIRCUIT (circuit.json, a run directory, or any that export takes) in the browser.
 
     The page is one file that needs no network. A page that an earlier view wrote is replaced.
     """
     from ..edges.files import write_atomically
-    from ..exporters import View, read_circuit, read_groups
+    from ..exporters import View, read_groups
     from ..exporters.pages.viewer import MARK, to_html
 
-    circuit = circuit_file(circuit)
+    claim = read(circuit, reading)
     roles = View(groups=read_groups(group) if group else {})
-    page = to_html(read_circuit(circuit), roles)
-    path = out or circuit.with_suffix(".html")
+    page = to_html(claim.circuit(shape_of(asked, claim)), roles)
+    path = out or claim.path.with_suffix(".html")
     # Only pages of our own are replaced. Their mark stands in the head, near the beginning.
     if path.exists() and not (path.is_file() and MARK.encode() in path.read_bytes()[:4096]):
         raise InputError(f"{path} exists and is not a page of wiremap; choose another file (-o)")

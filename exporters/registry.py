@@ -10,6 +10,7 @@ from ..circuits.result.circuit import Circuit
 from ..circuits.result.document import checked, from_document
 from ..edges.errors import InputError
 from ..edges.files import read_text, write_atomically
+from .binary import refuse_binary
 from .format import Content, Format
 from .pictures.shown import CHOICES, View
 
@@ -102,6 +103,18 @@ def read_format(path: str | Path) -> tuple[str, Circuit]:
     """The name of a file's format, and the circuit in it. Raises InputError as ``read_circuit``."""
     path = Path(path)
     try:
+        return decoded(content_of(path))
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def content_of(path: Path) -> Content:
+    """The content of a file of text.
+
+    Raises:
+        InputError: it cannot be read, is too large, or is no text; what it is instead is said.
+    """
+    try:
         # Before anything is read: a device never ends, and a huge file fills the memory.
         if path.exists() and not path.is_file():
             raise InputError("expected a file, got a directory or a device")
@@ -109,20 +122,23 @@ def read_format(path: str | Path) -> tuple[str, Circuit]:
             raise InputError(
                 f"expected at most {LARGEST_FILE:,} bytes, got {path.stat().st_size:,}"
             )
-        return decode(read_text(path))
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
+        refuse_binary(path)
+        return Content(read_text(path))
     except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+        raise InputError(f"cannot be read: {error.strerror}") from None
 
 
 def decode(text: str) -> tuple[str, Circuit]:
-    """The name of a text's format, and the circuit in it.
+    """``decoded`` of a text."""
+    return decoded(Content(text))
+
+
+def decoded(content: Content) -> tuple[str, Circuit]:
+    """The name of a content's format, and the circuit in it.
 
     Raises:
         InputError: no format that can be read back, or broken.
     """
-    content = Content(text)
     for known in FORMATS.values():
         if known.decode is not None and known.signs(content):
             return known.name, known.decode(content)
@@ -138,8 +154,6 @@ def decode(text: str) -> tuple[str, Circuit]:
 
 def _looks_like(content: Content) -> str | None:
     """What a text that is no circuit probably is."""
-    if content.start.startswith("PK\x03\x04"):
-        return "a zip archive, as PyTorch writes"
     for known in FORMATS.values():
         if known.signs(content):
             return known.called

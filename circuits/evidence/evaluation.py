@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ...edges.effects.edge_effects import patch_edges
 from ...edges.errors import InputError
 from ...edges.model.transformer import Model
 from ...edges.names.vocabulary import METRIC, SEED
@@ -20,6 +21,10 @@ from .claims import run_tests
 from .faithfulness import BESIDE, check_gap, localize, read_metrics
 from .gather import resample
 from .knockouts import completeness, minimality
+
+SIGNS_CHECKED = 10
+"""How many edges, of the largest scores, are measured to see whether their signs are right."""
+
 
 SECTIONS = ("curve", "completeness", "minimality", "stability", "tests")
 
@@ -103,6 +108,15 @@ class Evaluation:
                         f"{self.run / SCORES_FILE}: expected scores of the circuit's model"
                     )
                 ranked_by, scores = "scores of all edges", table.top()
+        if ranked_by.startswith("the circuit's") and self.circuit.unscored:
+            raise InputError(
+                "expected scores to rank edges by, and the circuit's edges have none; score all edges "
+                "(wiremap score edges), or name the run directory"
+            )
+        return {"ranked_by": ranked_by, **self.curve_of(scores)}
+
+    def curve_of(self, scores: Sequence[tuple[str, float]]) -> dict[str, Any]:
+        """Faithfulness by size of these scores of edges, CPR and CMD; see ``localize``."""
         result = localize(
             self.model,
             self.pairs,
@@ -111,7 +125,31 @@ class Evaluation:
             batch_size=self.batch_size,
             progress=self._progress("curve"),
         )
-        return {"ranked_by": ranked_by, **result.as_document()}
+        return result.as_document()
+
+    def signs(self) -> dict[str, Any]:
+        """Whether the signs of the largest scores are those of the edges' measured effects.
+
+        ``agree`` is False if, of these effects, those of the other sign sum to more than half.
+        """
+        scored = [edge for edge in self.circuit.edges if edge.score]
+        largest = sorted(scored, key=lambda edge: -abs(edge.score or 0.0))[:SIGNS_CHECKED]
+        effects = patch_edges(
+            self.model,
+            self.pairs,
+            [edge.name for edge in largest],
+            metric=self.metric,
+            batch_size=self.batch_size,
+            progress=self._progress("signs"),
+        ).effects
+        measured = [
+            (edge.name, edge.score or 0.0, float(effect))
+            for edge, effect in zip(largest, effects.double().mean(1).tolist(), strict=True)
+        ]
+        opposite = [row for row in measured if row[1] * row[2] < 0]
+        against, whole = (sum(abs(row[2]) for row in part) for part in (opposite, measured))
+        rows = [{"edge": row[0], "score": row[1], "effect": row[2]} for row in measured]
+        return {"edges": rows, "opposite": len(opposite), "agree": not 2 * against > whole}
 
     def completeness(self) -> dict[str, Any]:
         """See ``completeness``."""

@@ -13,7 +13,7 @@ import torch
 
 from ...edges.errors import InputError
 from ...edges.files import write_atomically
-from ...edges.names.graph import ModelGraph
+from ...edges.names.graph import Edge, ModelGraph
 from ...edges.names.nodes import NodeSet
 from ...edges.runs.masks import full_mask
 from ...edges.scores.crossing import Crossings
@@ -149,7 +149,7 @@ def _read_edges(
         )
     return EdgeScores(
         graph,
-        _checked(tensors, "edge_scores", exists),
+        _checked(tensors, "edge_scores", exists, graph),
         by_position=by_position,
         positions=positions,
         unsigned=field(section, "unsigned", bool, "edges"),
@@ -159,12 +159,28 @@ def _read_edges(
     )
 
 
-def _checked(tensors: Mapping[str, torch.Tensor], name: str, exists: torch.Tensor) -> torch.Tensor:
-    """A table of scores: finite where something exists, nan elsewhere. Raises InputError if not."""
+def _checked(
+    tensors: Mapping[str, torch.Tensor],
+    name: str,
+    exists: torch.Tensor,
+    graph: ModelGraph | None = None,
+) -> torch.Tensor:
+    """A table of scores: finite where something exists, nan elsewhere. Raises InputError if not.
+
+    Args:
+        graph: names the edge in the error, where the table is of edges.
+    """
     if name not in tensors or tensors[name].shape != exists.shape:
         came = tuple(tensors[name].shape) if name in tensors else "nothing"
         raise InputError(f"expected {name} of shape {tuple(exists.shape)}, got {came}")
     table = tensors[name]
+    strange = (exists & ~table.isfinite()).nonzero().tolist()
+    if strange and graph is not None:
+        edge = Edge(*strange[0])
+        raise InputError(
+            f"expected finite {name}, got {table[edge].item()} for {graph.edge_name(edge)}"
+            + (f" and {len(strange) - 1:,} more" if len(strange) > 1 else "")
+        )
     if not bool(table[exists].isfinite().all()) or not bool(table[~exists].isnan().all()):
         raise InputError(f"expected finite {name}, and nan where no edge is")
     return table

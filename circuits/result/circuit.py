@@ -23,7 +23,15 @@ if TYPE_CHECKING:
 
 
 NodeKind = Literal["input", "head", "kv", "mlp", "logits"]
-EdgeEvidence = Literal["verified", "weighed", "scored"]
+EdgeEvidence = Literal["verified", "weighed", "scored", "unscored"]
+Sign = Literal["positive", "negative", "unscored"]
+
+
+def sign_of(worth: float | None) -> Sign:
+    """Whether it carries the behaviour (so does 0) or opposes it, or whether nothing is known."""
+    if worth is None:
+        return "unscored"
+    return "negative" if worth < 0 else "positive"
 
 
 @dataclass(frozen=True)
@@ -83,10 +91,15 @@ class CircuitEdge:
 
     @property
     def known_by(self) -> EdgeEvidence:
-        """``verified`` in the model; else ``weighed`` in the circuit (its loss); else ``scored``."""
+        """``verified`` in the model; else ``weighed`` in the circuit (its loss); else ``scored``.
+
+        ``unscored`` if none of this is known: the edge is in the circuit, and that is all.
+        """
         if self.verified:
             return "verified"
-        return "scored" if self.loss is None else "weighed"
+        if self.loss is not None:
+            return "weighed"
+        return "unscored" if self.score is None else "scored"
 
     @property
     def figures(self) -> dict[str, float | int | bool | None]:
@@ -108,6 +121,16 @@ class CircuitEdge:
     def worth(self) -> float | None:
         """The verified effect, or the score where there is none."""
         return self.score if self.effect is None else self.effect
+
+    @property
+    def size(self) -> float:
+        """The magnitude of what it is worth, to sort by; 0 if it is not known."""
+        return abs(self.worth or 0.0)
+
+    @property
+    def sign(self) -> Sign:
+        """See ``sign_of``."""
+        return sign_of(self.worth)
 
 
 @dataclass(frozen=True)
@@ -216,6 +239,11 @@ class Circuit:
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
         """The drawing, as notebooks show a circuit that is the value of a cell."""
         return exporters("pages.viewer").display(self)
+
+    @property
+    def unscored(self) -> bool:
+        """Whether it has edges, and is not said what any is worth."""
+        return bool(self.edges) and all(edge.worth is None for edge in self.edges)
 
     @cached_property
     def graph(self) -> networkx.MultiDiGraph[Any]:

@@ -135,6 +135,13 @@ def _check_shapes(a: Circuit, b: Circuit) -> None:
         differing = [
             f"{name} {of_a[name]} and {of_b[name]}" for name in of_a if of_a[name] != of_b[name]
         ]
+        if a.shape.differs_in_kv_alone(b.shape):
+            raise InputError(
+                f"expected circuits with the same readers of keys and values, got "
+                f"{', '.join(differing)}: the one has a reader for each query head (--kv "
+                "per-query), the other for each key-value head that query heads share (--kv "
+                "grouped); find both with the same --kv"
+            )
         raise InputError(
             f"expected circuits of models of one shape, got {', '.join(differing)}; edges of "
             "different models have no correspondence"

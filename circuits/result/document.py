@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any, cast, get_args
@@ -105,8 +105,11 @@ def loads(text: str) -> Any:
 
     # Left to itself Python takes NaN, keeps the last of two equal keys, and reads 1e999 as
     # infinity; other readers of the file would not agree.
-    def refuse_constant(constant: str) -> float:
-        raise InputError(f"expected JSON numbers, got {constant}, which JSON does not have")
+    constants: list[str] = []
+
+    def keep_constant(constant: str) -> float:
+        constants.append(constant)
+        return float(constant)
 
     def refuse_repeats(items: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(items)
@@ -123,9 +126,9 @@ def loads(text: str) -> Any:
         return number
 
     try:
-        return json.loads(
+        data = json.loads(
             text,
-            parse_constant=refuse_constant,
+            parse_constant=keep_constant,
             parse_float=finite,
             object_pairs_hook=refuse_repeats,
         )
@@ -134,6 +137,26 @@ def loads(text: str) -> Any:
         raise
     except (ValueError, RecursionError) as error:  # ValueError: also integers beyond 4300 digits
         raise InputError(f"expected JSON: {error}") from None
+    if constants:
+        # Refused when all is read, as only then it can be said where it stands.
+        place = next(_not_finite(data), "")
+        raise InputError(
+            f"{place:.120}{': ' if place else ''}expected JSON numbers, got {constants[0]}, which JSON "
+            "does not have"
+        )
+    return data
+
+
+def _not_finite(data: Any, where: str = "") -> Iterator[str]:
+    """The places of numbers that are not finite."""
+    if isinstance(data, float) and not math.isfinite(data):
+        yield where
+    elif isinstance(data, dict):
+        for name, value in cast("dict[str, Any]", data).items():
+            yield from _not_finite(value, f"{where}.{name}".lstrip("."))
+    elif isinstance(data, list):
+        for index, value in enumerate(cast("list[Any]", data)):
+            yield from _not_finite(value, f"{where}[{index}]")
 
 
 def checked(circuit: Circuit) -> Circuit:

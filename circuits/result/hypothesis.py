@@ -4,26 +4,20 @@ The document is described by ``scrub.schema.json`` (JSON Schema 2020-12) beside 
 data alone, never code: other prompts are drawn by label or by a column of the pairs file. What a
 document may say but wiremap does not do (samplers of single nodes, positions, other baselines) is
 refused by name. A newer minor version may add fields, which are ignored.
-
-``read_edge_table`` reads the other thing people have: a table of edges, wiremap's or not.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from ...edges.errors import InputError
-from ...edges.files import read_text
 from ...edges.names.vocabulary import FEATURE, METRIC, OTHER, OTHERS, REPEATS, SCHEME, SCHEMES, SEED
-from .circuit import Circuit, CircuitEdge
+from .circuit import Circuit
 from .document import check_version, dumps, edge_from, shape_from, to_document
 from .values import field, number
 
@@ -31,9 +25,6 @@ FORMAT = "wiremap-scrub"
 
 
 SCHEMA_VERSION = "1.1"
-
-
-_YES, _NO = ("1", "true", "yes"), ("0", "false", "no")
 
 
 @dataclass(frozen=True)
@@ -170,79 +161,3 @@ def _refuse_other_hypotheses(top: Mapping[str, Any], other: str) -> None:
                 f"{where}.sampler.kind: wiremap leaves kept nodes on the prompt itself ('exact'), "
                 f"got {kind!r:.60}"
             )
-
-
-def read_edge_table(path: str | Path) -> list[CircuitEdge]:
-    """The kept edges of a table: CSV, or values parted by tabs or semicolons, with a header.
-
-    Columns, in any order and case: ``source`` and ``target`` (names such as ``a0.h1``; a target may
-    hold its slot, ``a2.h3<q>``), ``slot`` (q, k, v or nothing), and if there are such, ``score``,
-    ``effect``, ``in_circuit`` (rows that say 0, false or no are not kept). Others are ignored.
-
-    Raises:
-        InputError: columns that are missing, cells that are not what they should be, with the line.
-    """
-    path = Path(path)
-    try:
-        text = read_text(path)
-        header = text.partition("\n")[0]
-        # The commonest of the three in the header, whose names hold none of them.
-        delimiter = max(",\t;", key=header.count)
-        # Line ends as they are: csv itself tells those within quotes from those between rows.
-        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
-        reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or ()]
-        missing = [name for name in ("source", "target") if name not in reader.fieldnames]
-        if missing:
-            raise InputError(
-                f"expected the columns source, target and slot in the first line; missing "
-                f"{', '.join(missing)}; found {', '.join(reader.fieldnames) or 'none'}"
-            )
-        return [
-            edge
-            for row in reader
-            if (edge := _edge_of_row(row, f"line {reader.line_num}")) is not None
-        ]
-    except csv.Error as error:
-        raise InputError(f"{path}: not readable as a table: {error}") from None
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
-
-
-def _edge_of_row(row: Mapping[str | None, Any], where: str) -> CircuitEdge | None:
-    # What DictReader makes of too many cells (under None) and of too few (None in each).
-    if None in row or None in row.values():
-        raise InputError(f"{where}: expected as many cells as the header has")
-    cells = {str(name): str(cell).strip() for name, cell in row.items()}
-    kept = cells.get("in_circuit", "1").lower()
-    if kept not in (*_YES, *_NO):
-        raise InputError(f"{where}: expected in_circuit to be 1 or 0, got {kept!r:.60}")
-    if kept in _NO:
-        return None
-    target, bracket, rest = cells["target"].partition("<")
-    slot = rest.removesuffix(">") if bracket else cells.get("slot", "").lower()
-    # Said in both places, it must be the same in both.
-    if slot not in ("", "q", "k", "v") or cells.get("slot", "").lower() not in ("", slot):
-        raise InputError(f"{where}: expected slot to be q, k, v or nothing, got {slot!r:.60}")
-    if not cells["source"] or not target:
-        raise InputError(f"{where}: expected a source and a target, got a blank")
-    return CircuitEdge(
-        cells["source"],
-        target,
-        cast("Any", slot or None),
-        score=_number_of_cell(cells, "score", where),
-        effect=_number_of_cell(cells, "effect", where),
-    )
-
-
-def _number_of_cell(cells: Mapping[str, str], name: str, where: str) -> float | None:
-    text = cells.get(name, "")
-    if not text:
-        return None
-    try:
-        value = float(text)
-    except ValueError:
-        # Refused below, with other numbers that are not finite.
-        value = math.nan
-    if not math.isfinite(value):
-        raise InputError(f"{where}: expected {name} to be a finite number, got {text!r:.60}")
-    return value

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -45,6 +46,14 @@ def head_name(layer: int, head: int) -> str:
 def kv_name(layer: int, kv_head: int) -> str:
     """Such as ``a2.kv1``: a key-value head that several query heads share."""
     return f"a{layer}.kv{kv_head}"
+
+
+def readers_named_as(reader: str) -> str | None:
+    """The ``kv`` that gives a key or value this name, such as ``a0.kv1<k>``; None for the rest."""
+    known = re.fullmatch(r"a\d+\.(kv|h)\d+<([qkv])>", reader)
+    if known is None or known[2] == "q":
+        return None
+    return "grouped" if known[1] == "kv" else "per-query"
 
 
 def mlp_name(layer: int) -> str:
@@ -155,6 +164,20 @@ class ModelGraph:
     def grouped(self) -> bool:
         """Whether several query heads share a key-value head."""
         return self.n_kv_heads != self.n_heads
+
+    @property
+    def kv(self) -> str:
+        """The ``kv`` by which a model is loaded to have these readers.
+
+        Where no query heads share keys and values, ``per-query`` is all the same to a model without
+        shared ones, and gives a model with shared ones a reader for each query head.
+        """
+        return "grouped" if self.grouped else "per-query"
+
+    def differs_in_kv_alone(self, other: ModelGraph) -> bool:
+        """Whether the two have other readers of keys and values, and are else the same."""
+        own, others = self.as_dict(), other.as_dict()
+        return {name for name in own if own[name] != others[name]} == {"n_kv_heads"}
 
     def head_writers(self, layer: int) -> slice:
         """Where the heads of ``layer`` stand among the writers."""
@@ -333,11 +356,29 @@ class ModelGraph:
             writer = "logits" if node == ROOT else self.writers[node].name
         return edges[0].writer, tuple(edge.reader for edge in edges)
 
+    def _named_otherwise(self, name: str) -> str:
+        """What to say of a key or value that is named as with the other of the two ``kv``."""
+        named_as = readers_named_as(name)
+        if self.grouped and named_as == "per-query":
+            return (
+                f"; here the {self.n_heads} query heads of a layer share {self.n_kv_heads} keys and "
+                "values, named like a0.kv0<k>. A reader for each query head is --kv per-query "
+                "(kv='per-query')"
+            )
+        if not self.grouped and named_as == "grouped":
+            return (
+                "; here keys and values are named by query head, like a0.h0<k>. Where query heads "
+                "share them, --kv grouped (kv='grouped') names them by key-value head"
+            )
+        return ""
+
     def _unknown(self, what: str, name: str, known: Iterable[str]) -> str:
         names = list(known)
         look = len(name) <= _LONGEST_NAME and len(names) <= _MOST_NAMES
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.5) if look else []
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        hint = self._named_otherwise(name) or (
+            f"; did you mean {' or '.join(near)}?" if near else ""
+        )
         grouped = f" and {self.n_kv_heads} kv heads" if self.grouped else ""
         return (
             f"unknown {what} {name!r:.80} in a model of {self.n_layers} layers with "

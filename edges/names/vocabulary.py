@@ -113,6 +113,9 @@ KV = ("grouped", "per-query")
 """Readers of keys and values: one for each key-value head, or one for each query head it serves."""
 GROUPED = "grouped"
 
+WEIGHTS = ("score", "weight", "attribution", "importance")
+"""Columns of an edge table, or attributes of a graph's edges, that are taken for scores."""
+
 # ---- what is asked
 
 METRICS = ("logit_diff", "log_prob", "prob_diff", "kl", "accuracy")

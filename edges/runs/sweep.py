@@ -212,11 +212,23 @@ def check_pairs(model: Model, pairs: PromptPairs) -> None:
     if strange:
         raise InputError(
             f"expected tokens below {model.d_vocab}, the vocabulary of model {model.name}; "
-            "others " + name_rows(strange, "tokenize with this model's tokenizer")
+            "others " + name_rows(strange, _next_step(model, int(tokens.max())))
         )
     # Shortest first, so the last: longer prompts show windows and positions that shorter ones do not.
     longest = list(pairs.batches())[-1]
     check_parts(model, longest.clean[:1].to(model.device))
+
+
+def _next_step(model: Model, largest: int) -> str:
+    """What to do about a token that the embedding lacks."""
+    tokenizer = model.tokenizer
+    if tokenizer is None or not model.d_vocab <= largest < tokenizer.n_tokens:
+        return "tokenize with this model's tokenizer"
+    return (
+        f"its tokenizer has {tokenizer.n_tokens} tokens, such as {tokenizer.decode(largest)!r:.60}: the "
+        "embedding was not resized when tokens were added. Take the model whose embedding was "
+        "(resize_token_embeddings), or leave these tokens out"
+    )
 
 
 def check_finite(values: Float32[Tensor, "run pair"]) -> None:

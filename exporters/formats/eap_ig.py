@@ -5,8 +5,8 @@
      "edges": {"input->a0.h1<q>": {"score": float, "in_graph": bool}}}
 
 Every edge of the model is listed, as EAP-IG lists them. Of a circuit, ``score`` is the verified
-effect of an edge, its score where it was not verified, and 0 for edges outside the circuit, whose
-scores a circuit does not know. Scores of all edges (MIB's importances.json) are written one by one,
+effect of an edge, its score where it was not verified, nothing where it has neither, and 0 for edges
+outside the circuit, whose scores a circuit does not know; of a circuit without scores none is said (EAP-IG's ``from_json`` asks for them, the circuits of MIB that are sets alone have none). Scores of all edges (MIB's importances.json) are written one by one,
 so that a million of them take no memory; none is in the graph yet. Signs agree with those of MIB,
 whose loss is minus the metric: positive edges carry the behaviour.
 
@@ -14,8 +14,10 @@ Keeps: edges, what each is worth, and scores of nodes. Loses: whether an edge is
 error and interval and on how many pairs (its effect comes back as its score), and how often it is
 included; and model (but for its sizes), task, method, faithfulness, evidence. Reads files that list
 every edge and files that list some; an edge belongs to the circuit when it is ``in_graph``.
-Circuits of neurons are refused, and so are models with shared key-value heads, whose readers these
-names have no word for.
+Where query heads share keys and values, EAP-IG has a reader for each query head (``kv="per-query"``
+in wiremap): such files are read as circuits of these, whatever their ``cfg`` says of key-value heads;
+a model is then loaded to fit (``ModelGraph.kv``). Circuits of neurons are refused, and so is writing
+circuits with one reader for a shared key-value head, which these names have no word for.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from typing import Any
 
 from ...circuits.result.circuit import Circuit, CircuitEdge, all_nodes
 from ...circuits.result.document import dumps, shape_from
+from ...circuits.result.edge_table import EdgeTable
 from ...circuits.result.values import field, number
 from ...edges.errors import InputError
 from ...edges.files import write_parts_atomically
@@ -51,7 +54,9 @@ def to_eap_ig(circuit: Circuit) -> str:
             "it; find the circuit anew, or set model.d_model in its JSON"
         )
     scores = {node.name: node.score for node in circuit.nodes}
-    edges = {edge.name: edge for edge in circuit.edges}
+    worths = {edge.name: edge.worth for edge in circuit.edges}
+    # Of a circuit without scores no edge has one, as in the circuits of MIB that are sets alone.
+    outside = {} if circuit.unscored else {"score": 0.0}
     return dumps(
         {
             "cfg": _cfg(shape, d_model),
@@ -64,13 +69,17 @@ def to_eap_ig(circuit: Circuit) -> str:
             },
             "edges": {
                 name: {
-                    "score": float(edges[name].worth or 0.0) if name in edges else 0.0,
-                    "in_graph": name in edges,
+                    **(outside if name not in worths else _score(worths[name])),
+                    "in_graph": name in worths,
                 }
                 for name in map(shape.edge_name, shape.edges())
             },
         }
     )
+
+
+def _score(worth: float | None) -> dict[str, float]:
+    return {} if worth is None else {"score": float(worth)}
 
 
 def write_importances(
@@ -96,15 +105,7 @@ def from_eap_ig(data: Mapping[str, Any]) -> Circuit:
         InputError: not that; names the model of this size does not have; a circuit of neurons; or
             scores alone, from which nothing was chosen.
     """
-    cfg = field(data, "cfg", dict)
-    shape = shape_from(
-        {
-            "n_layers": cfg.get("n_layers"),
-            "n_heads": cfg.get("n_heads"),
-            "n_kv_heads": cfg.get("n_heads"),
-            "parallel": field(cfg, "parallel_attn_mlp", bool, "cfg"),
-        }
-    )
+    shape, model = _model(field(data, "cfg", dict))
     nodes, edges = _entries(data, "nodes"), _entries(data, "edges")
     _check_whole(nodes, shape)
     kept = [
@@ -115,14 +116,48 @@ def from_eap_ig(data: Mapping[str, Any]) -> Circuit:
     if not kept and any(number(entry, "score", name) for name, entry in edges.items()):
         raise InputError(
             "expected edges that are in_graph, got scores only; choose a circuit in EAP-IG "
-            "(apply_topn, apply_threshold) before you write it"
+            "(apply_topn, apply_threshold) before you write it, or here: export --top N, discover "
+            "--scores; evaluate --curve ranks them"
         )
     _check_ends(nodes, kept)
     scores = {name: number(entry, "score", f"nodes.{name}") for name, entry in nodes.items()}
     known_scores = {name: score for name, score in scores.items() if score is not None}
-    d_model = cfg.get("d_model")
-    model = {"d_model": d_model} if isinstance(d_model, int) else {}
     return Circuit.build(shape, kept, known_scores, model=model)
+
+
+def importances(data: Mapping[str, Any]) -> EdgeTable | None:
+    """The scores of EAP-IG's data in which no edge is in the graph; None of a circuit.
+
+    Raises:
+        InputError: not that; a name the model does not have; a score that is not finite.
+    """
+    entries = _entries(data, "edges")
+    scored = any(number(entry, "score", f"edges.{name}") for name, entry in entries.items())
+    if not scored or any(entry["in_graph"] for entry in entries.values()):
+        return None
+    shape, model = _model(field(data, "cfg", dict))
+    whole = {name: {**entry, "in_graph": True} for name, entry in entries.items()}
+    edges = tuple(edge for name, entry in whole.items() if (edge := _edge(name, entry, shape)))
+    return EdgeTable(edges, "score", alone=True, shape=shape, model=model)
+
+
+def _model(cfg: Mapping[str, Any]) -> tuple[ModelGraph, dict[str, Any]]:
+    """The shape of the model, and what else is said of it."""
+    shape = shape_from(
+        {
+            "n_layers": cfg.get("n_layers"),
+            "n_heads": cfg.get("n_heads"),
+            "n_kv_heads": cfg.get("n_heads"),
+            "parallel": field(cfg, "parallel_attn_mlp", bool, "cfg"),
+        }
+    )
+    d_model = cfg.get("d_model")
+    model: dict[str, Any] = {"d_model": d_model} if isinstance(d_model, int) else {}
+    if cfg.get("n_key_value_heads") is not None:
+        _check_groups(cfg)
+        if cfg["n_key_value_heads"] != shape.n_heads:
+            model["kv"] = "per-query"
+    return shape, model
 
 
 def check_names(graph: ModelGraph) -> None:
@@ -132,6 +167,18 @@ def check_names(graph: ModelGraph) -> None:
             f"EAP-IG names keys and values by query head; this model's {graph.n_heads} query heads "
             f"share {graph.n_kv_heads} of them. Score with one reader for each: --kv per-query "
             "(and find the circuit anew), or write another format"
+        )
+
+
+def _check_groups(cfg: Mapping[str, Any]) -> None:
+    """Raises InputError for key-value heads that query heads cannot share evenly."""
+    n_heads, n_kv_heads = (
+        field(cfg, name, int, "cfg") for name in ("n_heads", "n_key_value_heads")
+    )
+    if n_kv_heads < 1 or n_heads % n_kv_heads:
+        raise InputError(
+            f"cfg.n_key_value_heads: expected a divisor of n_heads, which is {n_heads}, got "
+            f"{n_kv_heads}"
         )
 
 
@@ -163,9 +210,11 @@ def _check_ends(nodes: Mapping[str, Mapping[str, Any]], edges: Sequence[CircuitE
 
 def _entries(data: Mapping[str, Any], name: str) -> dict[str, dict[str, Any]]:
     """The nodes or edges by name; each says whether it is in the graph."""
-    entries = field(data, name, dict)
+    entries = dict(field(data, name, dict))
     for entry_name, entry in entries.items():
         where = f"{name}.{entry_name:.60}"
+        if name == "nodes" and isinstance(entry, bool):  # as older versions have it
+            entry = entries[entry_name] = {"in_graph": entry}
         if not isinstance(entry, dict):
             raise InputError(f"{where}: expected an object, got {type(entry).__name__}")
         field(entry, "in_graph", bool, where)
@@ -223,7 +272,6 @@ FORMATS = (
         decode=lambda content: from_eap_ig(content.data),
         signs=lambda content: "cfg" in content.keys,
         loses="errors, intervals, inclusion, losses, numbers of pairs, task, method, faithfulness, evidence "
-        "and the model but for its sizes; a verified effect comes back as the score, an unknown score "
-        "as 0",
+        "and the model but for its sizes; a verified effect comes back as the score",
     ),
 )

@@ -169,7 +169,7 @@ def _about(meta: ElementTree.Element | None) -> dict[str, Any]:
     if not isinstance(about, dict) or "shape" not in about:
         raise InputError(
             "expected a description that says what the circuit was found in, got none; wiremap "
-            "reads the GEXF it wrote, not what Gephi made of it"
+            "reads the GEXF it wrote, not what Gephi made of it; that is a table of edges (read_claim)"
         )
     return {str(name): value for name, value in about.items()}
 

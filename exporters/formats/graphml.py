@@ -75,8 +75,9 @@ def from_graphml(text: str) -> Circuit:
     if "shape" not in about:
         raise InputError(
             "expected graph data that says what the circuit was found in, got none; wiremap reads "
-            "the GraphML it wrote, not what Gephi made of it"
+            "the GraphML it wrote, not what Gephi made of it; that is a table of edges (read_claim)"
         )
+    _check_rules(nodes, edges)
     return from_rows(
         {
             # These two were text already, and are no JSON.
@@ -131,12 +132,12 @@ def _read(text: str) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[st
             row = _values(children(element, "data", "desc"), keys, where)
             nodes.append({**row, "label": element.get("id")})
         elif local(element) == "edge":
-            where = f"edge {element.get('id')!r:.60}"
+            ends = f"{element.get('source')}->{element.get('target')}"
+            where = f"edge {element.get('id') or ends!r:.60}"
             row = _values(children(element, "data", "desc"), keys, where)
             edges.append(
                 {**row, **{name: element.get(name) for name in ("id", "source", "target")}}
             )
-    _check_rules(nodes, edges)
     return about, nodes, edges
 
 
@@ -172,9 +173,11 @@ def _check_rules(nodes: list[dict[str, Any]], edges: list[dict[str, Any]]) -> No
             if edge[end] not in names:
                 raise InputError(f"edge {edge['id']}: its {end} {edge[end]!r:.60} is no node")
         weight = edge.get("weight")
-        # ``not weight > 0``, since nan is not at most 0 either.
-        if not isinstance(weight, float) or not weight > 0:
-            raise InputError(f"edge {edge['id']}: expected a weight above 0, got {weight!r:.60}")
+        # ``not weight > 0``, since nan is not at most 0 either. networkx writes whole numbers as such.
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not weight > 0:
+            raise InputError(
+                f"edge {edge['id'] or edge['source']}: expected a weight above 0, got {weight!r:.60}"
+            )
 
 
 FORMATS = (

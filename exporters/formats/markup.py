@@ -57,15 +57,20 @@ def parse(text: str, namespace: str, name: str) -> ElementTree.Element:
     Raises:
         InputError: not XML, one with a document type, or the root is not ``name`` in ``namespace``.
     """
-    if "<!DOCTYPE" in text or "<!ENTITY" in text:
-        raise InputError(f"expected {name} without a document type, got one; it is not read")
-    try:
-        root = ElementTree.fromstring(text)
-    except (ElementTree.ParseError, ValueError) as error:  # ValueError: an unknown encoding
-        raise InputError(f"expected XML: {error}") from None
+    root = parse_any(text, name)
     if root.tag != f"{{{namespace}}}{name}":
         raise InputError(f"expected a {name} document of {namespace}, got {root.tag!r:.100}")
     return root
+
+
+def parse_any(text: str, name: str = "XML") -> ElementTree.Element:
+    """The root of any XML document without a document type. Raises InputError as ``parse``."""
+    if "<!DOCTYPE" in text or "<!ENTITY" in text:
+        raise InputError(f"expected {name} without a document type, got one; it is not read")
+    try:
+        return ElementTree.fromstring(text)
+    except (ElementTree.ParseError, ValueError) as error:  # ValueError: an unknown encoding
+        raise InputError(f"expected XML: {error}") from None
 
 
 def local(element: ElementTree.Element) -> str:

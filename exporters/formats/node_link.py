@@ -70,7 +70,7 @@ def from_node_link(data: Mapping[str, Any]) -> Circuit:
     if "shape" not in about:
         raise InputError(
             "graph: expected what the circuit was found in (shape), got none; wiremap reads the "
-            "node-link JSON it wrote, or networkx after it"
+            "node-link JSON it wrote, or networkx after it; another is a table of edges (read_claim)"
         )
     edges = field(data, "edges" if "edges" in data else "links", list)
     return from_document(

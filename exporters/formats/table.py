@@ -11,7 +11,7 @@ from ...circuits.result.document import from_document
 from ...edges.errors import InputError
 from ...edges.names.graph import SLOTS
 from ..pictures.layout import places, shown_rows
-from ..pictures.palette import NEGATIVE, POSITIVE
+from ..pictures.palette import COLOR
 from ..pictures.shown import Shown, ShownEdge, View, show
 from .markup import Value
 
@@ -69,16 +69,19 @@ def node_rows(shown: Shown) -> list[Row]:
 def edge_rows(shown: Shown) -> list[Row]:
     """A row for each edge, largest magnitude first; then those that only say what belongs together.
 
-    ``weight`` is the magnitude, above 0, for programs that draw by it; score and effect are sums
+    ``weight`` is the magnitude, above 0, for programs that draw by it (1 where no edge is scored, that
+    of the least edge where this one is not); score and effect are sums
     over slots, and where these are merged, ``score_q`` and so on those of a slot. What is not known
     has no entry.
     """
     merged = shown.qkv == "merge"
     rows = [_edge_row(edge, merged) for edge in shown.edges if edge.kind == "edge"]
-    rows.sort(key=lambda row: -float(row["abs_score"]))
-    ranked = [{**row, "rank": rank} for rank, row in enumerate(rows, start=1)]
-    # Ties carry nothing, and are drawn no wider than the least edge.
-    thinnest = float(rows[-1]["weight"]) if rows else 1.0
+    scored = [row for row in rows if "abs_score" in row]
+    scored.sort(key=lambda row: -float(row["abs_score"]))
+    # Ties carry nothing, and are drawn no wider than the least edge; so are edges without a score.
+    thinnest = float(scored[-1]["weight"]) if scored else 1.0
+    ranked = [{**row, "rank": rank} for rank, row in enumerate(scored, start=1)]
+    ranked += [{**row, "weight": thinnest} for row in rows if "abs_score" not in row]
     return ranked + [
         _known(
             source=edge.source,
@@ -187,10 +190,10 @@ def _edge_row(edge: ShownEdge, merged: bool) -> Row:
         source=edge.source,
         target=edge.target,
         kind="edge",
-        weight=min(max(abs(edge.worth), _SMALLEST_WEIGHT), _LARGEST_WEIGHT),
+        weight=min(max(edge.size, _SMALLEST_WEIGHT), _LARGEST_WEIGHT),
         score=_sum(member.score for member in edge.members),
-        abs_score=abs(edge.worth),
-        sign="positive" if edge.worth > 0 else "negative" if edge.worth < 0 else "zero",
+        abs_score=None if edge.worth is None else edge.size,
+        sign="zero" if edge.worth == 0 else edge.sign,
         effect=_sum(member.effect for member in edge.members),
         effect_se=own.get("effect_se"),
         effect_low=own.get("effect_low"),
@@ -201,7 +204,7 @@ def _edge_row(edge: ShownEdge, merged: bool) -> Row:
         slots=",".join(edge.slots) or None,
         verified=edge.verified,
         in_circuit=True,
-        color=NEGATIVE if edge.worth < 0 else POSITIVE,
+        color=COLOR[edge.sign],
         **by_slot,
     )
 

@@ -96,6 +96,8 @@ def _of_method(method: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     steps = ("steps", "schedule") if method.get("gradient") == "integrated" else ()
     scored = ("metric", "direction", "gradient", *steps, "reader", "budget", "until_bound")
     yield from _changed(method, *scored, *_RULES, "prune", "tests", "batch_size")
+    if isinstance(given := method.get("scores"), dict):
+        yield "scores", given.get("source")
     if method.get("faithful_to", method.get("metric")) != method.get("metric"):
         yield "faithful_to", method["faithful_to"]
 

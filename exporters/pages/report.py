@@ -149,6 +149,8 @@ def _question(circuit: Circuit) -> Iterator[tuple[str, str]]:
 
 def _rule_of_scores(circuit: Circuit) -> str:
     rule, reader = circuit.method.get("gradient"), circuit.method.get("reader")
+    if isinstance(given := circuit.method.get("scores"), dict):
+        return f"scores of {given.get('source')}"
     return ", ".join(
         f"{name} {what}" for name, what in ((rule, "gradient"), (reader, "reader")) if name
     )
@@ -247,6 +249,11 @@ def warnings(circuit: Circuit) -> Iterator[str]:
 def _warnings_of_edges(circuit: Circuit) -> Iterator[str]:
     if scored := [edge for edge in circuit.edges if edge.known_by == "scored"]:
         yield f"Scored, not verified: {_edge_names(scored)}. Scores are estimates."
+    if unscored := [edge for edge in circuit.edges if edge.known_by == "unscored"]:
+        yield (
+            f"Not scored: {_edge_names(unscored)}. They are in the circuit; what each is worth, and "
+            "whether it carries the behaviour or opposes it, is not known."
+        )
     if weighed := [edge for edge in circuit.edges if edge.known_by == "weighed"]:
         yield (
             f"Verified in the circuit (its loss), not in the model: {_edge_names(weighed)}. Their "
@@ -299,7 +306,7 @@ def _drawing(circuit: Circuit, view: View) -> str:
 def _edges(circuit: Circuit) -> str:
     if not circuit.edges:
         return "<p>There are none.</p>"
-    ranked = sorted(circuit.edges, key=lambda edge: -abs(edge.worth or 0.0))[:TABLED]
+    ranked = sorted(circuit.edges, key=lambda edge: -edge.size)[:TABLED]
     cells = {name: [cell(edge) for edge in ranked] for name, cell in _CELLS.items()}
     # A column of which no edge knows anything is left out.
     shown = {name: column for name, column in cells.items() if any(column)}
@@ -307,13 +314,16 @@ def _edges(circuit: Circuit) -> str:
         [str(rank), edge.name, *values]
         for rank, (edge, *values) in enumerate(zip(ranked, *shown.values(), strict=True), start=1)
     ]
-    signs = ["opposes" if (edge.worth or 0.0) < 0 else "carries" for edge in ranked]
+    signs = [_SIGNS[edge.sign] for edge in ranked]
     caption = " ".join(_caption(circuit, len(ranked), shown))
     return Table(columns=["#", "edge", *shown], rows=rows, caption=caption, signs=signs).html()
 
 
 def _caption(circuit: Circuit, n_shown: int, columns: Collection[str]) -> Iterator[str]:
-    yield f"Largest first, in {unit(circuit)}."
+    if circuit.unscored:
+        yield "In the order of computation. Not scored: it is not said what an edge is worth."
+    else:
+        yield f"Largest first, in {unit(circuit)}."
     if rule := _rule_of_scores(circuit):
         yield f"Scores: {rule}."
     if "loss" in columns:
@@ -322,9 +332,14 @@ def _caption(circuit: Circuit, n_shown: int, columns: Collection[str]) -> Iterat
         yield "Included: share of the circuits of resampled pairs that have the edge."
     if n_shown < len(circuit.edges):
         yield (
-            f"The table has the {n_shown:,} largest of {len(circuit.edges):,} edges; all are "
+            f"The table has the {n_shown:,} {'first' if circuit.unscored else 'largest'} of "
+            f"{len(circuit.edges):,} edges; all are "
             "in circuit.json and in the viewer."
         )
+
+
+_SIGNS = {"positive": "carries", "negative": "opposes", "unscored": ""}
+"""The class of an edge's effect in the table."""
 
 
 _CELLS: Mapping[str, Callable[[CircuitEdge], str]] = {

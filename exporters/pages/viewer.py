@@ -27,7 +27,7 @@ from ...circuits.result.document import dumps, to_document
 from ...circuits.result.headline import headline, remarks
 from ..format import Format
 from ..pictures.drawing import DRAWN, drawing, style, to_svg
-from ..pictures.labels import escaped, printable, title, unit
+from ..pictures.labels import NOT_SCORED, escaped, printable, title, unit
 from ..pictures.shown import View, check_groups
 from .blocks import headline_of
 from .curve_figure import faithfulness_curve
@@ -42,6 +42,12 @@ _COLUMNS = {
     "score": "score",
     "pairs": "pairs",
 }
+
+
+_SIGNS = {"positive": "carries", "negative": "opposes"}
+
+
+_EVIDENCE = {"verified": "verified", "weighed": "in the circuit", "scored": "scored only"}
 
 
 MARK = '<meta name="generator" content="wiremap circuit viewer">'
@@ -72,16 +78,11 @@ def to_html(circuit: Circuit, view: View = _NO_VIEW) -> str:
         style=css,
         headline=headline_of(circuit),
         facts="".join(_facts(circuit)),
-        signs="".join(_boxes({"positive": "carries", "negative": "opposes"}, _signs(circuit))),
+        signs="".join(_boxes(_named(circuit, _SIGNS), _signs(circuit))),
         slots="".join(
             _boxes({"q": "q", "k": "k", "v": "v", "none": "MLP, logits"}, _slots(circuit))
         ),
-        evidence="".join(
-            _boxes(
-                {"verified": "verified", "weighed": "in the circuit", "scored": "scored only"},
-                _evidence(circuit),
-            )
-        ),
+        evidence="".join(_boxes(_named(circuit, _EVIDENCE), _evidence(circuit))),
         groupings="".join(_groupings(bool(view.groups))),
         notice=_notice(circuit),
         curve=f"<details><summary>faithfulness by size</summary>{curve.figure}</details>"
@@ -192,7 +193,13 @@ def _less(value: float, other: float) -> str:
 
 
 def _signs(circuit: Circuit) -> Counter[str]:
-    return Counter("negative" if (edge.worth or 0.0) < 0 else "positive" for edge in circuit.edges)
+    return Counter(edge.sign for edge in circuit.edges)
+
+
+def _named(circuit: Circuit, names: dict[str, str]) -> dict[str, str]:
+    """The names of kinds of edges; that there are edges without a score is said where there are."""
+    without = any(edge.sign == "unscored" for edge in circuit.edges)
+    return names | ({"unscored": NOT_SCORED} if without else {})
 
 
 def _slots(circuit: Circuit) -> Counter[str]:
@@ -223,8 +230,9 @@ def _groupings(with_roles: bool) -> Iterator[str]:
 def _notice(circuit: Circuit) -> str:
     if len(circuit.edges) <= DRAWN:
         return ""
+    which = "first" if circuit.unscored else "largest"
     return (
-        f'<p class="notice">Drawn are the {DRAWN:,} largest of {len(circuit.edges):,} edges; '
+        f'<p class="notice">Drawn are the {DRAWN:,} {which} of {len(circuit.edges):,} edges; '
         "counts, table, JSON and CSV have all.</p>"
     )
 

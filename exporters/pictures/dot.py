@@ -19,6 +19,7 @@ from ...circuits.result.circuit import Circuit, EdgeEvidence
 from ...edges.names.vocabulary import EDGES_DRAWN
 from ..format import Format
 from .labels import (
+    NOT_SCORED,
     SCORED,
     WEIGHED,
     WIDEST,
@@ -33,7 +34,7 @@ from .labels import (
     worth_text,
 )
 from .layout import places, shown_rows
-from .palette import FAINT, FILL, FILL_OF_SLOT, NEGATIVE, POSITIVE
+from .palette import COLOR, FAINT, FILL, FILL_OF_SLOT, NEGATIVE, POSITIVE, UNSCORED
 from .shown import CHOICES, Shown, ShownEdge, ShownNode, View, show
 
 READABLE = 300
@@ -60,6 +61,7 @@ _ARROWHEADS: Mapping[EdgeEvidence, str] = {
     "verified": "normal",
     "weighed": "diamond",
     "scored": "onormal",
+    "unscored": "vee",
 }
 
 
@@ -102,7 +104,7 @@ def to_dot(circuit: Circuit, view: View = _NO_VIEW, placed: bool | None = None) 
         edge_attr={"fontname": "Helvetica", "fontsize": "10", "arrowsize": "0.6"},
     )
     ids = _ids(shown)
-    largest = max((abs(edge.worth) for edge in shown.edges), default=0.0)
+    largest = max((edge.size for edge in shown.edges), default=0.0)
     legend = _legend(circuit, shown, largest)
     if placed:
         _place(graph, circuit, shown, ids, legend)
@@ -142,7 +144,8 @@ def details(circuit: Circuit, shown: Shown) -> str:
         n_lines = sum(edge.kind == "edge" for edge in shown.edges)
         parts = [f"the {n_lines} largest connections, {n_shown} of {n_kept} of {n_edges}"]
     else:
-        parts = [f"the {n_shown} largest of {n_kept} of {n_edges}"]
+        which = "first" if circuit.unscored else "largest"
+        parts = [f"the {n_shown} {which} of {n_kept} of {n_edges}"]
     if shown.n_inside:
         parts.append(f"{shown.n_inside} inside a group not drawn")
     return ", ".join([*parts, *worth_text(circuit)])
@@ -294,17 +297,16 @@ def edge_tooltip(edge: ShownEdge, circuit: Circuit) -> str:
         return edge_text(edge.members[0], circuit)
     members = "; ".join(edge_text(member, circuit) for member in edge.members[:_MOST_IN_TOOLTIP])
     more = len(edge.members) - _MOST_IN_TOOLTIP
-    return f"{edge.name}: {edge.worth:+.3g} {unit(circuit)} in all: {members}" + (
-        f"; and {more} more" if more > 0 else ""
-    )
+    whole = "" if edge.worth is None else f"{edge.worth:+.3g} {unit(circuit)} in all: "
+    return f"{edge.name}: {whole}{members}" + (f"; and {more} more" if more > 0 else "")
 
 
-def _style(worth: float, known_by: EdgeEvidence, largest: float) -> dict[str, str]:
+def _style(edge: ShownEdge, largest: float) -> dict[str, str]:
     return {
-        "color": NEGATIVE if worth < 0 else POSITIVE,
-        "style": "dashed" if worth < 0 else "solid",
-        "penwidth": f"{line_width(worth, largest):.2f}",
-        "arrowhead": _ARROWHEADS[known_by],
+        "color": COLOR[edge.sign],
+        "style": "dashed" if edge.sign == "negative" else "solid",
+        "penwidth": f"{line_width(edge.worth, largest):.2f}",
+        "arrowhead": _ARROWHEADS[edge.known_by],
     }
 
 
@@ -314,7 +316,7 @@ def _edge_attributes(
     # Edges leave upwards and arrive from below; at the cell of their slot, if the node has such.
     to_port = edge.slots and edge.target in shown.ports
     return {
-        **_style(edge.worth, edge.known_by, largest),
+        **_style(edge, largest),
         "tooltip": attribute(edge_tooltip(edge, circuit)),
         "id": attribute(edge.name),
         "class": edge.known_by,
@@ -330,6 +332,10 @@ def _legend(circuit: Circuit, shown: Shown, largest: float) -> str:
         (_sample(POSITIVE, 3, dashed=False), "carries the behaviour"),
         (_sample(NEGATIVE, 3, dashed=True), "opposes it"),
     ]
+    if circuit.unscored:
+        lines = []
+    if any(edge.sign == "unscored" for edge in edges):
+        lines.append((_sample(UNSCORED, 3, dashed=False), NOT_SCORED))
     if largest:
         what = "effect" if any(edge.verified for edge in edges) else "score"
         lines.append(

@@ -45,7 +45,12 @@ _CAPTION, _LEGEND = 44.0, 32.0
 _ARROWS = {"thin": 7.0, "wide": 11.0}
 
 
-_HEADS = {"verified": "M0 0L8 4L0 8Z", "weighed": "M0 4L4 0L8 4L4 8Z", "scored": "M0 0L8 4L0 8Z"}
+_HEADS = {
+    "verified": "M0 0L8 4L0 8Z",
+    "weighed": "M0 4L4 0L8 4L4 8Z",
+    "scored": "M0 0L8 4L0 8Z",
+    "unscored": "M0 0L8 4L0 8L3 4Z",
+}
 
 
 _WIDE = 2.5
@@ -77,7 +82,7 @@ def drawing(circuit: Circuit, roles: Roles) -> str:
 def drawn_edges(circuit: Circuit) -> list[int]:
     """Places in ``circuit.edges`` of the edges that are drawn, largest magnitude first."""
     places = range(len(circuit.edges))
-    return sorted(places, key=lambda place: -abs(circuit.edges[place].worth or 0.0))[:DRAWN]
+    return sorted(places, key=lambda place: -circuit.edges[place].size)[:DRAWN]
 
 
 def style() -> str:
@@ -140,8 +145,10 @@ def _svg(circuit: Circuit, roles: Roles, captioned: bool) -> str:
 def _markers() -> Iterator[str]:
     """The heads of arrows: filled, a diamond or hollow; thin or wide."""
     # A marker for each sign, as markers do not take the colour of their line.
-    for sign in ("positive", "negative"):
+    for sign in ("positive", "negative", "unscored"):
         for how, shape in _HEADS.items():
+            if how != "weighed" and (sign == "unscored") != (how == "unscored"):
+                continue  # there are no such edges
             for size, length in _ARROWS.items():
                 yield (
                     # refX is where the line ends, the base: the way of an edge leaves room for its
@@ -257,7 +264,7 @@ def _edges(
             f'd="M{start.x:.1f} {start.top:.1f}L{end.x:.1f} {end.bottom:.1f}"/>'
         )
     drawn = drawn_edges(circuit)
-    largest = abs(circuit.edges[drawn[0]].worth or 0.0) if drawn else 0.0
+    largest = circuit.edges[drawn[0]].size if drawn else 0.0
     router = Router([[boxes[node.name] for node in level] for level in levels])
     # The largest choose their way first; two that would share it then keep apart.
     lines = [_edge(place, circuit, boxes, router, largest) for place in drawn]
@@ -268,18 +275,17 @@ def _edge(
     place: int, circuit: Circuit, boxes: Mapping[str, Box], router: Router, largest: float
 ) -> str:
     edge = circuit.edges[place]
-    worth = edge.worth or 0.0
-    share = abs(worth) / largest if largest else 0.0
+    share = edge.size / largest if largest else 0.0
     # Among many edges the small ones fade further, or the large ones could not be followed.
     faintest = 0.4 if len(circuit.edges) <= _MANY else 0.15
-    sign = "negative" if worth < 0 else "positive"
-    how = edge.known_by
-    width = line_width(worth, largest)
+    opacity = 1.0 if edge.sign == "unscored" else faintest + (1 - faintest) * share**0.5
+    sign, how = edge.sign, edge.known_by
+    width = line_width(edge.worth, largest)
     arrow = "wide" if width > _WIDE else "thin"
     path = router.path(boxes[edge.source], boxes[edge.target], edge.slot, _ARROWS[arrow] * 0.75)
     return (
         f'<path class="{sign}" data-edge="{place}" d="{path}" '
-        f'stroke-width="{width:.2f}" stroke-opacity="{faintest + (1 - faintest) * share**0.5:.2f}" '
+        f'stroke-width="{width:.2f}" stroke-opacity="{opacity:.2f}" '
         f'marker-end="url(#{sign}-{how}-{arrow})">'
         f"<title>{escaped(edge_text(edge, circuit))}</title></path>"
     )

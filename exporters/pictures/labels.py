@@ -10,6 +10,13 @@ from .shown import ShownNode
 THINNEST, WIDEST = 0.6, 5.0
 
 
+_PLAIN = 1.4
+"""How wide an edge is drawn of which it is not known what it is worth."""
+
+
+NOT_SCORED = "not scored"
+
+
 SCORED = "hollow arrow: scored, not verified"
 WEIGHED = "diamond: verified in the circuit, not in the model"
 """What the heads of arrows mean that are not verified."""
@@ -88,9 +95,11 @@ def edge_text(edge: CircuitEdge, circuit: Circuit) -> str:
         parts.append(f"score {edge.score:+.3g}")
     if edge.loss is not None:
         parts.append(f"the circuit loses {edge.loss:+.3g} without it")
+    if edge.known_by == "unscored":
+        parts.append(NOT_SCORED)
     if edge.inclusion is not None:
         parts.append(f"in {edge.inclusion:.0%} of resampled circuits")
-    return f"{edge.name}: {', '.join(parts)}" if parts else edge.name
+    return f"{edge.name}: {', '.join(parts)}"
 
 
 def interval_text(edge: CircuitEdge) -> str:
@@ -98,7 +107,9 @@ def interval_text(edge: CircuitEdge) -> str:
     return "[{:+.3g}, {:+.3g}]".format(*edge.interval) if edge.interval else ""
 
 
-def line_width(worth: float, largest: float) -> float:
+def line_width(worth: float | None, largest: float) -> float:
     """How wide an edge is drawn, growing with its magnitude."""
+    if worth is None:
+        return _PLAIN
     share = abs(worth) / largest if largest else 0.0
     return THINNEST + (WIDEST - THINNEST) * share

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from ...circuits.result.circuit import Circuit
-from .labels import SCORED, WEIGHED, WIDEST, escaped, printable, unit
+from .labels import NOT_SCORED, SCORED, WEIGHED, WIDEST, escaped, printable, unit
 
 _COLOURS = 8  # of roles, in drawing.css
 
@@ -24,22 +24,28 @@ Roles = Mapping[str, Sequence[str]]
 def legend_of_edges(circuit: Circuit, n_drawn: int) -> Iterator[tuple[str, float]]:
     """What colour, dash, width and arrows mean: pieces of SVG with the room they need."""
     edges = circuit.edges
-    largest = max((abs(edge.worth or 0.0) for edge in edges), default=0.0)
+    largest = max((edge.size for edge in edges), default=0.0)
+    known = {edge.known_by for edge in edges}
+    signs = {"positive": "carries the behaviour", "negative": "opposes it"}
+    if circuit.unscored:
+        signs = {}
+    if any(edge.sign == "unscored" for edge in edges):
+        signs["unscored"] = NOT_SCORED
     items = [
-        ('<path class="positive" stroke-width="3" d="M0 0h30"/>', "carries the behaviour"),
-        ('<path class="negative" stroke-width="3" d="M0 0h30"/>', "opposes it"),
+        (f'<path class="{sign}" stroke-width="3" d="M0 0h30"/>', text)
+        for sign, text in signs.items()
     ]
     if largest:
         what = "effect" if any(edge.verified for edge in edges) else "score"
         sample = f'<path class="positive" stroke-width="{WIDEST}" d="M0 0h30"/>'
         items.append((sample, f"{what} {largest:.2g} {unit(circuit)}"))
-    known = {edge.known_by for edge in edges}
     if "weighed" in known:
         items.append(('<path class="positive weighed" d="M12 0L16 -4L20 0L16 4Z"/>', WEIGHED))
     if "scored" in known:
         items.append(('<path class="positive scored" d="M12 -4L20 0L12 4Z"/>', SCORED))
     if len(edges) > n_drawn:
-        items.append(("", f"drawn: the {n_drawn:,} largest of {len(edges):,} edges"))
+        which = "first" if circuit.unscored else "largest"
+        items.append(("", f"drawn: the {n_drawn:,} {which} of {len(edges):,} edges"))
     for sample, text in items:
         start = 36 if sample else 0
         shown = escaped(text)

@@ -14,14 +14,19 @@ from ...circuits.result.circuit import Circuit, EdgeEvidence
 from ..format import Format
 from .dot import boxes, details, show_diagram
 from .labels import line_width, title
-from .palette import NEGATIVE, POSITIVE
+from .palette import COLOR
 from .shown import CHOICES, View
 
 MOST_EDGES = 500
 """More than this Mermaid does not draw, unless it is configured to."""
 
 
-_ENDS: Mapping[EdgeEvidence, str] = {"verified": ">", "weighed": "x", "scored": "o"}
+_ENDS: Mapping[EdgeEvidence, str] = {
+    "verified": ">",
+    "weighed": "x",
+    "scored": "o",
+    "unscored": "-",
+}
 
 
 _NO_VIEW = View()
@@ -42,23 +47,26 @@ def to_mermaid(circuit: Circuit, view: View = _NO_VIEW) -> str:
         lines += [f'{ids[node.name]}["{_text(node.name)}"]' for node in nodes]
         if role is not None:
             lines.append("end")
-    largest = max((abs(edge.worth) for edge in shown.edges), default=0.0)
+    largest = max((edge.size for edge in shown.edges), default=0.0)
     # linkStyle counts all links, those of ties as well.
     for number, edge in enumerate(shown.edges):
         if edge.kind != "edge":
             lines += [f"{ids[edge.source]} -.- {ids[edge.target]}"]
             continue
-        arrow = ("-.-" if edge.worth < 0 else "--") + _ENDS[edge.known_by]
+        arrow = ("-.-" if edge.sign == "negative" else "--") + _ENDS[edge.known_by]
         label = f"|{','.join(edge.slots)}|" if edge.slots else ""
-        color = NEGATIVE if edge.worth < 0 else POSITIVE
+        color = COLOR[edge.sign]
         lines += [
             f"{ids[edge.source]} {arrow}{label} {ids[edge.target]}",
             f"linkStyle {number} stroke:{color},stroke-width:{line_width(edge.worth, largest):.2f}px",
         ]
-    lines.append(
-        "%% blue, solid: carries the behaviour; red, dashed: opposes it; wide: large; "
-        "arrow: verified, cross: in the circuit alone, circle: only scored"
-    )
+    if not circuit.unscored:
+        lines.append(
+            "%% blue, solid: carries the behaviour; red, dashed: opposes it; wide: large; "
+            "arrow: verified, cross: in the circuit alone, circle: only scored"
+        )
+    if any(edge.kind == "edge" and edge.sign == "unscored" for edge in shown.edges):
+        lines.append("%% grey, without an arrow: not scored")
     return "\n".join([*lines, ""])
 
 

@@ -8,6 +8,13 @@ POSITIVE = "#2166ac"
 NEGATIVE = "#b2182b"
 
 
+UNSCORED = "#6b6b6b"
+
+
+COLOR = {"positive": POSITIVE, "negative": NEGATIVE, "unscored": UNSCORED}
+"""Of an edge by its sign (``sign_of``)."""
+
+
 FAINT = "#999999"
 
 

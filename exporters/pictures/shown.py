@@ -9,7 +9,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from ...circuits.result.circuit import Circuit, CircuitEdge, CircuitNode, EdgeEvidence, all_nodes
+from ...circuits.result.circuit import (
+    Circuit,
+    CircuitEdge,
+    CircuitNode,
+    EdgeEvidence,
+    Sign,
+    all_nodes,
+    sign_of,
+)
 from ...edges.errors import InputError
 from ...edges.names.graph import Slot
 from ...edges.names.vocabulary import COLLAPSE, QKV
@@ -127,10 +135,24 @@ class ShownEdge:
         return tuple(sorted({edge.slot for edge in self.members if edge.slot}, key="qkv".index))
 
     @cached_property
-    def worth(self) -> float:
-        """The sum of what its members are worth, as far as floating point reaches."""
+    def worth(self) -> float | None:
+        """The sum of what its members are worth, as far as it is known and floating point reaches.
+
+        None if it is known of none of them.
+        """
+        known = [edge.worth for edge in self.members if edge.worth is not None]
         largest = sys.float_info.max
-        return max(-largest, min(largest, sum((edge.worth or 0.0 for edge in self.members), 0.0)))
+        return max(-largest, min(largest, sum(known, 0.0))) if known else None
+
+    @property
+    def size(self) -> float:
+        """The magnitude of its worth, 0 if that is not known."""
+        return abs(self.worth or 0.0)
+
+    @property
+    def sign(self) -> Sign:
+        """See ``sign_of``."""
+        return sign_of(self.worth)
 
     @property
     def verified(self) -> bool:
@@ -141,6 +163,8 @@ class ShownEdge:
     def known_by(self) -> EdgeEvidence:
         """What is known of all its members at least."""
         known = {edge.known_by for edge in self.members}
+        if "unscored" in known:
+            return "unscored"
         if "scored" in known:
             return "scored"
         return "weighed" if "weighed" in known else "verified"
@@ -255,7 +279,7 @@ def _top(circuit: Circuit, view: View, inner: Mapping[str, str]) -> Circuit:
     # What lies inside of one node takes no room.
     inside = [edge for source, target, edge in edges if source == target]
     # Equal ones stay in the order of computation, as sorting is stable.
-    lines = sorted(_edges(between, merged=_collapses(view)), key=lambda line: -abs(line.worth))
+    lines = sorted(_edges(between, merged=_collapses(view)), key=lambda line: -line.size)
     largest = [*inside, *(edge for line in lines[: view.top] for edge in line.members)]
     scores = {node.name: node.score for node in circuit.nodes if node.score is not None}
     return Circuit.build(circuit.shape, largest, scores)

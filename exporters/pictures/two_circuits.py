@@ -46,7 +46,7 @@ def to_comparison_dot(
     whole, where = comparison.union(), comparison.membership()
     worth: dict[str, float] = {}
     for edge in (*comparison.a.edges, *comparison.b.edges):
-        worth[edge.name] = max(abs(edge.worth or 0.0), worth.get(edge.name, 0.0))
+        worth[edge.name] = max(edge.size, worth.get(edge.name, 0.0))
     drawn = sorted(whole.edges, key=lambda edge: -worth[edge.name])[:top]
     circuit = Circuit.build(whole.shape, drawn)
     # Widths are shares of it, and all edges may be worth 0.

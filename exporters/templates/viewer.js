@@ -14,19 +14,20 @@ const PAGE_OF_ROWS = 200;
 
 function knownBy(edge) {
   if (edge.verified) return "verified";
-  return (edge.loss ?? null) === null ? "scored" : "weighed";
+  if ((edge.loss ?? null) !== null) return "weighed";
+  return edge.score === null ? "unscored" : "scored";
 }
 
 const edges = JSON.parse(byId("circuit").textContent).edges.map((edge, place) => {
   const measured = edge.verified;
-  const worth = (measured ? measured.effect : edge.score) ?? 0;
+  const worth = measured ? measured.effect : edge.score; // null: not known
   return {
     place,
     name: edge.id,
     source: edge.source,
     target: edge.target,
     worth,
-    size: Math.abs(worth),
+    size: Math.abs(worth ?? 0),
     effect: measured ? measured.effect : null,
     error: measured ? measured.standard_error : null,
     interval: measured?.interval ?? null,
@@ -34,7 +35,7 @@ const edges = JSON.parse(byId("circuit").textContent).edges.map((edge, place) =>
     loss: edge.loss ?? null,
     pairs: measured ? measured.n_pairs : null,
     score: edge.score,
-    kinds: [worth < 0 ? "negative" : "positive", edge.slot ?? "none", knownBy(edge)],
+    kinds: [worth === null ? "unscored" : worth < 0 ? "negative" : "positive", edge.slot ?? "none", knownBy(edge)],
   };
 });
 const ranked = [...edges].sort((a, b) => b.size - a.size);
@@ -332,8 +333,9 @@ function showGroups() {
       d: `M${start} ${from.y - off}C${bow} ${from.y - off} ${bow} ${to.y + off} ${start + side * arrow} ${to.y + off}`,
     });
     line.flow = flow;
-    texts.set(line, `${from.label} \u2192 ${to.label}: ${plural(flow.length, "edge")} that ` +
-      `${side < 0 ? "oppose" : "carry"}, the largest ${number(flow[0].worth)} ${unit} (${flow[0].name})`);
+    texts.set(line, `${from.label} \u2192 ${to.label}: ${plural(flow.length, "edge")}` + (flow[0].worth === null
+      ? ", not scored"
+      : ` that ${side < 0 ? "oppose" : "carry"}, the largest ${number(flow[0].worth)} ${unit} (${flow[0].name})`));
     lines.append(line);
   }
   group.append(lines);
@@ -402,7 +404,7 @@ function showTable() {
     button.type = "button";
     button.textContent = edge.name;
     head.append(button);
-    const color = edge.worth < 0 ? "opposes" : "carries";
+    const color = { positive: "carries", negative: "opposes", unscored: "" }[edge.kinds[0]];
     cell("td", number(edge.effect), color);
     cell("td", edge.error === null ? "" : `\u00b1 ${Number(edge.error.toPrecision(2))}`);
     if (hasIntervals) cell("td", edge.interval ? `[${edge.interval.map(number).join(", ")}]` : "");
@@ -417,7 +419,8 @@ function showTable() {
   const { names, edges: hot } = highlighted();
   for (const row of rows) markRow(row, names, hot);
   byId("caption").textContent = plural(list.length, "edge") +
-    (list.length > rows.length ? `, the first ${rows.length} shown` : "") + `; figures in ${unit}`;
+    (list.length > rows.length ? `, the first ${rows.length} shown` : "") +
+    (edges.length && edges.every((edge) => edge.worth === null) ? "; not scored" : `; figures in ${unit}`);
   byId("more").hidden = list.length <= rows.length;
   for (const head of all("thead th")) {
     const name = head.dataset.column;

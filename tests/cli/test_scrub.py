@@ -128,7 +128,6 @@ def test_bad_input_is_refused(circuit: Path, tmp_path: Path) -> None:
     )
     other = ("--model", "tasks-mini", "--task", "induction")
     assert "the circuit is of a model of shape" in refused("scrub", circuit, *other)
-    assert "--kv goes with a table of edges" in refused("scrub", circuit, "--kv", "grouped")
     assert "name the task too" in refused("scrub", circuit, "--n-pairs", "3")
     table = tmp_path / "edges.csv"
     table.write_text("source,target\ninput,m9\n")

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from tokens_for_tests import letters_core
 
-from wiremap.edges import InputError, Model, PromptPairs, WiremapError
+from wiremap.edges import InputError, Model, PromptPairs, Tokenizer, WiremapError
 from wiremap.edges.question.prompts import PADDING, PairBatch
 from wiremap.edges.runs.sweep import Resources, Turn, Work, sweep, table
 
@@ -205,6 +206,22 @@ def test_pairs_that_the_model_cannot_run_are_refused_before_anything_is_run(mode
     strange = PromptPairs(tokens, tokens, torch.tensor([1, 1]), torch.tensor([2, 2]))
     with pytest.raises(InputError, match="expected tokens below 50"):
         sweep(model, strange, work(function), Resources())
+
+
+@pytest.mark.parametrize("place", ["clean", "answers"])
+def test_tokens_that_were_added_without_their_embedding_are_said(place: str) -> None:
+    core = letters_core()
+    core.add_tokens([f"<{number}>" for number in range(60)])  # numbered from 11, of 50 in the model
+    model, pairs = tiny.model("gpt2"), tiny.pairs(2)
+    model.tokenizer = Tokenizer(core, bos=True)
+    getattr(pairs, place)[1, 0] = 65
+    with pytest.raises(
+        InputError, match="71 tokens, such as '<54>': the embedding was not resized"
+    ):
+        sweep(model, pairs, work(lambda batch, turn: None), Resources())
+    getattr(pairs, place)[1, 0] = 80  # which this tokenizer has not
+    with pytest.raises(InputError, match="in row 2; tokenize with this model's tokenizer"):
+        sweep(model, pairs, work(lambda batch, turn: None), Resources())
 
 
 def test_a_limit_must_be_positive(model: Model) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import circuits_for_tests as by_hand
@@ -308,8 +307,15 @@ def test_wrong_files_are_refused(
         read(data)
 
 
-def test_an_unknown_score_and_a_score_of_zero_are_the_same_to_eap_ig() -> None:
+def test_an_unknown_score_stays_unknown_in_eap_ig() -> None:
     circuit = Circuit.build(by_hand.SHAPE, [CircuitEdge("input", "m0")], model={"d_model": 8})
-    (edge,) = circuit.edges
-    (back,) = from_eap_ig(strict(to_eap_ig(circuit))).edges
-    assert back == replace(edge, score=0.0)
+    data = strict(to_eap_ig(circuit))
+    assert not any("score" in entry for entry in data["edges"].values())
+    assert from_eap_ig(data).edges == circuit.edges
+
+
+def test_nodes_of_older_eap_ig_are_truth_values() -> None:
+    circuit = Circuit.build(by_hand.SHAPE, [CircuitEdge("input", "m0")], model={"d_model": 8})
+    data = strict(to_eap_ig(circuit))
+    data["nodes"] = {name: entry["in_graph"] for name, entry in data["nodes"].items()}
+    assert from_eap_ig(data) == circuit

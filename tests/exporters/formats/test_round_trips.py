@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import math
 import os
 import re
 import socket
 import sys
+import zipfile
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,6 +27,7 @@ from wiremap.circuits.result.document import dumps, to_document
 from wiremap.edges import InputError, ModelGraph
 from wiremap.edges.names.vocabulary import QKV
 from wiremap.exporters import FORMATS, View, read_circuit, write_circuit
+from wiremap.exporters.hypotheses import read_claim
 from wiremap.exporters.pictures.dot import to_dot
 from wiremap.exporters.pictures.mermaid import to_mermaid
 from wiremap.exporters.pictures.shown import show
@@ -113,7 +117,7 @@ def left(circuit: Circuit, name: str) -> Circuit:
     scores = {node.name: node.score for node in circuit.nodes if node.score is not None}
     if name == "eap-ig":
         edges = [
-            CircuitEdge(edge.source, edge.target, edge.slot, score=edge.worth or 0.0)
+            CircuitEdge(edge.source, edge.target, edge.slot, score=edge.worth)
             for edge in circuit.edges
         ]
         return Circuit.build(
@@ -400,3 +404,57 @@ def test_bombs_are_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     assert refused(BOMBS[name]())
+
+
+# ---- files that are no text
+
+
+def pytorch(entry: str) -> bytes:
+    """What torch.save writes is a zip archive of a pickle and tensors."""
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w") as archive:
+        archive.writestr(entry, b"\x80\x02}q\x00.")
+    return made.getvalue()
+
+
+BINARY: dict[str, tuple[bytes, str]] = {
+    "circuit.pt": (pytorch("circuit/data.pkl"), "got a PyTorch file"),
+    "circuit.pth": (pytorch("x/version"), "got a PyTorch file"),
+    "graph": (pytorch("graph/data.pkl"), "got a PyTorch file"),
+    "older.pt": (
+        b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.",
+        "got a PyTorch file of the older kind",
+    ),
+    "circuit.pkl": (b"\x80\x04\x95\x10", "got a Python pickle"),
+    "circuit.json": (pytorch("circuit/data.pkl"), "got a PyTorch file"),
+}
+
+
+@pytest.mark.parametrize("read", [read_circuit, read_claim])
+@pytest.mark.parametrize("name", BINARY)
+def test_pickles_are_never_read_and_help_is_given(
+    name: str, read: Callable[[Path], object], tmp_path: Path
+) -> None:
+    path = tmp_path / name
+    content, kind = BINARY[name]
+    path.write_bytes(content)
+    with pytest.raises(InputError) as error:
+        read(path)
+    assert kind in str(error.value)
+    assert "wiremap never reads one" in str(error.value)
+    assert f"Graph.from_pt('{name}').to_json('{path.stem}.json')" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\x93NUMPY\x01\x00v\x00{'descr'", "got an array of numpy"),
+        (gzip.compress(b"{}"), "gunzip"),
+        ((40).to_bytes(8, "little") + b'{"edge_scores":', "discover --scores"),
+    ],
+)
+def test_other_binary_files_are_named(content: bytes, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "circuit.bin"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        read_circuit(path)
