@@ -44,7 +44,8 @@ from wiremap.edges import score_edges
 from wiremap.edges.effects.mask_gradients import MaskedRuns
 from wiremap.edges.effects.reduced_runs import ReducedRuns
 from wiremap.edges.errors import InputError
-from wiremap.edges.question.metrics import Targets, logit_diff
+from wiremap.edges.names.vocabulary import METRIC
+from wiremap.edges.question.metrics import Metric, Targets, logit_diff
 from wiremap.edges.question.question import Question
 from wiremap.edges.runs.masks import full_mask, live_mask
 from wiremap.edges.runs.sweep import Resources
@@ -88,7 +89,7 @@ class Choosing:
         n_sizes = 1 + int(math.log(first / FEWEST) / -math.log(KEEP))
         self.sizes = [int(first * KEEP**step) for step in range(n_sizes)]
 
-    def runs(self, metric: object = "logit_diff") -> MaskedRuns:
+    def runs(self, metric: str | Metric = METRIC) -> MaskedRuns:
         return MaskedRuns(self.case.model, self.question.about(metric=metric), Resources())
 
     # ---- rankings
@@ -98,8 +99,10 @@ class Choosing:
         scored = score_edges(
             self.case.model, self.case.pairs, gradient="integrated", steps=5, per_pair=True
         )
-        scores, per_pair = scored.scores.double(), scored.per_pair
-        consistent = self._consistent(per_pair.double())
+        scores = scored.scores.double()
+        if scored.per_pair is None:
+            raise InputError("expected scores of each pair")
+        consistent = self._consistent(scored.per_pair.double())
         passes = 2 + 5 * GRADIENT
         for what, values in (
             ("signed", scores),
@@ -167,7 +170,7 @@ class Choosing:
 
     # ---- learned masks
 
-    def learned(self, name: str, metric: object) -> Way:
+    def learned(self, name: str, metric: str | Metric) -> Way:
         """Edges ranked by masks that were learned."""
         with self.runs(metric) as runs:
             # Both metrics are losses with their signs turned: 0 for all edges.
