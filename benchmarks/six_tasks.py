@@ -11,7 +11,6 @@ import json
 import os
 import resource
 import shutil
-import statistics
 import subprocess
 import sys
 import time
@@ -22,8 +21,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 from measure import machine, write_section
+from numpy.typing import NDArray
 
 from wiremap.circuits.result.circuit import Circuit, CircuitEdge
 from wiremap.circuits.result.document import loads
@@ -89,16 +90,19 @@ def run_one(model_directory: Path, name: str, out: Path) -> None:
     from wiremap.edges import Model
 
     asked = {each.name: each for each in SIX}[name]
-    start = time.perf_counter()
+    start = _now()
     model = Model.load(str(model_directory), device="cpu")
     pairs = load_task(asked.task, model, corruption=asked.corruption, part="search")
-    loading = time.perf_counter() - start
-    plain = plain_seconds(model, pairs)
-    start = time.perf_counter()
+    loading = _now() - start
+    plain, plain_processor = plain_seconds(model, pairs)
+    start = _now()
     circuit = discover(model, pairs, out / name, progress=_Stages())
+    seconds, processor = loading + _now() - start
     measured = {
-        "seconds": loading + time.perf_counter() - start,
-        "plain_seconds": plain,
+        "seconds": float(seconds),
+        "processor_seconds": float(processor),
+        "plain_seconds": float(plain),
+        "plain_processor_seconds": float(plain_processor),
         "peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
         "machine": machine(CPU),
     }
@@ -106,16 +110,24 @@ def run_one(model_directory: Path, name: str, out: Path) -> None:
     print(headline(circuit), flush=True)
 
 
-def plain_seconds(model: Any, pairs: Any) -> float:
-    """Of a forward pass of the plain bridge over the clean prompts: median of three, after one."""
-    seconds: list[float] = []
+def _now() -> NDArray[numpy.float64]:
+    """By the clock, and what this process has had of the processors."""
+    return numpy.array([time.perf_counter(), time.process_time()])
+
+
+def plain_seconds(model: Any, pairs: Any) -> NDArray[numpy.float64]:
+    """Of a forward pass of the plain bridge over the clean prompts: medians of three, after one.
+
+    By the clock, and of the processors.
+    """
+    seconds: list[NDArray[numpy.float64]] = []
     for _ in range(4):
-        start = time.perf_counter()
+        start = _now()
         with torch.no_grad():
             for batch in pairs.batches():
                 model.bridge(batch.clean)
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds[1:])
+        seconds.append(_now() - start)
+    return numpy.median(seconds[1:], axis=0)
 
 
 class _Stages:
@@ -164,9 +176,12 @@ class Answer:
 
     @property
     def ratio(self) -> float | None:
-        """To a plain forward pass over its pairs, in the same process; None if none was timed."""
-        plain = self.measured.get("plain_seconds")
-        return None if plain is None else self.seconds / plain
+        """To a plain forward pass over its pairs, in the same process; None if none was timed.
+
+        Of the processors' seconds, which other load on the machine leaves alone.
+        """
+        plain = self.measured.get("plain_processor_seconds")
+        return None if plain is None else self.measured["processor_seconds"] / plain
 
     @property
     def reached(self) -> bool:
@@ -238,8 +253,8 @@ def verdict(answers: Sequence[Answer]) -> Iterator[str]:
         )
     if len(ratios) < len(answers):
         yield (
-            f"{'Others' if ratios else 'All'} are run directories of the command, not timed beside "
-            "a plain pass: their minutes are the sum of their stages, on a machine with other load."
+            f"{'Others' if ratios else 'All'} were not timed beside a plain pass, and ran on a "
+            "machine with other load: their minutes would be fewer on a quiet one."
         )
     missing = [each.name for each in SIX if each not in [answer.asked for answer in answers]]
     if missing:
@@ -258,7 +273,8 @@ def report(answers: Sequence[Answer]) -> None:
         f"""
 `wiremap discover` with its defaults; {_pairs(answers)}. {" ".join(verdict(answers))}
 Times include all: loading the model, search, verification, evaluation, pictures. A plain pass is a
-forward pass of the bridge over the clean prompts of the search, in the same process.
+forward pass of the bridge over the clean prompts of the search, in the same process, compared by the
+processors' seconds.
 {_machines(answers)}
 {text}
 """,
