@@ -275,7 +275,8 @@ class _Search:
     def _eliminate(self, start: Round) -> tuple[Round, bool]:
         """The circuit less what it can do without; and whether each edge left is needed.
 
-        One that is not enough is left as it is.
+        It stays near to 1, or as near as it was: step by step it would drift to where it is barely
+        enough, which elsewhere is not. One that is not enough is left as it is.
         """
         if not self.options.trials or self.options.off(start):
             return start, False
@@ -283,6 +284,7 @@ class _Search:
         order = shares.where(start.mask, torch.inf).flatten().argsort(stable=True)
         places = order[: start.n_edges].tolist()
         left = start
+        farthest = max(_NEAR, abs(start.judged - 1)) + TOLERANCE
         n_before = len(self.journal.rounds)
 
         def spared(mask: Mask) -> bool | None:
@@ -292,7 +294,8 @@ class _Search:
 
             def tried() -> Round:
                 each = self._judged(mask)
-                return replace(each, how="needed" if self.options.off(each) else "spared")
+                enough = not self.options.off(each) and abs(each.judged - 1) <= farthest
+                return replace(each, how="spared" if enough else "needed")
 
             self._report(1)
             latest = self.journal.add(mask, tried)
