@@ -32,7 +32,7 @@ from wiremap.edges.effects.reduced_runs import ReducedRuns
 from wiremap.edges.model.mlp import Mlp
 from wiremap.edges.question.question import Question
 from wiremap.edges.runs.masks import full_mask, places_mask
-from wiremap.edges.runs.sweep import Resources
+from wiremap.edges.runs.sweep import Resources, check_pairs
 
 OUT_OF_MEMORY = "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"
 N_PAIRS = 6
@@ -47,7 +47,9 @@ def model() -> Model:
 
 @pytest.fixture(scope="module")
 def task(model: Model) -> PromptPairs:
-    return tiny.able(model, tiny.pairs(N_PAIRS))
+    pairs = tiny.able(model, tiny.pairs(N_PAIRS))
+    check_pairs(model, pairs)  # once for all: the first run of a model is of one row, to check it
+    return pairs
 
 
 def some_edges(model: Model, step: int = 9) -> list[str]:
