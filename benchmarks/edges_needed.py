@@ -11,7 +11,6 @@ Beside this choice stands what the same hindsight would choose among the circuit
 from __future__ import annotations
 
 import json
-import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,11 +19,10 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from wiremap.circuits import load_task
-from wiremap.circuits.choice.search import SearchOptions, search
+from wiremap.circuits.choice.search import SearchOptions, faithfulness, search, select_edges
 from wiremap.circuits.evidence.gap import gap_of
 from wiremap.circuits.evidence.held_out import set_aside
 from wiremap.circuits.record.scores_file import SCORES_FILE, read_scores
@@ -165,11 +163,10 @@ def needed(case: Case) -> Needed:
     scores = {way: list(_ranked(case, question, gradient)) for way, gradient in RANKINGS.items()}
     about = question.about(pairs=case.held_out)
     with ReducedRuns(case.model, about, Resources()) as runs:
-        gap = (runs.full.mean() - runs.empty.mean()).item()
 
         def measured(mask: Tensor) -> Circuit:
-            faithfulness = (runs.values(mask).mean() - runs.empty.mean()).item() / gap
-            return Circuit(int(mask.sum()), faithfulness)
+            worth = faithfulness(runs.values(mask), runs.full, runs.empty)
+            return Circuit(int(mask.sum()), worth)
 
         rankings = {
             f"{name}, {way}": smallest(measured(mask) for mask in _cuts(case.model, ranking))
@@ -248,13 +245,10 @@ def _ranked(case: Case, question: Question, gradient: str) -> Iterator[Tensor]:
 def _cuts(model: Model, ranking: Tensor) -> Iterator[Tensor]:
     """The best edges of every size, less what lies on no path."""
     every = full_mask(model.graph)
-    order = ranking.masked_fill(~every, -math.inf).flatten().argsort(descending=True, stable=True)
     for size in SIZES:
         if size >= model.graph.n_edges:
             break
-        mask = torch.zeros_like(every)
-        mask.view(-1)[order[:size]] = True
-        yield live_mask(model.graph, mask & every)
+        yield live_mask(model.graph, select_edges(ranking, every, size, opposing=0.0))
     if model.graph.n_edges <= SIZES[-1]:
         yield every
 

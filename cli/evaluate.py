@@ -134,9 +134,9 @@ def _evaluate_scores(
             f"{claim.path}: expected a circuit, got scores only: CPR and CMD are all that can be told "
             "of them (--curve); choose a circuit of them first (export --top N, discover --scores)"
         )
-    ranked = [(edge.name, edge.score) for edge in scores.edges if edge.score is not None]
+    n_scored = sum(edge.score is not None for edge in scores.edges)
     model, pairs = load_for_claim(claim, asked)
-    circuit = claim.largest(len(ranked), model.graph)
+    circuit = claim.largest(n_scored, model.graph)
     with if_stopped(), progress(shown.no_progress) as report:
         evaluation = Evaluation(
             circuit=circuit,

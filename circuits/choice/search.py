@@ -107,7 +107,11 @@ class SearchOptions:
         the target itself would fall below it elsewhere.
         """
         of_halves = [self._off(half, 1 / 4) for half in each.halves]
-        return max([self._off(each.judged, 3 / 4), *of_halves])
+        return max([self.off_on_all(each), *of_halves])
+
+    def off_on_all(self, each: Round) -> float:
+        """The same, whatever it is on the halves of the pairs."""
+        return self._off(each.judged, 3 / 4)
 
     def reached(self, faithfulness: float) -> bool:
         """Whether it is within the target."""
@@ -248,14 +252,14 @@ class _Search:
                 return
             n_edges = int(keep * min(n_edges, int(mask.sum())))
 
-    def _judged(self, mask: Mask, how: str = "pruned") -> Round:
-        """A circuit, judged."""
+    def _judged(self, mask: Mask) -> Round:
+        """A circuit that was pruned, judged."""
         values = self.runs.values(mask)
         of_all, *of_halves = (
             faithfulness(values[rows], self.runs.full[rows], self.runs.empty[rows])
             for rows in judged_on(len(values))
         )
-        return Round(mask, how, of_all, tuple(of_halves))
+        return Round(mask, "pruned", of_all, tuple(of_halves))
 
     def _shares(self, mask: Mask) -> Float64[Tensor, "writer reader"]:
         """What the metric owes to each edge of a circuit."""
@@ -432,10 +436,8 @@ def smallest_enough(rounds: Sequence[Round], options: SearchOptions) -> Round:
         for larger, one in zip([falling[0], *falling], falling, strict=False)
         if larger.judged >= options.target - TOLERANCE
     ]
-    for ignored in (False, True):
-        enough = [
-            one for one in supported if not options.off(replace(one, halves=()) if ignored else one)
-        ]
+    for off in (options.off, options.off_on_all):
+        enough = [one for one in supported if not off(one)]
         if enough:
             return enough[-1]
-    return min(reversed(falling), key=lambda one: options.off(replace(one, halves=())))
+    return min(reversed(falling), key=options.off_on_all)
