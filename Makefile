@@ -16,7 +16,7 @@ demo: $(VENV)/installed
 	@echo
 	@echo "the picture: out/demo/circuit.svg     for Gephi: out/demo/circuit.graphml"
 
-# A real language model, fetched once, and six of its circuits: an hour or so on two cores. What is
+# A real language model, fetched once, and six of its circuits: one to two hours on two cores. What is
 # finished in out/smollm2 is not run again.
 demo-real: $(VENV)/installed-gguf
 	$(BIN)/python -W ignore benchmarks/real_model.py --tasks --out out/smollm2

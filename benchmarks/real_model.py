@@ -3,7 +3,7 @@
     python benchmarks/real_model.py --tasks [--out DIR | --from DIR] [--smollm2 DIR]
     python benchmarks/real_model.py --compare [--stories DIR] [--smollm2 DIR [--from DIR]]
 
-``--tasks`` runs ``discover`` with its defaults on six questions (about an hour on two cores), and
+``--tasks`` runs ``discover`` with its defaults on six questions (one to two hours on two cores), and
 writes a section of RESULTS.md and docs/smollm2.md; what is finished in --out is not run again. With
 --from, run directories called as the tasks (``ioi-s2-flip``, ``agreement``) are taken instead.
 ``--compare`` (``edges_needed.py``) takes the bundled models on all their tasks, and with --smollm2 the
